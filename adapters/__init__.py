@@ -1,0 +1,1 @@
+"""Adapters between rmtspec and deep-learning frameworks, one folder each."""

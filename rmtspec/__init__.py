@@ -1,0 +1,94 @@
+"""Random-matrix spectra of weight matrices.
+
+Where the noise of a matrix ends (`bema`), whether to believe it (`fit_test`), how many
+singular values are signal (`choose_rank`), and the two thinner layers that keep them (`split`);
+`analyze` does all of it in one call.
+
+Names load on first use, so that ``import rmtspec`` costs little more than ``import numpy``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmtspec import ensembles as ensembles
+    from rmtspec import plot as plot
+    from rmtspec._analysis import MatrixReport as MatrixReport
+    from rmtspec._analysis import analyze as analyze
+    from rmtspec._bema import BulkFit as BulkFit
+    from rmtspec._bema import bema as bema
+    from rmtspec._fit_test import FitTest as FitTest
+    from rmtspec._fit_test import fit_test as fit_test
+    from rmtspec._rank import RankDecision as RankDecision
+    from rmtspec._rank import choose_rank as choose_rank
+    from rmtspec._spectrum import Spectrum as Spectrum
+    from rmtspec._spectrum import spectrum as spectrum
+    from rmtspec._split import SplitFactors as SplitFactors
+    from rmtspec._split import split as split
+    from rmtspec.errors import RmtspecError as RmtspecError
+    from rmtspec.laws.marchenko_pastur import MarchenkoPastur as MarchenkoPastur
+    from rmtspec.laws.tracy_widom import TracyWidom as TracyWidom
+    from rmtspec.report import Report as Report
+    from rmtspec.report import analyze_many as analyze_many
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BulkFit": "_bema",
+    "FitTest": "_fit_test",
+    "MarchenkoPastur": "laws.marchenko_pastur",
+    "MatrixReport": "_analysis",
+    "RankDecision": "_rank",
+    "Report": "report",
+    "RmtspecError": "errors",
+    "Spectrum": "_spectrum",
+    "SplitFactors": "_split",
+    "TracyWidom": "laws.tracy_widom",
+    "analyze": "_analysis",
+    "analyze_many": "report",
+    "bema": "_bema",
+    "choose_rank": "_rank",
+    "fit_test": "_fit_test",
+    "spectrum": "_spectrum",
+    "split": "_split",
+}
+_MODULES = ("ensembles", "errors", "laws", "plot")
+
+__all__ = [
+    "BulkFit",
+    "FitTest",
+    "MarchenkoPastur",
+    "MatrixReport",
+    "RankDecision",
+    "Report",
+    "RmtspecError",
+    "Spectrum",
+    "SplitFactors",
+    "TracyWidom",
+    "analyze",
+    "analyze_many",
+    "bema",
+    "choose_rank",
+    "ensembles",
+    "errors",
+    "fit_test",
+    "laws",
+    "plot",
+    "spectrum",
+    "split",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(f"rmtspec.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"rmtspec.{name}")
+    else:
+        raise AttributeError(f"module 'rmtspec' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

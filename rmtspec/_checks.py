@@ -1,0 +1,139 @@
+"""Checks of user input: each returns the cleaned value or raises an error that teaches."""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+Float64Array = NDArray[np.float64]
+
+
+def positive(value: Any, name: str, hint: str = "") -> float:
+    """Return `value` as a float; it must be a finite number above 0."""
+    number = _real(value, name)
+    if not (math.isfinite(number) and number > 0):
+        raise InvalidValueError(f"`{name}` is {value!r}; expected a positive number.{_tail(hint)}")
+    return number
+
+
+def inside(
+    value: Any,
+    name: str,
+    low: float,
+    high: float,
+    *,
+    closed: bool = False,
+    hint: str = "",
+) -> float:
+    """Return `value` as a float in the open (or, with `closed`, closed) interval from `low` to `high`."""
+    number = _real(value, name)
+    good = low <= number <= high if closed else low < number < high
+    if not good:
+        brackets = "[]" if closed else "()"
+        expected = f"{brackets[0]}{low:g}, {high:g}{brackets[1]}"
+        raise InvalidValueError(
+            f"`{name}` is {value!r}; expected a number in {expected}.{_tail(hint)}"
+        )
+    return number
+
+
+def integer(value: Any, name: str, low: int, high: int | None = None, *, hint: str = "") -> int:
+    """Return `value` as an int between `low` and `high`, both included."""
+    if isinstance(value, bool | np.bool_):
+        raise InvalidTypeError(f"`{name}` is {value!r}; expected a whole number.{_tail(hint)}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidTypeError(
+            f"`{name}` is {value!r} ({type(value).__name__}); expected a whole number.{_tail(hint)}"
+        ) from None
+    if number < low or (high is not None and number > high):
+        span = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidValueError(
+            f"`{name}` is {number}; expected a whole number {span}.{_tail(hint)}"
+        )
+    return number
+
+
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `options`."""
+    if value not in options:
+        raise InvalidValueError(f"`{name}` is {value!r}; expected one of {', '.join(options)}.")
+    return str(value)
+
+
+def floats(values: ArrayLike, name: str) -> Float64Array:
+    """Return `values` as a float64 array of the same shape; nan is allowed, complex is not."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InvalidTypeError(f"`{name}` is no array of numbers: {error}.") from None
+    if array.dtype.kind not in "fiub" and not is_float(array.dtype):
+        raise InvalidTypeError(f"`{name}` has dtype {array.dtype}; expected real numbers.")
+    return np.asarray(array, dtype=np.float64)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Tell whether `dtype` is a real floating type, ml_dtypes' (bfloat16, float8) included."""
+    if dtype.kind == "f":
+        return True
+    # ml_dtypes registers its types with kind "V"; asking numpy for a cast needs no import of it.
+    return dtype.kind == "V" and dtype.names is None and np.can_cast(dtype, np.float64)
+
+
+def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
+    """Return `values` as a 2-D real array, uncopied when it is one; entries are not looked at."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidTypeError(f"`{name}` cannot be read as an array: {error}.") from error
+    if array.dtype.kind == "c":
+        raise InvalidTypeError(
+            f"`{name}` is complex ({array.dtype}); expected real numbers. "
+            "The laws used here are those of real matrices: pass the real part, or the two parts "
+            "stacked as columns."
+        )
+    if array.dtype.kind == "b" or not (array.dtype.kind in "iu" or is_float(array.dtype)):
+        raise InvalidTypeError(
+            f"`{name}` has dtype {array.dtype}; expected real floating numbers (integers are "
+            f"converted). Convert it first: {name}.astype(float)."
+        )
+    if array.ndim != 2:
+        raise InvalidValueError(
+            f"`{name}` has {array.ndim} dimensions, shape {array.shape}; expected a matrix of 2. "
+            + _shape_hint(array.ndim, name)
+        )
+    if array.size == 0:
+        raise InvalidValueError(
+            f"`{name}` is empty, shape {array.shape}; expected at least one row and one column."
+        )
+    return array
+
+
+def _shape_hint(ndim: int, name: str) -> str:
+    if ndim > 2:
+        return f"Reshape a convolution kernel: {name}.reshape(len({name}), -1)."
+    if ndim == 1:
+        return f"A vector has no spectrum; if it is one row, pass {name}[None, :]."
+    return "A single number has no spectrum."
+
+
+def _real(value: Any, name: str) -> float:
+    if isinstance(value, str | bytes | bool | np.bool_):
+        raise InvalidTypeError(
+            f"`{name}` is {value!r} ({type(value).__name__}); expected a real number."
+        )
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidTypeError(
+            f"`{name}` is {value!r} ({type(value).__name__}); expected a real number."
+        ) from None
+
+
+def _tail(hint: str) -> str:
+    return f" {hint}" if hint else ""

@@ -1,0 +1,1 @@
+"""numba kernels: float64 contiguous arrays in, no checks, no random numbers."""

@@ -1,0 +1,1 @@
+"""Laws of random matrices: one law per module."""
