@@ -29,7 +29,7 @@ def inside(
     closed: bool = False,
     hint: str = "",
 ) -> float:
-    """Return `value` as a float in the open (or, with `closed`, closed) interval from `low` to `high`."""
+    """Return `value` as a float between `low` and `high`, the ends included if `closed`."""
     number = _real(value, name)
     good = low <= number <= high if closed else low < number < high
     if not good:
@@ -83,6 +83,22 @@ def is_float(dtype: np.dtype[Any]) -> bool:
         return True
     # ml_dtypes registers its types with kind "V"; asking numpy for a cast needs no import of it.
     return dtype.kind == "V" and dtype.names is None and np.can_cast(dtype, np.float64)
+
+
+def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return (epsilon, smallest subnormal) of `dtype`; integers are exact in float64."""
+    if dtype.kind == "f":
+        limits: Any = np.finfo(dtype)
+    elif is_float(dtype) and dtype.kind == "V":
+        import ml_dtypes
+
+        try:
+            limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+        except ValueError:  # int4 and its like
+            limits = np.finfo(np.float64)
+    else:
+        limits = np.finfo(np.float64)
+    return float(limits.eps), float(limits.smallest_subnormal)
 
 
 def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:

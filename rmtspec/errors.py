@@ -18,7 +18,7 @@ class InvalidTypeError(RmtspecError, TypeError):
 
 
 class FileError(RmtspecError, OSError):
-    """A file that cannot be read or written: missing, truncated, of another format, no permission."""
+    """A file that cannot be read or written: missing, truncated, another format, no permission."""
 
 
 class MissingDependencyError(RmtspecError, ImportError):

@@ -1,0 +1,188 @@
+"""Eigenvalues of a Gram matrix, read in blocks: Gram and symmetric solver, or QR and SVD."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rmtspec._checks import Float64Array
+from rmtspec.errors import InvalidValueError
+
+Eigensolver = Callable[[Float64Array], ArrayLike]
+Matrix = NDArray[Any]
+
+#: Bytes of one float64 block.
+_BLOCK_BYTES = 2**25
+#: Largest eigenvalue over bulk beyond which the Gram route is left, per precision.
+_RANGE = {"float64": 1e10, "float32": 1e3}
+#: Entries beyond these have squares that leave the range of float64 when summed.
+_LARGEST, _SMALLEST = 1e145, 1e-145
+
+
+class Eigenvalues(NamedTuple):
+    """What came out: eigenvalues s^2 / n ascending, and how."""
+
+    values: Float64Array
+    n: int
+    method: str
+    eps: float
+    dropped_rows: int
+    dropped_columns: int
+
+
+def matrix_eigenvalues(
+    array: Matrix, method: str, precision: str, eigensolver: Eigensolver | None
+) -> Eigenvalues:
+    """Return the eigenvalues of `array`, checked: see `rmtspec.spectrum` for the parameters."""
+    wide = array.shape[0] < array.shape[1]
+    tall = array.T if wide else array  # the longer side first; a view
+    if tall.dtype.itemsize >= 8:
+        _check_range(tall, wide)
+    gram, row_is_zero = _gram(tall, wide)
+    column_is_zero = np.diagonal(gram) == 0.0
+    n = int(np.count_nonzero(~row_is_zero))
+    p = int(np.count_nonzero(~column_is_zero))
+    if n == 0 or p == 0:
+        longer, shorter = tall.shape
+        return Eigenvalues(np.zeros(shorter), longer, "gram", 0.0, 0, 0)
+    dropped = (tall.shape[0] - n, tall.shape[1] - p)
+    if dropped != (0, 0):
+        if n < p:  # without its zero rows the longer side is the shorter one
+            kept = tall[~row_is_zero][:, ~column_is_zero]
+            inner = matrix_eigenvalues(kept, method, precision, eigensolver)
+            values, n, route, eps = inner.values, inner.n, inner.method, inner.eps
+            return Eigenvalues(values, n, route, eps, *(dropped[::-1] if wide else dropped))
+        gram = np.asfortranarray(gram[np.ix_(~column_is_zero, ~column_is_zero)])
+        tall = tall[:, ~column_is_zero] if dropped[1] else tall
+    values, route, eps = _solve(tall, gram, method, precision, eigensolver)
+    return Eigenvalues(values / n, n, route, eps, *(dropped[::-1] if wide else dropped))
+
+
+def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
+    """Return the smaller Gram matrix of `array` in float64, whole, and whether rows < columns."""
+    wide = array.shape[0] < array.shape[1]
+    tall = array.T if wide else array
+    if tall.dtype.itemsize >= 8:
+        _check_range(tall, wide)
+    gram, _ = _gram(tall, wide)
+    lower = np.tril_indices(gram.shape[0], -1)
+    gram[lower] = gram.T[lower]
+    return gram, wide
+
+
+def blocks(tall: Matrix, columns: int | None = None) -> Iterator[tuple[int, Float64Array]]:
+    """Yield (first row, block of rows as contiguous float64) so that one block is in memory."""
+    width = tall.shape[1] if columns is None else columns
+    step = max(1, _BLOCK_BYTES // (8 * max(width, 1)))
+    for start in range(0, tall.shape[0], step):
+        block = np.array(tall[start : start + step], dtype=np.float64, order="K", copy=None)
+        if not (block.flags.c_contiguous or block.flags.f_contiguous):
+            block = np.ascontiguousarray(block)
+        yield start, block
+
+
+def _gram(tall: Matrix, wide: bool) -> tuple[Float64Array, NDArray[np.bool_]]:
+    """Return the upper triangle of ``tall.T @ tall`` (Fortran order) and which rows are zero."""
+    from scipy.linalg.blas import dsyrk
+
+    n, p = tall.shape
+    gram = np.zeros((p, p), order="F")
+    row_is_zero = np.empty(n, dtype=np.bool_)
+    for start, block in blocks(tall):
+        squares = np.einsum("ij,ij->i", block, block)
+        if not np.isfinite(squares).all():
+            _raise_not_finite(tall, wide)
+        row_is_zero[start : start + len(squares)] = squares == 0.0
+        if block.flags.f_contiguous:
+            gram = dsyrk(1.0, block, beta=1.0, c=gram, trans=1, overwrite_c=1)
+        else:
+            gram = dsyrk(1.0, block.T, beta=1.0, c=gram, trans=0, overwrite_c=1)
+    return gram, row_is_zero
+
+
+def _solve(
+    tall: Matrix, gram: Float64Array, method: str, precision: str, eigensolver: Eigensolver | None
+) -> tuple[Float64Array, str, float]:
+    """Return s^2 ascending, the route taken, and its machine epsilon."""
+    from scipy.linalg import eigvalsh
+
+    if method != "svd":
+        if precision == "float32" and eigensolver is None:
+            single = np.asarray(eigvalsh(gram.astype(np.float32), lower=False, check_finite=False))
+            values = np.maximum(single.astype(np.float64), 0.0)
+            if _bulk_is_safe(values, _RANGE["float32"]):
+                return values, "gram32", float(np.finfo(np.float32).eps)
+        if eigensolver is None:
+            values = eigvalsh(gram, lower=False, overwrite_a=True, check_finite=False, driver="evd")
+        else:
+            values = _call(eigensolver, gram)
+        values = np.maximum(values, 0.0)
+        if method == "gram" or _bulk_is_safe(values, _RANGE["float64"]):
+            return values, "gram", float(np.finfo(np.float64).eps)
+    return _svd_squares(tall), "svd", float(np.finfo(np.float64).eps)
+
+
+def _bulk_is_safe(values: Float64Array, span: float) -> bool:
+    """Tell whether the lower quarter of the spectrum stands above the Gram matrix's rounding."""
+    return bool(values[-1] <= span * values[len(values) // 4])
+
+
+def _svd_squares(tall: Matrix) -> Float64Array:
+    """Return s^2 ascending without squaring the condition: QR by row blocks, then SVD."""
+    from scipy.linalg import qr, svdvals
+
+    factor: Float64Array | None = None
+    for _, block in blocks(tall):
+        stacked = block if factor is None else np.vstack([factor, block])
+        if stacked.shape[0] > stacked.shape[1]:
+            factor = qr(stacked, mode="r", check_finite=False)[0][: stacked.shape[1]]
+        else:
+            factor = stacked
+    values: Float64Array = svdvals(factor, check_finite=False)
+    return np.square(values[::-1])
+
+
+def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
+    lower = np.tril_indices(gram.shape[0], -1)
+    gram[lower] = gram.T[lower]
+    values = np.asarray(eigensolver(gram), dtype=np.float64)
+    if values.shape != (gram.shape[0],) or not np.isfinite(values).all():
+        raise InvalidValueError(
+            f"`eigensolver` returned shape {values.shape}"
+            f"{'' if np.isfinite(values).all() else ' with nan or inf'}; expected the "
+            f"{gram.shape[0]} finite eigenvalues of the Gram matrix it was given."
+        )
+    return np.sort(values)
+
+
+def _check_range(tall: Matrix, wide: bool) -> None:
+    largest = 0.0
+    for start in range(0, tall.shape[0], step := max(1, _BLOCK_BYTES // (8 * tall.shape[1]))):
+        part = tall[start : start + step]
+        largest = max(largest, float(part.max()), -float(part.min()))
+        if not np.isfinite(largest):
+            _raise_not_finite(tall, wide)
+    if largest and not _SMALLEST < largest < _LARGEST:
+        raise InvalidValueError(
+            f"`W` has entries up to {largest:.3g}, whose squares leave the range of float64; "
+            f"expected between {_SMALLEST:g} and {_LARGEST:g}. Divide W by {largest:.0e} first."
+        )
+
+
+def _raise_not_finite(tall: Matrix, wide: bool) -> None:
+    """Raise with the number of nan and infinite entries and the places of the first ones."""
+    nans = infinities = 0
+    places: list[str] = []
+    for start, block in blocks(tall):
+        bad = ~np.isfinite(block)
+        nans += int(np.isnan(block).sum())
+        infinities += int(np.isinf(block).sum())
+        for i, j in np.argwhere(bad)[: 3 - len(places)]:
+            row, column = (j, i + start) if wide else (i + start, j)
+            places.append(f"[{row}, {column}]")
+    raise InvalidValueError(
+        f"`W` has {nans} nan and {infinities} infinite entries, the first at "
+        f"{', '.join(places)}; expected finite numbers. A layer whose training diverged has no "
+        "spectrum; otherwise replace or drop these rows or columns."
+    )

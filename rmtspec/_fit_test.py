@@ -1,0 +1,134 @@
+"""Fit test: does the bulk follow the Marchenko-Pastur law that BEMA fitted to it?"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rmtspec import _checks
+from rmtspec._bema import BulkFit, check_spectrum
+from rmtspec._bulk import statistic
+from rmtspec._results import aligned, plain
+from rmtspec._spectrum import Spectrum
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.laws.fit_statistic import FitStatisticNull
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FitTest:
+    """Outcome of the fit test.
+
+    Attributes
+    ----------
+    statistic : float
+        s = max over the bulk of the distance between the empirical distribution (at midpoints)
+        and the fitted law's; nan when there was no fit.
+    pvalue : float
+        Chance that a matrix of pure noise of this size gives a statistic as large or larger.
+    accepted : bool
+        With a `cutoff`, statistic <= cutoff; without, pvalue >= level. False when there was
+        no fit.
+    cutoff : float or None
+        The paper's gamma, or None.
+    level : float
+        Level of the test when there is no cutoff.
+    n_compared : int
+        Eigenvalues compared.
+    reason : str
+        Why there is no statistic ("no bulk"); empty when there is.
+    """
+
+    statistic: float
+    pvalue: float
+    accepted: bool
+    cutoff: float | None
+    level: float
+    n_compared: int
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values (nan as None)."""
+        return {name: plain(getattr(self, name)) for name in self.__slots__}
+
+    def __repr__(self) -> str:
+        if self.reason:
+            return aligned("FitTest", [("accepted", self.accepted), ("reason", self.reason)])
+        rule = f"pvalue >= {self.level:g}"
+        if self.cutoff is not None:
+            rule = f"statistic <= {self.cutoff:g}"
+        return aligned(
+            "FitTest",
+            [
+                ("statistic", self.statistic),
+                ("pvalue", self.pvalue),
+                ("accepted", f"{'yes' if self.accepted else 'no'} ({rule})"),
+                ("compared", f"{self.n_compared} eigenvalues"),
+            ],
+        )
+
+
+def fit_test(
+    spec: Spectrum, fit: BulkFit, *, cutoff: float | None = None, level: float = 0.05
+) -> FitTest:
+    """Test whether the bulk follows the fitted law (the paper, section 4.3).
+
+    The statistic compares the two distribution functions at the eigenvalues that BEMA matched, so
+    spikes do not count. Its p-value comes from simulated noise matrices of the same size, ratio and
+    alpha (`rmtspec.laws.fit_statistic.FitStatisticNull`); with `cutoff` the paper's rule decides.
+
+    Parameters
+    ----------
+    spec : Spectrum
+        The spectrum that was fitted.
+    fit : BulkFit
+        From `bema` on that spectrum.
+    cutoff : float, optional
+        The paper's gamma, in (0, 1): accept while statistic <= cutoff, whatever the p-value. The
+        paper uses 0.01 to 0.15; a noise matrix of 784 x 1000 stays below 0.004.
+    level : float
+        Without a cutoff, accept while pvalue >= level; in (0, 1).
+
+    Returns
+    -------
+    FitTest
+
+    Raises
+    ------
+    InvalidTypeError
+        `spec` is no Spectrum, or `fit` no BulkFit.
+    InvalidValueError
+        A fit of another matrix size, or an option outside its range.
+
+    Examples
+    --------
+    >>> import rmtspec
+    >>> spec = rmtspec.spectrum(rmtspec.ensembles.wishart(300, 200, rng=0))
+    >>> rmtspec.fit_test(spec, rmtspec.bema(spec)).accepted
+    True
+    """
+    check_fit(spec, fit)
+    if cutoff is not None:
+        cutoff = _checks.inside(cutoff, "cutoff", 0.0, 1.0, hint="It is the paper's gamma.")
+    level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
+    if fit.law is None:
+        return FitTest(math.nan, math.nan, False, cutoff, level, 0, fit.reason)
+    window = fit.window
+    found = statistic(spec.eigenvalues, fit.law, window)
+    null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
+    pvalue = float(null.sf(found))
+    accepted = pvalue >= level if cutoff is None else found <= cutoff
+    return FitTest(found, pvalue, accepted, cutoff, level, window.count, "")
+
+
+def check_fit(spec: object, fit: object) -> None:
+    """Raise unless `fit` is a BulkFit of the Spectrum `spec`."""
+    check_spectrum(spec)
+    if not isinstance(fit, BulkFit):
+        raise InvalidTypeError(
+            f"`fit` is a {type(fit).__name__}; expected a BulkFit. Make one with rmtspec.bema(spec)."
+        )
+    assert isinstance(spec, Spectrum)
+    if (spec.n, spec.p) != (fit.n, fit.p):
+        raise InvalidValueError(
+            f"`fit` is of a spectrum with n, p = {fit.n}, {fit.p}, and `spec` has {spec.n}, "
+            f"{spec.p}; expected the fit of this spectrum. Call rmtspec.bema(spec)."
+        )

@@ -1,0 +1,373 @@
+"""Kernels of the Marchenko-Pastur law: edges, both tails, density, quantiles.
+
+Everything works in the angle phi from an edge of the bulk. With c the ratio,
+``x / variance = 1 + c - 2 sqrt(c) cos(phi)`` counted from the lower edge, and r = sqrt(c) (or
+1 / sqrt(c) where c > 1), the share of the bulk between that edge and x is
+
+    H(phi, r) = [phi - sin phi cos phi + r sin(phi)^3 / d (1 + (1 - r^2) G / d^2)] / pi,
+    d = 1 - r cos phi,  z = r sin(phi) / d,  G = (z - atan z) / z^3,
+
+and the share above x is H(pi - phi, -r): one formula serves both tails, c -> 0, c = 1 exactly and
+c -> infinity. ``gap`` is 1 - r, handed along because a rounded r does not give it near c = 1.
+
+A law travels as the tuple of floats that `constants` returns. Kernels take one-dimensional,
+contiguous, writable float64 arrays and check nothing.
+"""
+
+import math
+
+import numpy as np
+
+from rmtspec._kernels._decorator import kernel
+
+# Quantiles of many probabilities: u, the share of the bulk beyond the nearer edge, is cut into
+# 8 cells per power of two, and the quantile is a Taylor polynomial of degree 11 about the middle of
+# each. The only singular points are the edges, at least 17 half cells away, so the polynomial is
+# cut at 17^-12 times a small coefficient, below rounding.
+_TERMS = 12
+_SHIFT = 49  # a float's bits shifted by this: exponent and the first 3 bits of the mantissa
+_SIDE = 0x3FFF  # those bits without the sign, which tells the side of the bulk
+_OCTAVES = 8  # a table covers 2^-9 <= u <= 1/2; beyond, each value is solved for
+_CELLS = 8 * _OCTAVES + 1  # one more for u = 1/2 itself
+_FIRST = (1023 - 1 - _OCTAVES) << 3  # the cell that starts at 2^-9
+_LEAST_RUN = 3  # neighbours in one cell that repay its polynomial
+_TABLE_FROM = 500  # values in any order that repay the table
+_SPLITTER = 134217729.0  # 2^27 + 1
+
+
+@kernel
+def two_sum(a, b):
+    """Return a + b as the rounded sum and its exact rounding error."""
+    total = a + b
+    moved = total - a
+    return total, (a - (total - moved)) + (b - moved)
+
+
+@kernel
+def two_product(a, b):
+    """Return a b as the rounded product and its exact rounding error (Dekker)."""
+    product = a * b
+    wide = _SPLITTER * a
+    a_high = wide - (wide - a)
+    a_low = a - a_high
+    wide = _SPLITTER * b
+    b_high = wide - (wide - b)
+    b_low = b - b_high
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+@kernel
+def constants(ratio, variance):
+    """Return what the other kernels need of a law, the edges in double-double.
+
+    The tuple: ratio, weight of the bulk, r, 1 - r, width of the bulk, lower edge (high, low part),
+    upper edge (high, low part).
+    """
+    root = math.sqrt(ratio)
+    square, error = two_product(root, root)
+    root_low = ((ratio - square) - error) / (2.0 * root)
+    difference, error = two_sum(1.0, -root)
+    difference, difference_low = two_sum(difference, error - root_low)
+    total, error = two_sum(1.0, root)
+    total, total_low = two_sum(total, error + root_low)
+    lower, lower_low = _scaled_square(difference, difference_low, variance)
+    upper, upper_low = _scaled_square(total, total_low, variance)
+    width = 4.0 * root * variance
+    if ratio <= 1.0:
+        return ratio, 1.0, root, difference, width, lower, lower_low, upper, upper_low
+    gap = -difference / root
+    return ratio, 1.0 / ratio, 1.0 / root, gap, width, lower, lower_low, upper, upper_low
+
+
+@kernel
+def _scaled_square(high, low, scale):
+    """Return scale (high + low)^2 as a double-double."""
+    square, error = two_product(high, high)
+    square, error = two_sum(square, error + 2.0 * high * low)
+    product, rest = two_product(scale, square)
+    return two_sum(product, rest + scale * error)
+
+
+@kernel
+def share(phi, near, sine, cosine, r, gap):
+    """Return H(phi, r); `near` is sin(phi / 2)^2, `gap` is 1 - r."""
+    if phi < 0.5:
+        t = 4.0 * phi * phi  # phi - sin phi cos phi by its series
+        s = 1.0 - t / 210.0 * (1.0 - t / 272.0)
+        s = 1.0 - t / 72.0 * (1.0 - t / 110.0 * (1.0 - t / 156.0 * s))
+        first = phi * phi * phi * (2.0 / 3.0) * (1.0 - t / 20.0 * (1.0 - t / 42.0 * s))
+    else:
+        first = phi - sine * cosine
+    d = gap + 2.0 * r * near
+    if d <= 0.0:  # ratio 1 at an x that underflows
+        return 0.0
+    slope = sine / d
+    z = r * slope
+    z2 = z * z
+    cube = r * sine * (sine * slope)
+    if z2 < 0.0625:
+        # Chebyshev fit of (z - atan z) / z^3 in z^2, error 4e-18
+        g = 0.06658687414697743 + z2 * (-0.057529943904780285 + z2 * 0.041034266985419496)
+        g = 0.09090902874969416 + z2 * (-0.07692017877237385 + z2 * g)
+        g = 0.1428571428525851 + z2 * (-0.11111111035986847 + z2 * g)
+        g = 0.3333333333333333 + z2 * (-0.19999999999998933 + z2 * g)
+        second = cube * (1.0 + gap * (1.0 + r) * g / (d * d))
+    else:
+        second = cube + gap * (1.0 + r) * (z - math.atan(z)) / (r * r)
+    return (first + second) / math.pi
+
+
+@kernel
+def distribution(x, law, upper, out):
+    """Write the law's cdf at `x`, or with `upper` its sf, into `out`; nan stays nan."""
+    _, weight, r, gap, width, lower, lower_low, top, top_low = law
+    atom = 1.0 - weight
+    for i in range(x.size):
+        value = x[i]
+        if value > lower and value < top:
+            near = max(((value - lower) - lower_low) / width, 0.0)
+            far = max(((top - value) + top_low) / width, 0.0)
+            root_near = math.sqrt(near)
+            root_far = math.sqrt(far)
+            sine = 2.0 * root_near * root_far
+            if near <= far:
+                phi = 2.0 * math.atan2(root_near, root_far)
+                inside = share(phi, near, sine, far - near, r, gap)
+                out[i] = weight * (1.0 - inside) if upper else atom + weight * inside
+            else:
+                phi = 2.0 * math.atan2(root_far, root_near)
+                inside = share(phi, far, sine, near - far, -r, 1.0 + r)
+                out[i] = weight * inside if upper else 1.0 - weight * inside
+        elif value >= top:
+            out[i] = 0.0 if upper else 1.0
+        elif value < 0.0:
+            out[i] = 1.0 if upper else 0.0
+        elif value <= lower:
+            out[i] = weight if upper else atom
+        else:
+            out[i] = math.nan
+
+
+@kernel
+def density(x, law, out):
+    """Write the density of the bulk at `x` into `out`: 0 outside the open bulk, nan stays nan."""
+    ratio, _, _, _, width, lower, lower_low, top, top_low = law
+    scale = 2.0 / (math.pi * math.sqrt(ratio))
+    for i in range(x.size):
+        value = x[i]
+        if value > lower and value < top:
+            near = max(((value - lower) - lower_low) / width, 0.0)
+            far = max(((top - value) + top_low) / width, 0.0)
+            out[i] = scale * math.sqrt(near) * math.sqrt(far) / value
+        elif value == 0.0 and lower == 0.0:
+            out[i] = math.inf
+        elif math.isnan(value):
+            out[i] = math.nan
+        else:
+            out[i] = 0.0
+
+
+@kernel
+def solve(u, r, gap):
+    """Return sin(phi / 2)^2 where H(phi, r) = u, for 0 <= u <= 1/2, by Halley's method."""
+    if not u > 1e-290:
+        return 0.0
+    if r <= 0.15:
+        phi = (1.5 * math.pi * gap * gap * u) ** (1.0 / 3.0)
+    else:
+        # Near the edge H = 2 delta (y - atan y) / (pi r) with phi = delta y
+        delta = gap / math.sqrt(r)
+        v = 0.5 * math.pi * r * u
+        if v > delta:
+            phi = v + 0.5 * math.pi * delta - delta * delta / (v + 0.5 * math.pi * delta)
+        else:
+            y = (3.0 * v / delta) ** (1.0 / 3.0)
+            phi = delta * (y + 0.2 * y * y * y)
+    low = 0.0
+    high = math.pi
+    if not phi < 2.5:
+        phi = 2.5
+    for _ in range(60):
+        sine = math.sin(phi)
+        cosine = math.cos(phi)
+        near = 0.5 * sine * sine / (1.0 + cosine) if cosine > 0.0 else 0.5 * (1.0 - cosine)
+        slope = gap * gap + 4.0 * r * near
+        excess = share(phi, near, sine, cosine, r, gap) - u
+        if excess > 0.0:
+            high = phi
+        else:
+            low = phi
+        newton = excess * (0.5 * math.pi) * slope / (sine * sine)
+        step = newton / (1.0 - newton * (cosine / sine - r * sine / slope))
+        moved = phi - step
+        if abs(step) <= 4e-6 * phi:
+            phi = moved
+            break
+        if not low < moved < high:
+            moved = 0.5 * (low + high)
+        phi = moved
+    half = math.sin(0.5 * phi)
+    return half * half
+
+
+@kernel
+def quantiles(p, law, upper, out):
+    """Write the quantiles of `p`, or with `upper` those of 1 - `p`, into `out`.
+
+    `out` first holds the signed shares of `_shares`. A sorted `p` has its cells in runs, one
+    polynomial each; many values in any order share a table of all cells; a few are solved for.
+    """
+    _shares(p, law[0], upper, out)
+    if _ascending(p):
+        _by_runs(out, law)
+    elif p.size >= _TABLE_FROM:
+        _by_table(out, law)
+    else:
+        for i in range(p.size):
+            out[i] = _quantile(out[i], law)
+
+
+@kernel
+def _ascending(p):
+    """Tell whether `p` never falls; nan counts as a fall."""
+    for i in range(1, p.size):
+        if not p[i - 1] <= p[i]:
+            return False
+    return p.size > 1
+
+
+@kernel
+def _shares(p, ratio, upper, out):
+    """Write into `out` the share of the bulk between the nearer edge and the quantile of each p.
+
+    It carries a minus sign where that edge is the upper one; inf says the atom, nan not in [0, 1].
+    """
+    if ratio <= 1.0:
+        for i in range(p.size):
+            beyond = 1.0 - p[i]
+            u = p[i] if p[i] <= 0.5 else -beyond
+            if upper:
+                u = -p[i] if p[i] <= 0.5 else beyond
+            out[i] = u if 0.0 <= p[i] <= 1.0 else math.nan
+        return
+    for i in range(p.size):
+        product, error = two_product(p[i], ratio)
+        if upper:
+            above = product
+            below = (1.0 - product) - error
+        else:
+            above = (1.0 - p[i]) * ratio
+            below = (product - (ratio - 1.0)) + error
+        u = -above if above <= 0.5 else below
+        if above > 0.5 and not below > 0.0:
+            u = math.inf
+        out[i] = u if 0.0 <= p[i] <= 1.0 else math.nan
+
+
+@kernel
+def _quantile(u, law):
+    """Return the quantile of one signed share."""
+    _, _, r, gap, width, lower, lower_low, top, top_low = law
+    if math.isnan(u):
+        return math.nan
+    if math.isinf(u):
+        return 0.0
+    if math.copysign(1.0, u) > 0.0:
+        return lower + (lower_low + width * solve(u, r, gap))
+    return top + (top_low - width * solve(-u, -r, 1.0 + r))
+
+
+@kernel
+def _expand(cell, above, law, work, row):
+    """Write into `row` the middle of a cell, 1 / its half width, and the polynomial of x.
+
+    With y = sin(phi / 2)^2 and D = (1 - r)^2 + 4 r y, dy/du = pi D / (8 sqrt(y (1 - y))); the
+    series of y, y (1 - y) and its power -1/2 follow from one another, order by order.
+    """
+    _, _, r, gap, width, lower, lower_low, top, top_low = law
+    if above:
+        r, gap = -r, 1.0 + r
+    octave = (cell >> 3) - 1023
+    half = math.ldexp(0.0625, octave)
+    middle = math.ldexp(1.0 + 0.125 * (cell & 7), octave) + half
+    start = solve(min(middle, 0.5), r, gap)
+    row[0] = min(middle, 0.5)
+    row[1] = 1.0 / half
+    y, q, s = work[0], work[1], work[2]
+    y[0] = start
+    q[0] = start * (1.0 - start)
+    s[0] = 1.0 / math.sqrt(q[0])
+    scale = half * math.pi / 8.0
+    slope = gap * gap + 4.0 * r * start
+    for k in range(1, _TERMS):
+        total = slope * s[k - 1]
+        for j in range(1, k):
+            total += 4.0 * r * y[j] * s[k - 1 - j]
+        y[k] = scale * total / k
+        total = (1.0 - 2.0 * start) * y[k]
+        for j in range(1, k):
+            total -= y[j] * y[k - j]
+        q[k] = total
+        total = 0.0
+        for j in range(1, k + 1):
+            total += (0.5 * j - k) * q[j] * s[k - j]
+        s[k] = total / (k * q[0])
+    sign = -1.0 if above else 1.0
+    row[2] = top + (top_low - width * start) if above else lower + (lower_low + width * start)
+    for k in range(1, _TERMS):
+        row[2 + k] = sign * width * y[k]
+
+
+@kernel
+def _polynomial(u, row):
+    """Return the polynomial of a cell at the share `u`."""
+    t = (abs(u) - row[0]) * row[1]
+    x = row[12] + t * row[13]
+    x = row[10] + t * (row[11] + t * x)
+    x = row[8] + t * (row[9] + t * x)
+    x = row[6] + t * (row[7] + t * x)
+    x = row[4] + t * (row[5] + t * x)
+    return row[2] + t * (row[3] + t * x)
+
+
+@kernel
+def _by_table(out, law):
+    """Turn signed shares in any order into quantiles, in place."""
+    table = np.empty((2 * _CELLS + 1, _TERMS + 2))
+    work = np.empty((3, _TERMS))
+    for k in range(_CELLS):
+        _expand(_FIRST + k, False, law, work, table[k])
+        _expand(_FIRST + k, True, law, work, table[_CELLS + k])
+    table[2 * _CELLS] = math.nan  # the row of what the table leaves to `_quantile`
+    bits = out.view(np.int64)
+    for i in range(out.size):
+        k = ((bits[i] >> _SHIFT) & _SIDE) - _FIRST
+        k = k if 0 <= k < _CELLS else 2 * _CELLS
+        if bits[i] < 0 and k < _CELLS:
+            k += _CELLS
+        u = out[i]
+        x = _polynomial(u, table[k])
+        out[i] = x if x == x else _quantile(u, law)
+
+
+@kernel
+def _by_runs(out, law):
+    """Turn signed shares that come in runs of one cell into quantiles, in place."""
+    row = np.empty(_TERMS + 2)
+    work = np.empty((3, _TERMS))
+    bits = out.view(np.int64)
+    start = 0
+    while start < out.size:
+        key = bits[start] >> _SHIFT
+        stop = start + 1
+        while stop < out.size and bits[stop] >> _SHIFT == key:
+            stop += 1
+        cell = key & _SIDE
+        if stop - start >= _LEAST_RUN and 1000 < cell <= _FIRST + _CELLS:
+            _expand(cell, key < 0, law, work, row)
+            for i in range(start, stop):
+                out[i] = _polynomial(out[i], row)
+        else:
+            for i in range(start, stop):
+                out[i] = _quantile(out[i], law)
+        start = stop

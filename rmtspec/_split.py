@@ -1,0 +1,225 @@
+"""Split: a matrix as the product of two thinner ones that keep its largest singular values."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rmtspec import _checks
+from rmtspec._checks import Float64Array
+from rmtspec._eigenvalues import blocks, gram_matrix
+from rmtspec._results import aligned
+from rmtspec.errors import InvalidValueError
+
+#: Added to an input moment: this share of its mean diagonal (a rank-deficient one is normal).
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class SplitFactors:
+    """Two factors with ``outer @ inner`` close to the matrix.
+
+    Attributes
+    ----------
+    outer : ndarray of shape (rows, rank)
+        U sqrt(S), in the dtype of the matrix.
+    inner : ndarray of shape (rank, columns)
+        sqrt(S) V^T, in the dtype of the matrix.
+    rank : int
+        Singular values kept.
+    singular_values : ndarray of shape (rank,)
+        Those kept, descending; with an input moment, those of W C^(1/2).
+    error : float
+        ||W - outer @ inner|| / ||W|| in the Frobenius norm, measured on the factors as returned,
+        so rounding to their dtype is in it.
+    discarded_energy : float
+        The share of ||W||^2 that was left out, `error` squared.
+    output_error : float
+        ||(W - outer @ inner) C^(1/2)|| / ||W C^(1/2)|| with an input moment C, else nan.
+    """
+
+    outer: NDArray[Any]
+    inner: NDArray[Any]
+    rank: int
+    singular_values: Float64Array
+    error: float
+    discarded_energy: float
+    output_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return sizes, errors and singular values, JSON-ready (the factors are not in it)."""
+        return {
+            "rank": self.rank,
+            "rows": self.outer.shape[0],
+            "columns": self.inner.shape[1],
+            "dtype": str(self.outer.dtype),
+            "parameters": self.outer.size + self.inner.size,
+            "error": self.error,
+            "discarded_energy": self.discarded_energy,
+            "output_error": None if math.isnan(self.output_error) else self.output_error,
+            "singular_values": self.singular_values.tolist(),
+        }
+
+    def __repr__(self) -> str:
+        rows, columns = self.outer.shape[0], self.inner.shape[1]
+        after = self.outer.size + self.inner.size
+        pairs: list[tuple[str, object]] = [
+            ("outer, inner", f"{rows} x {self.rank}, {self.rank} x {columns} {self.outer.dtype}"),
+            ("parameters", f"{after:,} instead of {rows * columns:,}"),
+            ("error", f"{self.error:.6g} (discarded energy {self.discarded_energy:.6g})"),
+        ]
+        if not math.isnan(self.output_error):
+            pairs.append(("output error", self.output_error))
+        return aligned("SplitFactors", pairs)
+
+
+def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> SplitFactors:
+    """Split a matrix into two factors of the given rank (the paper, section 4.2, step 9).
+
+    The best approximation of that rank in the Frobenius norm, W V V^T with V the leading `rank`
+    right singular vectors (or U U^T W from the smaller side). Only these vectors are
+    computed, from the smaller Gram matrix; the projection makes the result insensitive to the
+    Gram matrix's rounding. With `input_moment` the error that is least is that of the output.
+
+    Parameters
+    ----------
+    W : array_like of shape (rows, columns)
+        Real, any floating dtype; the factors have the same (integers give float64).
+    rank : int or RankDecision
+        From 1 to the smaller side.
+    input_moment : array_like of shape (columns, columns), optional
+        Second moment C = X X^T / count of the inputs (X of shape (columns, count)). Then
+        ||(W - W') C^(1/2)|| is minimised, C regularised by 0.1 % of its mean diagonal.
+
+    Returns
+    -------
+    SplitFactors
+
+    Raises
+    ------
+    InvalidTypeError
+        `W` is no real matrix, or `rank` not a whole number.
+    InvalidValueError
+        nan or inf in `W`, a rank below 1 or above the smaller side, a moment of another shape, not
+        symmetric, or with negative directions.
+
+    Examples
+    --------
+    >>> import rmtspec
+    >>> W = rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0)
+    >>> rmtspec.split(W, 2)
+    SplitFactors
+      outer, inner  400 x 2, 2 x 300 float64
+      parameters    1,400 instead of 120,000
+      error         0.639402 (discarded energy 0.408835)
+    """
+    array = _checks.matrix(W)
+    k = _checks.integer(
+        rank,
+        "rank",
+        1,
+        min(array.shape),
+        hint=f"W is {array.shape[0]} x {array.shape[1]}. Rank 0 means no signal was found: "
+        "leave the matrix as it is.",
+    )
+    dtype = array.dtype if _checks.is_float(array.dtype) else np.dtype(np.float64)
+    if input_moment is None:
+        outer, inner, singular = _leading(array, k)
+        root = None
+    else:
+        root = _moment_root(input_moment, array.shape[1])
+        weight = np.asarray(array, dtype=np.float64)
+        outer, inner, singular = _leading(weight @ root, k)
+        inner = _solve_right(inner, root)
+        outer, inner = _balance(outer, inner)
+    outer, inner = outer.astype(dtype), inner.astype(dtype)
+    error, output_error = _errors(array, outer, inner, root)
+    return SplitFactors(outer, inner, k, singular, error, error**2, output_error)
+
+
+def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Return U sqrt(S), sqrt(S) V^T and S of the k largest singular values."""
+    from scipy.linalg import eigh
+
+    gram, wide = gram_matrix(array)
+    p = gram.shape[0]
+    subset = None if k == p else (p - k, p - 1)
+    vectors = eigh(gram, subset_by_index=subset, overwrite_a=True, check_finite=False)[1]
+    vectors = vectors[:, ::-1]
+    tall = array.T if wide else array
+    other = np.empty((tall.shape[0], k))
+    for start, block in blocks(tall):
+        other[start : start + len(block)] = block @ vectors
+    singular = np.sqrt(np.einsum("ij,ij->j", other, other))
+    order = np.argsort(-singular, kind="stable")
+    singular, other, vectors = singular[order], other[:, order], vectors[:, order]
+    root = np.sqrt(singular)
+    safe = np.where(root > 0.0, root, 1.0)  # a zero singular value has zero columns in `other`
+    long_side, short_side = other / safe, vectors * root
+    if wide:
+        return short_side, long_side.T, singular
+    return long_side, short_side.T, singular
+
+
+def _moment_root(input_moment: ArrayLike, columns: int) -> Float64Array:
+    """Return the Cholesky factor L of the regularised moment, C = L L^T."""
+    moment = _checks.floats(input_moment, "input_moment")
+    if moment.shape != (columns, columns):
+        raise InvalidValueError(
+            f"`input_moment` has shape {moment.shape}; expected ({columns}, {columns}), the "
+            "columns of W on both sides. It is X @ X.T / count for inputs X in columns."
+        )
+    scale = float(np.abs(moment).max())
+    if not (np.isfinite(moment).all() and scale > 0.0):
+        raise InvalidValueError(
+            "`input_moment` is all zero or has nan or inf; expected the second moment of real "
+            "inputs."
+        )
+    if np.abs(moment - moment.T).max() > 1e-6 * scale:
+        raise InvalidValueError("`input_moment` is not symmetric; expected X @ X.T / count.")
+    ridge = _RIDGE * float(np.trace(moment)) / columns
+    try:
+        return np.linalg.cholesky((moment + moment.T) / 2.0 + ridge * np.eye(columns))
+    except np.linalg.LinAlgError:
+        raise InvalidValueError(
+            "`input_moment` has directions of negative weight beyond rounding; expected "
+            "X @ X.T / count, which has none."
+        ) from None
+
+
+def _solve_right(inner: Float64Array, root: Float64Array) -> Float64Array:
+    """Return inner @ root^-1 for a lower triangular root."""
+    from scipy.linalg import solve_triangular
+
+    solved: Float64Array = solve_triangular(root, inner.T, lower=True, trans="T").T
+    return solved
+
+
+def _balance(outer: Float64Array, inner: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Scale each pair of column and row to equal norms, the product unchanged."""
+    left = np.sqrt(np.einsum("ij,ij->j", outer, outer))
+    right = np.sqrt(np.einsum("ij,ij->i", inner, inner))
+    both = (left > 0.0) & (right > 0.0)
+    scale = np.sqrt(np.where(both, right, 1.0) / np.where(both, left, 1.0))
+    return outer * scale, inner / scale[:, None]
+
+
+def _errors(
+    array: NDArray[Any], outer: NDArray[Any], inner: NDArray[Any], root: Float64Array | None
+) -> tuple[float, float]:
+    """Return the relative Frobenius errors of the weight and, with a root, of the output."""
+    lost = whole = lost_output = whole_output = 0.0
+    factor = np.asarray(inner, dtype=np.float64)
+    for start, block in blocks(array):
+        gap = block - np.asarray(outer[start : start + len(block)], dtype=np.float64) @ factor
+        lost += float(np.vdot(gap, gap))
+        whole += float(np.vdot(block, block))
+        if root is not None:
+            lost_output += float(np.square(gap @ root).sum())
+            whole_output += float(np.square(block @ root).sum())
+    error = math.sqrt(lost / whole) if whole else 0.0
+    if root is None:
+        return error, math.nan
+    return error, math.sqrt(lost_output / whole_output) if whole_output else 0.0
