@@ -221,9 +221,7 @@ def bema(
 
 
 _ALPHA_HINT = "It is the share of the spectrum left out on each side; 0.2 serves most matrices."
-_BETA_HINT = (
-    "It is the chance of a false spike on pure noise; 0.1 is the paper's, 0.01 is stricter."
-)
+_BETA_HINT = "It is the chance of a false spike on pure noise; 0.1 is the paper's."
 
 
 def check_spectrum(spec: object) -> None:

@@ -44,5 +44,5 @@ def bulk_window(size: int, alpha: float) -> Window:
 
 
 def statistic(eigenvalues: Float64Array, law: MarchenkoPastur, window: Window) -> float:
-    """Return s = max |F_emp - F_law| over the window, F_emp at midpoints (the paper, 4.3 step 6)."""
+    """Return s = max |F_emp - F_law| over the window (the paper, 4.3), F_emp at midpoints."""
     return float(largest_gap(law.cdf(window.of(eigenvalues)), window.first, window.size))

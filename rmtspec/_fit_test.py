@@ -1,4 +1,4 @@
-"""Fit test: does the bulk follow the Marchenko-Pastur law that BEMA fitted to it?"""
+"""Fit test: whether the bulk follows the Marchenko-Pastur law that BEMA fitted to it."""
 
 import math
 from dataclasses import dataclass
@@ -119,14 +119,13 @@ def fit_test(
     return FitTest(found, pvalue, accepted, cutoff, level, window.count, "")
 
 
-def check_fit(spec: object, fit: object) -> None:
+def check_fit(spec: Spectrum, fit: object) -> None:
     """Raise unless `fit` is a BulkFit of the Spectrum `spec`."""
     check_spectrum(spec)
     if not isinstance(fit, BulkFit):
         raise InvalidTypeError(
-            f"`fit` is a {type(fit).__name__}; expected a BulkFit. Make one with rmtspec.bema(spec)."
+            f"`fit` is a {type(fit).__name__}; expected a BulkFit. Call rmtspec.bema(spec)."
         )
-    assert isinstance(spec, Spectrum)
     if (spec.n, spec.p) != (fit.n, fit.p):
         raise InvalidValueError(
             f"`fit` is of a spectrum with n, p = {fit.n}, {fit.p}, and `spec` has {spec.n}, "

@@ -127,15 +127,16 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     dtype = array.dtype if _checks.is_float(array.dtype) else np.dtype(np.float64)
     if input_moment is None:
         outer, inner, singular = _leading(array, k)
-        root = None
+        moment = None
     else:
-        root = _moment_root(input_moment, array.shape[1])
+        moment = _moment(input_moment, array.shape[1])
+        root = _root(moment)
         weight = np.asarray(array, dtype=np.float64)
         outer, inner, singular = _leading(weight @ root, k)
         inner = _solve_right(inner, root)
         outer, inner = _balance(outer, inner)
     outer, inner = outer.astype(dtype), inner.astype(dtype)
-    error, output_error = _errors(array, outer, inner, root)
+    error, output_error = _errors(array, outer, inner, moment)
     return SplitFactors(outer, inner, k, singular, error, error**2, output_error)
 
 
@@ -163,8 +164,8 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
     return long_side, short_side.T, singular
 
 
-def _moment_root(input_moment: ArrayLike, columns: int) -> Float64Array:
-    """Return the Cholesky factor L of the regularised moment, C = L L^T."""
+def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:
+    """Return the moment as a symmetric float64 matrix, or raise."""
     moment = _checks.floats(input_moment, "input_moment")
     if moment.shape != (columns, columns):
         raise InvalidValueError(
@@ -179,9 +180,15 @@ def _moment_root(input_moment: ArrayLike, columns: int) -> Float64Array:
         )
     if np.abs(moment - moment.T).max() > 1e-6 * scale:
         raise InvalidValueError("`input_moment` is not symmetric; expected X @ X.T / count.")
+    return (moment + moment.T) / 2.0
+
+
+def _root(moment: Float64Array) -> Float64Array:
+    """Return the Cholesky factor L of the regularised moment, C + ridge = L L^T."""
+    columns = moment.shape[0]
     ridge = _RIDGE * float(np.trace(moment)) / columns
     try:
-        return np.linalg.cholesky((moment + moment.T) / 2.0 + ridge * np.eye(columns))
+        return np.linalg.cholesky(moment + ridge * np.eye(columns))
     except np.linalg.LinAlgError:
         raise InvalidValueError(
             "`input_moment` has directions of negative weight beyond rounding; expected "
@@ -207,19 +214,19 @@ def _balance(outer: Float64Array, inner: Float64Array) -> tuple[Float64Array, Fl
 
 
 def _errors(
-    array: NDArray[Any], outer: NDArray[Any], inner: NDArray[Any], root: Float64Array | None
+    array: NDArray[Any], outer: NDArray[Any], inner: NDArray[Any], moment: Float64Array | None
 ) -> tuple[float, float]:
-    """Return the relative Frobenius errors of the weight and, with a root, of the output."""
+    """Return the relative Frobenius errors of the weight and, with a moment, of the output."""
     lost = whole = lost_output = whole_output = 0.0
     factor = np.asarray(inner, dtype=np.float64)
     for start, block in blocks(array):
         gap = block - np.asarray(outer[start : start + len(block)], dtype=np.float64) @ factor
         lost += float(np.vdot(gap, gap))
         whole += float(np.vdot(block, block))
-        if root is not None:
-            lost_output += float(np.square(gap @ root).sum())
-            whole_output += float(np.square(block @ root).sum())
+        if moment is not None:
+            lost_output += max(0.0, float(np.vdot(gap @ moment, gap)))
+            whole_output += max(0.0, float(np.vdot(block @ moment, block)))
     error = math.sqrt(lost / whole) if whole else 0.0
-    if root is None:
+    if moment is None:
         return error, math.nan
     return error, math.sqrt(lost_output / whole_output) if whole_output else 0.0

@@ -108,7 +108,7 @@ def spiked(
     Raises
     ------
     InvalidValueError
-        More strengths than the smaller side, negative or non-finite ones, or what `wishart` refuses.
+        More strengths than the smaller side, negative ones, nan, or what `wishart` refuses.
 
     Examples
     --------

@@ -58,9 +58,9 @@ def plus_and_minus(t: arb, *, extra: int = 0) -> tuple[arb, arb]:
         bits = 250 + int(4 * small)
     else:
         # 1 - F4 is about exp(-4/3 t^1.5), and its digits are differences of numbers near 1.
-        small = 2 / 3 * size + 70
+        small = 2 / 3 * size + 110
         length = min((1.5 * small) ** (2 / 3) - at, 100 / math.sqrt(at + 0.1))
-        nodes = 64 + extra
+        nodes = 80 + extra
         bits = 300 + int(2.5 * size)
     length += extra / 8
     ctx.prec = bits
@@ -81,7 +81,7 @@ def plus_and_minus(t: arb, *, extra: int = 0) -> tuple[arb, arb]:
 
 def logs(t: arb, *, upper: bool, extra: int = 0) -> list[arb]:
     """Return log F (or with `upper` log(1 - F)) of the laws of beta 1, 2, 4 at `t`."""
-    plus, minus = plus_and_minus(t, extra=extra)
+    plus, minus = plus_and_minus(t.mid(), extra=extra)
     cdfs = [plus, plus * minus, (plus + minus) / 2]
     found = [(1 - cdf if upper else cdf).log() for cdf in cdfs]
     if max(float(value.rad()) for value in found) > 1e-25:

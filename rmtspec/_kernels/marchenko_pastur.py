@@ -15,10 +15,15 @@ contiguous, writable float64 arrays and check nothing.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmtspec._kernels._decorator import kernel
+
+Float64Array = NDArray[np.float64]
+Constants = tuple[float, ...]
 
 # Quantiles of many probabilities: u, the share of the bulk beyond the nearer edge, is cut into
 # 8 cells per power of two, and the quantile is a Taylor polynomial of degree 11 about the middle of
@@ -36,7 +41,7 @@ _SPLITTER = 134217729.0  # 2^27 + 1
 
 
 @kernel
-def two_sum(a, b):
+def two_sum(a: float, b: float) -> Any:
     """Return a + b as the rounded sum and its exact rounding error."""
     total = a + b
     moved = total - a
@@ -44,7 +49,7 @@ def two_sum(a, b):
 
 
 @kernel
-def two_product(a, b):
+def two_product(a: float, b: float) -> Any:
     """Return a b as the rounded product and its exact rounding error (Dekker)."""
     product = a * b
     wide = _SPLITTER * a
@@ -57,7 +62,7 @@ def two_product(a, b):
 
 
 @kernel
-def constants(ratio, variance):
+def constants(ratio: float, variance: float) -> Any:
     """Return what the other kernels need of a law, the edges in double-double.
 
     The tuple: ratio, weight of the bulk, r, 1 - r, width of the bulk, lower edge (high, low part),
@@ -80,7 +85,7 @@ def constants(ratio, variance):
 
 
 @kernel
-def _scaled_square(high, low, scale):
+def _scaled_square(high: float, low: float, scale: float) -> Any:
     """Return scale (high + low)^2 as a double-double."""
     square, error = two_product(high, high)
     square, error = two_sum(square, error + 2.0 * high * low)
@@ -89,7 +94,7 @@ def _scaled_square(high, low, scale):
 
 
 @kernel
-def share(phi, near, sine, cosine, r, gap):
+def share(phi: float, near: float, sine: float, cosine: float, r: float, gap: float) -> Any:
     """Return H(phi, r); `near` is sin(phi / 2)^2, `gap` is 1 - r."""
     if phi < 0.5:
         t = 4.0 * phi * phi  # phi - sin phi cos phi by its series
@@ -118,7 +123,7 @@ def share(phi, near, sine, cosine, r, gap):
 
 
 @kernel
-def distribution(x, law, upper, out):
+def distribution(x: Float64Array, law: Constants, upper: bool, out: Float64Array) -> None:
     """Write the law's cdf at `x`, or with `upper` its sf, into `out`; nan stays nan."""
     _, weight, r, gap, width, lower, lower_low, top, top_low = law
     atom = 1.0 - weight
@@ -149,7 +154,7 @@ def distribution(x, law, upper, out):
 
 
 @kernel
-def density(x, law, out):
+def density(x: Float64Array, law: Constants, out: Float64Array) -> None:
     """Write the density of the bulk at `x` into `out`: 0 outside the open bulk, nan stays nan."""
     ratio, _, _, _, width, lower, lower_low, top, top_low = law
     scale = 2.0 / (math.pi * math.sqrt(ratio))
@@ -168,7 +173,7 @@ def density(x, law, out):
 
 
 @kernel
-def solve(u, r, gap):
+def solve(u: float, r: float, gap: float) -> Any:
     """Return sin(phi / 2)^2 where H(phi, r) = u, for 0 <= u <= 1/2, by Halley's method."""
     if not u > 1e-290:
         return 0.0
@@ -211,7 +216,7 @@ def solve(u, r, gap):
 
 
 @kernel
-def quantiles(p, law, upper, out):
+def quantiles(p: Float64Array, law: Constants, upper: bool, out: Float64Array) -> None:
     """Write the quantiles of `p`, or with `upper` those of 1 - `p`, into `out`.
 
     `out` first holds the signed shares of `_shares`. A sorted `p` has its cells in runs, one
@@ -228,7 +233,7 @@ def quantiles(p, law, upper, out):
 
 
 @kernel
-def _ascending(p):
+def _ascending(p: Float64Array) -> Any:
     """Tell whether `p` never falls; nan counts as a fall."""
     for i in range(1, p.size):
         if not p[i - 1] <= p[i]:
@@ -237,7 +242,7 @@ def _ascending(p):
 
 
 @kernel
-def _shares(p, ratio, upper, out):
+def _shares(p: Float64Array, ratio: float, upper: bool, out: Float64Array) -> None:
     """Write into `out` the share of the bulk between the nearer edge and the quantile of each p.
 
     It carries a minus sign where that edge is the upper one; inf says the atom, nan not in [0, 1].
@@ -265,7 +270,7 @@ def _shares(p, ratio, upper, out):
 
 
 @kernel
-def _quantile(u, law):
+def _quantile(u: float, law: Constants) -> Any:
     """Return the quantile of one signed share."""
     _, _, r, gap, width, lower, lower_low, top, top_low = law
     if math.isnan(u):
@@ -278,7 +283,7 @@ def _quantile(u, law):
 
 
 @kernel
-def _expand(cell, above, law, work, row):
+def _expand(cell: int, above: bool, law: Constants, work: Float64Array, row: Float64Array) -> None:
     """Write into `row` the middle of a cell, 1 / its half width, and the polynomial of x.
 
     With y = sin(phi / 2)^2 and D = (1 - r)^2 + 4 r y, dy/du = pi D / (8 sqrt(y (1 - y))); the
@@ -319,7 +324,7 @@ def _expand(cell, above, law, work, row):
 
 
 @kernel
-def _polynomial(u, row):
+def _polynomial(u: float, row: Float64Array) -> Any:
     """Return the polynomial of a cell at the share `u`."""
     t = (abs(u) - row[0]) * row[1]
     x = row[12] + t * row[13]
@@ -331,7 +336,7 @@ def _polynomial(u, row):
 
 
 @kernel
-def _by_table(out, law):
+def _by_table(out: Float64Array, law: Constants) -> None:
     """Turn signed shares in any order into quantiles, in place."""
     table = np.empty((2 * _CELLS + 1, _TERMS + 2))
     work = np.empty((3, _TERMS))
@@ -351,7 +356,7 @@ def _by_table(out, law):
 
 
 @kernel
-def _by_runs(out, law):
+def _by_runs(out: Float64Array, law: Constants) -> None:
     """Turn signed shares that come in runs of one cell into quantiles, in place."""
     row = np.empty(_TERMS + 2)
     work = np.empty((3, _TERMS))

@@ -1,0 +1,74 @@
+# Each target works on a fresh machine with Python 3.11 to 3.13 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Timings and the last digits of sums depend on the number of BLAS threads.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+CODE := rmtspec adapters tests benchmarks docs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench docs build clean
+
+help:
+	@echo "make demo      install, then analyse, split and plot two matrices into rmtspec-demo/"
+	@echo "make test      install, then run the tests (without the slow ones)"
+	@echo "make test-all  all tests"
+	@echo "make lint      style, types, layer contract"
+	@echo "make bench     timings against named peers"
+	@echo "make docs      build the site into docs/_build/html"
+	@echo "make build     wheel and source distribution into dist/"
+	@echo "make clean     remove the virtual environment and everything built"
+	@echo "Options: PYTHON=$(PYTHON) VENV=$(VENV)"
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make ... PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	  "$(PYTHON) is %d.%d; rmtspec needs 3.11 to 3.13: make ... PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: requirements/demo.txt pyproject.toml | $(BIN)/python
+	$(PIP) -r requirements/demo.txt
+	$(PIP) --no-deps -e .
+	@touch $@
+
+# torch by itself and first: an unpinned one, asked for by another package, is a CUDA build of gigabytes.
+$(VENV)/.test: requirements/test.txt requirements/demo.txt pyproject.toml | $(BIN)/python
+	$(PIP) $$(head -n 1 requirements/test.txt)
+	$(PIP) -r requirements/test.txt
+	$(PIP) --no-deps -e .
+	@touch $@
+
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.test
+	$(PIP) -r requirements/docs.txt
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/rmtspec demo --out rmtspec-demo
+
+test: $(VENV)/.test
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "kernels and not slow"
+
+test-all: $(VENV)/.test
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernels
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(ONE_THREAD) $(BIN)/python -m pytest benchmarks/speed -o python_files='bench_*.py' \
+	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name -s
+
+docs: $(VENV)/.docs
+	$(ONE_THREAD) $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
+build: $(VENV)/.test
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist docs/_build docs/jupyter_execute docs/generated rmtspec-demo *.egg-info

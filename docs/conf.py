@@ -1,0 +1,38 @@
+"""Sphinx settings. The build needs no network; pages with code run at build."""
+
+import os
+
+import rmtspec
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+project = "rmtspec"
+author = "the rmtspec developers"
+copyright = "2026, the rmtspec developers"
+version = release = rmtspec.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "myst_nb",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates", "jupyter_execute"]
+autosummary_generate = True
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 180
+
+html_theme = "pydata_sphinx_theme"
+html_title = "rmtspec"
+html_theme_options = {
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+html_show_sourcelink = False

@@ -1,0 +1,156 @@
+"""Null law of the fit statistic: how far a bulk of pure noise strays from its own fitted law."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmtspec import _checks
+from rmtspec._checks import Float64Array
+
+#: Made by benchmarks/tables/make_fit_statistic.py.
+TABLE = Path(__file__).with_name("_fit_statistic_table.npz")
+#: Upper tail probabilities whose quantiles are tabulated.
+LEVELS = np.array([0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001])
+#: Shares of the spectrum left out on each side.
+ALPHAS = np.array([0.03, *(np.arange(2, 13) / 40), 0.33, 0.36, 0.4, 0.43, 0.46])
+#: Smallest and largest simulated p.
+SMALLEST, LARGEST = 16, 2048
+_CENTRE = 5.0  # of ln p, for the cubic's conditioning
+
+
+class FitStatisticNull:
+    """Law of the statistic s of `rmtspec.fit_test` on a matrix of independent noise.
+
+    s = max |F_emp - F_law| over the ranks alpha p <= k <= (1 - alpha) p, the law's variance fitted
+    to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of independent
+    values: eigenvalues repel, and p s grows like log p. The law comes from simulated Gaussian
+    matrices: quantiles of p s, each a cubic in log p, interpolated in ratio and alpha, and between
+    levels in the log odds. Entries that are not Gaussian have the same law in the limit.
+
+    Parameters
+    ----------
+    n, p : int
+        Larger and smaller side of the noise matrix, ``1 <= p <= n``.
+    alpha : float
+        Share of the spectrum left out on each side, in (0, 1/2).
+    quantiles : {"midpoint", "paper"}
+        Pairing of the fit: see `rmtspec.bema`.
+
+    Raises
+    ------
+    InvalidValueError, InvalidTypeError
+        An argument outside its range or of another type.
+
+    Notes
+    -----
+    Simulated for p from 16 to 2048 and alpha from 0.03 to 0.46. Below 16 the law of p s at 16 is
+    used (such results are marked unreliable anyway), above 2048 each quantile goes on linearly in
+    log p; alpha beyond its ends counts as the end. Tails below 0.001 go on exponentially.
+
+    Examples
+    --------
+    >>> from rmtspec.laws.fit_statistic import FitStatisticNull
+    >>> null = FitStatisticNull(1000, 784, alpha=0.25)
+    >>> round(null.isf(0.05), 4)
+    0.0037
+    >>> bool(null.sf(0.0086) < 1e-6)
+    True
+    """
+
+    __slots__ = ("_n", "_p", "_points")
+
+    def __init__(self, n: int, p: int, alpha: float, quantiles: str = "midpoint") -> None:
+        self._p = _checks.integer(p, "p", 1)
+        self._n = _checks.integer(n, "n", self._p, hint="n is the larger side, p the smaller.")
+        alpha = _checks.inside(alpha, "alpha", 0.0, 0.5)
+        pairing = ("midpoint", "paper").index(
+            _checks.choice(quantiles, "quantiles", ("midpoint", "paper"))
+        )
+        share = max(1, math.ceil(alpha * self._p - 1e-9)) / self._p  # the window's first rank
+        self._points = _points(pairing, self._p / self._n, share, self._p)
+
+    def sf(self, s: ArrayLike) -> Any:
+        """Return the p-value: the chance of a statistic of `s` or more."""
+        values = _checks.floats(s, "s") * self._p
+        points, log_odds = self._points, _LOG_ODDS
+        inside = 1.0 / (1.0 + np.exp(-np.interp(values, points, log_odds)))
+        low = 1.0 - (1.0 - LEVELS[0]) * np.clip(values, 0.0, None) / points[0]
+        high = LEVELS[-1] * np.exp(-(np.maximum(values, points[-1]) - points[-1]) / self._scale)
+        result = np.where(values < points[0], low, np.where(values > points[-1], high, inside))
+        result = np.where(np.isnan(values), np.nan, result)
+        return float(result) if result.ndim == 0 else result
+
+    def cdf(self, s: ArrayLike) -> Any:
+        """Return the chance of a statistic below `s`."""
+        return 1.0 - self.sf(s)
+
+    def isf(self, q: ArrayLike) -> Any:
+        """Return the statistic that is exceeded with probability `q`; nan outside [0, 1]."""
+        levels = _checks.floats(q, "q")
+        points = self._points
+        valid = np.where((levels >= 0.0) & (levels <= 1.0), levels, np.nan)
+        clipped = np.clip(valid, LEVELS[-1], LEVELS[0])
+        inside = np.interp(np.log(1.0 / clipped - 1.0), -_LOG_ODDS, points)
+        low = points[0] * (1.0 - valid) / (1.0 - LEVELS[0])
+        with np.errstate(divide="ignore"):
+            high = points[-1] - self._scale * np.log(valid / LEVELS[-1])
+        result = np.where(valid > LEVELS[0], low, np.where(valid < LEVELS[-1], high, inside))
+        result = result / self._p
+        return float(result) if result.ndim == 0 else result
+
+    def ppf(self, q: ArrayLike) -> Any:
+        """Return the quantile of the statistic."""
+        return self.isf(1.0 - _checks.floats(q, "q"))
+
+    @property
+    def _scale(self) -> float:
+        """Decay length of p s in the far tail, from the quantiles at 0.01 and 0.001."""
+        return float((self._points[-1] - self._points[-3]) / math.log(LEVELS[-3] / LEVELS[-1]))
+
+    def __repr__(self) -> str:
+        return f"FitStatisticNull(n={self._n}, p={self._p})"
+
+
+_LOG_ODDS = np.log(LEVELS / (1.0 - LEVELS))
+
+
+def powers(log_p: ArrayLike) -> Float64Array:
+    """Return the cubic's basis at ln p, linear beyond the largest simulated p."""
+    x = np.asarray(log_p, dtype=np.float64) - _CENTRE
+    end = math.log(LARGEST) - _CENTRE
+    inner = np.minimum(x, end)[..., None]
+    beyond = np.maximum(x - end, 0.0)[..., None]
+    order = np.arange(4)
+    slope = order * end ** np.maximum(order - 1, 0)
+    result: Float64Array = inner**order + beyond * slope
+    return result
+
+
+@functools.cache
+def _table() -> tuple[Float64Array, Float64Array]:
+    with np.load(TABLE, allow_pickle=False) as stored:
+        return stored["coefficients"].astype(np.float64), stored["ratios"].astype(np.float64)
+
+
+def _points(pairing: int, ratio: float, share: float, p: int) -> Float64Array:
+    """Return the increasing quantiles of p s at `LEVELS`."""
+    coefficients, ratios = _table()
+    i, u = _place(ratios, ratio)
+    j, v = _place(ALPHAS, share)
+    around = coefficients[pairing, i : i + 2, j : j + 2]  # (2, 2, levels, powers)
+    weights = np.outer([1.0 - u, u], [1.0 - v, v])
+    mixed = np.tensordot(weights, around, 2)
+    points = mixed @ powers(math.log(max(p, SMALLEST)))
+    result: Float64Array = np.maximum.accumulate(points) + 1e-12 * np.arange(points.size)
+    return result
+
+
+def _place(grid: Float64Array, value: float) -> tuple[int, float]:
+    """Return the cell of `grid` that holds `value`, and how far into it, from 0 to 1."""
+    cell = int(np.clip(np.searchsorted(grid, value) - 1, 0, grid.size - 2))
+    share = (value - grid[cell]) / (grid[cell + 1] - grid[cell])
+    return cell, float(np.clip(share, 0.0, 1.0))

@@ -1,0 +1,433 @@
+"""Plots of one matrix: its spectrum with the fitted law, the two cdfs, the singular values.
+
+matplotlib is imported inside the functions, so importing this module costs nothing. The functions
+draw and return the Axes: they never show, save or change a style.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmtspec import _checks
+from rmtspec._bema import BulkFit
+from rmtspec._checks import Float64Array
+from rmtspec._fit_test import FitTest, check_fit
+from rmtspec._spectrum import Spectrum
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.laws.marchenko_pastur import MarchenkoPastur
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Lines differ in dash as well as in colour; the colours are Paul Tol's "vibrant" set.
+_BARS = "#b8c9d9"
+_LAW = "#cc3311"
+_EDGE = "#333333"
+_THRESHOLD = "#0077bb"
+_SPIKES = "#aa3377"
+_EIGENVALUE = "eigenvalue $s^2 / n$"
+
+
+def plot_esd(
+    spectrum: Spectrum,
+    fit: BulkFit | MarchenkoPastur | None = None,
+    *,
+    ax: "Axes | None" = None,
+    bins: int | Sequence[float] | Float64Array | None = None,
+    xlim: tuple[float, float] | None = None,
+) -> "Axes":
+    """Draw the eigenvalues as a histogram, with the law fitted to them.
+
+    The bars are a density over all p eigenvalues, those outside the view included, so they keep
+    their height when the view changes. A fit that left out r spikes describes p - r eigenvalues;
+    its density is drawn times (p - r) / p.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        From `rmtspec.spectrum`.
+    fit : BulkFit or MarchenkoPastur, optional
+        Its density, edges and threshold are drawn. A fit without numbers ("no bulk") adds its
+        reason to the histogram.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new pyplot figure if None.
+    bins : int or array_like, optional
+        Number of bars over the view, or their edges. Default: about 1.5 times the square root of
+        the number of eigenvalues in view, from 10 to 100.
+    xlim : (float, float), optional
+        The view. Default: with a fit, from 0 (or a little below a bulk that lies far from 0) to a
+        little beyond the threshold; without, all of the data.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InvalidTypeError
+        `spectrum`, `fit` or `ax` of another type.
+    InvalidValueError
+        A fit of another matrix size, fewer than one bar, or a view that is not two increasing
+        numbers.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import rmtspec
+    >>> spec = rmtspec.spectrum(rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0))
+    >>> ax = rmtspec.plot.plot_esd(spec, rmtspec.bema(spec), ax=Figure().subplots())
+    >>> ax.texts[0].get_text().splitlines()
+    ['2 spikes beyond 4.43,', 'the largest 399']
+    """
+    _check_spectrum(spectrum)
+    if isinstance(fit, BulkFit):
+        check_fit(spectrum, fit)
+    elif fit is not None and not isinstance(fit, MarchenkoPastur):
+        raise InvalidTypeError(
+            f"`fit` is a {type(fit).__name__}; expected a BulkFit (from rmtspec.bema), a "
+            "MarchenkoPastur, or None for the histogram alone."
+        )
+    law = fit.law if isinstance(fit, BulkFit) else fit
+    low, high = _view(spectrum, fit, law) if xlim is None else _limits(xlim)
+    edges = _bin_edges(spectrum.eigenvalues, bins, low, high)
+    ax = _axes(ax)
+    counts = np.histogram(spectrum.eigenvalues, edges)[0]
+    heights = counts / (spectrum.p * np.diff(edges))
+    ax.bar(
+        edges[:-1],
+        heights,
+        np.diff(edges),
+        align="edge",
+        color=_BARS,
+        edgecolor="white",
+        linewidth=0.4,
+        label=f"eigenvalues (p = {spectrum.p})",
+    )
+    top = float(heights.max())
+    if law is not None:
+        share = (fit.p - fit.n_removed) / fit.p if isinstance(fit, BulkFit) else 1.0
+        variance = fit.variance if isinstance(fit, BulkFit) else law.variance
+        x = _bulk_grid(law)
+        name = f"Marchenko-Pastur, variance {variance:.4g}"
+        ax.plot(x, share * law.pdf(x), color=_LAW, linewidth=2.0, label=name)
+        # At ratio 1 the density has a pole at 0: its mean over each bar sets the height.
+        top = max(top, share * float((np.diff(law.cdf(edges)) / np.diff(edges)).max()))
+        _mark(ax, law.lower_edge, "lower edge", _EDGE, ":")
+        _mark(ax, law.bulk_edge, "bulk edge", _EDGE, "--")
+    spikes = None
+    if isinstance(fit, BulkFit) and fit.law is not None:
+        _mark(ax, fit.threshold, "threshold", _THRESHOLD, "-.")
+        spikes = fit.spikes
+        _spike_ticks(ax, spikes[(spikes >= low) & (spikes <= high)])
+    _say(ax, _beyond(spectrum, spikes, low, high, fit))
+    ax.set_xlim(low, high)
+    ax.set_ylim(0.0, 1.25 * top if top > 0.0 else 1.0)
+    ax.set_xlabel(_EIGENVALUE)
+    ax.set_ylabel("density")
+    ax.legend(loc="upper right", fontsize="small")
+    return ax
+
+
+def plot_cdf_fit(
+    spectrum: Spectrum, fit: BulkFit, *, test: FitTest | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw what the fit test compares: the empirical distribution of the bulk and the fitted law's.
+
+    The empirical one belongs to the lowest p - r eigenvalues (r removed by the fit) and stands at
+    the midpoints (k - 1/2) / (p - r). The ranks that are compared are shaded.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        From `rmtspec.spectrum`.
+    fit : BulkFit
+        From `rmtspec.bema`. Without numbers ("no bulk") only the empirical distribution is drawn,
+        with the reason.
+    test : FitTest, optional
+        From `rmtspec.fit_test`; its statistic, p-value and verdict head the legend.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new pyplot figure if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InvalidTypeError
+        `spectrum`, `fit`, `test` or `ax` of another type.
+    InvalidValueError
+        A fit of another matrix size.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import rmtspec
+    >>> spec = rmtspec.spectrum(rmtspec.ensembles.wishart(300, 200, rng=0))
+    >>> ax = rmtspec.plot.plot_cdf_fit(spec, rmtspec.bema(spec), ax=Figure().subplots())
+    >>> ax.get_ylabel()
+    'share of the bulk at or below'
+    """
+    _check_spectrum(spectrum)
+    check_fit(spectrum, fit)
+    if test is not None and not isinstance(test, FitTest):
+        raise InvalidTypeError(
+            f"`test` is a {type(test).__name__}; expected a FitTest (from rmtspec.fit_test) "
+            "or None."
+        )
+    ax = _axes(ax)
+    size = spectrum.p - fit.n_removed
+    values = spectrum.eigenvalues[:size]
+    shares = (np.arange(1, size + 1) - 0.5) / size
+    law = fit.law
+    if law is None:
+        _say(ax, f"no fit: {fit.reason}")
+    else:
+        window = fit.window
+        compared = window.of(values)
+        gaps = np.abs(shares[window.first - 1 : window.last] - law.cdf(compared))
+        k = int(np.argmax(gaps))
+        ax.axvspan(
+            compared[0],
+            compared[-1],
+            color="#eeeeee",
+            label=f"compared: ranks {window.first} to {window.last} of {size}",
+        )
+        x = np.concatenate([[0.0], _bulk_grid(law), [1.25 * law.bulk_edge]])
+        ax.plot(x, law.cdf(x), color=_LAW, linewidth=2.0, label="Marchenko-Pastur")
+    name = f"eigenvalues (lowest {size} of {spectrum.p})"
+    ax.step(
+        values, shares, where="mid", color=_THRESHOLD, linestyle="--", linewidth=1.3, label=name
+    )
+    if law is not None:
+        x0, ends = compared[k], (shares[window.first - 1 + k], float(law.cdf(compared[k])))
+        name = f"largest gap {gaps[k]:.4g}, at {x0:.4g}"
+        ax.plot([x0, x0], ends, color="black", linewidth=1.5, marker="_", label=name)
+        arrow = {"arrowstyle": "->", "color": "black"}
+        where = (x0 + 0.06 * law.bulk_edge, ends[1] - 0.12)
+        ax.annotate("largest gap", (x0, ends[1]), where, arrowprops=arrow, fontsize="small")
+        span = law.bulk_edge - law.lower_edge
+        start = 0.0 if law.lower_edge < law.bulk_edge / 2 else law.lower_edge - 0.1 * span
+        ax.set_xlim(start, law.bulk_edge + 0.1 * span)
+    ax.set_ylim(0.0, 1.02)
+    ax.set_xlabel(_EIGENVALUE)
+    ax.set_ylabel("share of the bulk at or below")
+    ax.legend(loc="lower right", fontsize="small", title=_verdict(test), title_fontsize="small")
+    return ax
+
+
+def plot_scree(
+    spectrum: Spectrum, fit: BulkFit | None = None, *, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the singular values, largest first, on a logarithmic scale.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        From `rmtspec.spectrum`.
+    fit : BulkFit, optional
+        From `rmtspec.bema`: its threshold becomes a line, sqrt(n * threshold), and the spikes get
+        another colour and marker.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new pyplot figure if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InvalidTypeError
+        `spectrum`, `fit` or `ax` of another type.
+    InvalidValueError
+        A fit of another matrix size.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> import rmtspec
+    >>> spec = rmtspec.spectrum(rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0))
+    >>> ax = rmtspec.plot.plot_scree(spec, rmtspec.bema(spec), ax=Figure().subplots())
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['spikes (2)', 'bulk (298)', 'threshold 37.7']
+    """
+    _check_spectrum(spectrum)
+    if fit is not None:
+        check_fit(spectrum, fit)
+    ax = _axes(ax)
+    values = spectrum.singular_values[::-1]
+    ranks = np.arange(1, values.size + 1)
+    shown = values > 0.0  # a logarithm has no place for 0
+    cut = fit.n_spikes if fit is not None and fit.law is not None else 0
+    for name, part, colour, marker, size in (
+        ("spikes", ranks <= cut, _SPIKES, "D", 4.0),
+        ("bulk" if cut else "singular values", ranks > cut, _THRESHOLD, ".", 4.0),
+    ):
+        drawn = part & shown
+        if drawn.any():
+            ax.plot(
+                ranks[drawn],
+                values[drawn],
+                linestyle="none",
+                marker=marker,
+                markersize=size,
+                color=colour,
+                label=f"{name} ({np.count_nonzero(drawn)})",
+            )
+    if fit is not None and fit.law is not None:
+        level = float(np.sqrt(spectrum.n * fit.threshold))
+        ax.axhline(level, color=_EDGE, linestyle="-.", label=f"threshold {level:.4g}")
+    notes = [f"no fit: {fit.reason}"] if fit is not None and fit.reason else []
+    if not shown.all():
+        notes.append(f"{_count(int((~shown).sum()), 'singular value')} of 0 not shown")
+    _say(ax, "\n".join(notes))
+    if shown.any():
+        ax.set_yscale("log")
+        ax.legend(loc="upper right", fontsize="small")
+    ax.set_xlabel("rank, largest first")
+    ax.set_ylabel("singular value $s$")
+    return ax
+
+
+def _check_spectrum(spectrum: object) -> None:
+    if not isinstance(spectrum, Spectrum):
+        raise InvalidTypeError(
+            f"`spectrum` is a {type(spectrum).__name__}; expected a Spectrum. "
+            "Make one with rmtspec.spectrum(W), or call rmtspec.analyze(W).plot()."
+        )
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    """Return `ax`, or the only Axes of a new pyplot figure."""
+    from matplotlib.axes import Axes
+
+    if ax is None:
+        from matplotlib import pyplot
+
+        return pyplot.subplots(figsize=(7.0, 4.2), layout="constrained")[1]
+    if not isinstance(ax, Axes):
+        raise InvalidTypeError(
+            f"`ax` is a {type(ax).__name__}; expected matplotlib Axes. Take one from "
+            "`figure, ax = plt.subplots()`, or leave `ax` out for a new figure."
+        )
+    return ax
+
+
+def _limits(xlim: Any) -> tuple[float, float]:
+    limits = _checks.floats(xlim, "xlim")
+    if limits.shape != (2,) or not (np.isfinite(limits).all() and limits[0] < limits[1]):
+        raise InvalidValueError(
+            f"`xlim` is {xlim!r}; expected two finite increasing numbers, like (0, 8)."
+        )
+    return float(limits[0]), float(limits[1])
+
+
+def _view(
+    spectrum: Spectrum, fit: BulkFit | MarchenkoPastur | None, law: MarchenkoPastur | None
+) -> tuple[float, float]:
+    """Return the default view: the bulk and a little beyond the threshold, or all of the data."""
+    if law is None:
+        highest = float(spectrum.eigenvalues[-1])
+        return 0.0, 1.02 * highest if highest > 0.0 else 1.0
+    end = fit.threshold if isinstance(fit, BulkFit) else law.bulk_edge
+    far = law.lower_edge > law.bulk_edge / 2
+    start = law.lower_edge - 0.25 * (end - law.lower_edge) if far else 0.0
+    return start, end + 0.25 * (end - start)
+
+
+def _bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: float) -> Any:
+    if bins is None:
+        inside = np.count_nonzero((values >= low) & (values <= high))
+        return np.linspace(low, high, int(np.clip(round(1.5 * inside**0.5), 10, 100)) + 1)
+    if np.ndim(bins) == 0:
+        return np.linspace(low, high, _checks.integer(bins, "bins", 1) + 1)
+    edges = _checks.floats(bins, "bins")
+    if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0.0).all():
+        raise InvalidValueError(
+            f"`bins` is an array of shape {edges.shape}; expected at least two increasing edges, "
+            "or the number of bars."
+        )
+    return edges
+
+
+def _bulk_grid(law: MarchenkoPastur) -> Float64Array:
+    """Return points of the bulk, dense at both edges; the lower edge itself may be a pole."""
+    angles = np.linspace(0.0, np.pi, 513)[1:]
+    width = law.bulk_edge - law.lower_edge
+    grid: Float64Array = law.lower_edge + width * np.sin(angles / 2.0) ** 2
+    return grid
+
+
+def _mark(ax: "Axes", x: float, name: str, colour: str, dash: str) -> None:
+    ax.axvline(x, color=colour, linestyle=dash, linewidth=1.3, label=f"{name} {x:.4g}")
+
+
+def _spike_ticks(ax: "Axes", spikes: Float64Array) -> None:
+    if not spikes.size:
+        return
+    ax.plot(
+        spikes,
+        np.full(spikes.size, 0.025),
+        linestyle="none",
+        marker="v",
+        markersize=6.0,
+        color=_SPIKES,
+        transform=ax.get_xaxis_transform(),
+        clip_on=False,
+        label=f"spikes in view ({spikes.size})",
+    )
+
+
+def _beyond(
+    spectrum: Spectrum,
+    spikes: Float64Array | None,
+    low: float,
+    high: float,
+    fit: BulkFit | MarchenkoPastur | None,
+) -> str:
+    """Say in words what the view leaves out, and why there is no law where there is none."""
+    lines = []
+    if isinstance(fit, BulkFit) and fit.reason:
+        lines.append(f"no fit: {fit.reason}")
+    above = int(np.count_nonzero(spectrum.eigenvalues > high))
+    below = int(np.count_nonzero(spectrum.eigenvalues < low))
+    if above:
+        only_spikes = spikes is not None and np.count_nonzero(spikes > high) == above
+        noun = "spike" if only_spikes else "eigenvalue"
+        largest = f"{spectrum.eigenvalues[-1]:.3g}"
+        if above == 1:
+            lines.append(f"1 {noun} beyond {high:.3g},\nat {largest}")
+        else:
+            lines.append(f"{above} {noun}s beyond {high:.3g},\nthe largest {largest}")
+    if below:
+        lines.append(f"{_count(below, 'eigenvalue')} below {low:.3g}")
+    return "\n".join(lines)
+
+
+def _say(ax: "Axes", words: str) -> None:
+    if words:
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#bbbbbb", "alpha": 0.9}
+        ax.annotate(
+            words,
+            (0.98, 0.4),
+            xycoords="axes fraction",
+            ha="right",
+            va="center",
+            fontsize="small",
+            bbox=box,
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _verdict(test: FitTest | None) -> str | None:
+    if test is None:
+        return None
+    if test.reason:
+        return f"no test: {test.reason}"
+    verdict = "accepted" if test.accepted else "rejected"
+    return f"statistic {test.statistic:.4g}, p-value {test.pvalue:.3g}: {verdict}"

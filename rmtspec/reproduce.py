@@ -1,0 +1,302 @@
+"""The figures of the paper about BEMA, drawn again: Example 3.3, Figures 2, 3a and 3b.
+
+Each figure is drawn twice over: with the settings that the paper's numbers agree with (quantiles
+at k / p, no refinement), and with the defaults of this library. The conditions are written beside
+the picture. `rmtspec reproduce` is this module on the command line.
+"""
+
+import io
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmtspec import _checks, ensembles
+from rmtspec._bema import BulkFit, bema
+from rmtspec._fit_test import fit_test
+from rmtspec._results import plain
+from rmtspec._spectrum import Spectrum, spectrum
+from rmtspec.errors import FileError, InvalidTypeError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
+
+#: What the paper's own numbers agree with, and what this library does unless told otherwise.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as published": {"quantiles": "paper", "refine": False},
+    "library defaults": {"quantiles": "midpoint", "refine": True},
+}
+#: The paper does not state N; the slope of its Figure 3b means that it was about 330.
+_SIZES = (330, 1000)
+_ALPHA, _BETA = 0.25, 0.1
+_COLOURS = ("#0077bb", "#ee7733", "#009988")
+_MARKERS = ("o", "s", "^")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """One of Figures 3a and 3b: the parameter that moves, its values, and the one that stays."""
+
+    moving: str
+    values: tuple[float, ...]
+    fixed: dict[str, float]
+
+
+_SWEEPS = {
+    "fig-3a": _Sweep("alpha", tuple(np.linspace(0.05, 0.45, 17).round(3)), {"beta": 0.5}),
+    "fig-3b": _Sweep("beta", tuple(np.linspace(0.05, 0.95, 19).round(3)), {"alpha": _ALPHA}),
+}
+
+
+def reproduce(
+    figure: str,
+    *,
+    n: int = 1000,
+    out: str | os.PathLike[str],
+    seed: int = 0,
+    seeds: int | None = None,
+) -> list[Path]:
+    """Draw a figure of the paper and write it, with all its numbers, into a folder.
+
+    Parameters
+    ----------
+    figure : {"example-3.3", "fig-2", "fig-3a", "fig-3b"}
+        "example-3.3" and "fig-2" are the same figure: the eigenvalues of Example 3.3 with the
+        fitted law (alpha 0.25, beta 0.1). "fig-3a" is lambda_+ (the threshold) against alpha at
+        beta 0.5; "fig-3b" the same against beta at alpha 0.25.
+    n : int
+        Side of the square matrix of Example 3.3, at least 16. The paper does not state it.
+    out : path
+        Folder to write into; made if the folder above it exists. Files of the same name in it are
+        replaced.
+    seed : int
+        Of the noise, for `numpy.random.default_rng`.
+    seeds : int, optional
+        Repeat over this many seeds, from `seed` on, at N = 330, 1000 and `n`, and give mean and
+        standard deviation. Default: one seed at `n`.
+
+    Returns
+    -------
+    list of Path
+        The files written: ``<figure>.png``, ``<figure>.svg`` and ``<figure>.json``.
+
+    Raises
+    ------
+    InvalidValueError, InvalidTypeError
+        An unknown figure, or a number outside its range.
+    FileError
+        `out` is a file, its parent does not exist, or it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from rmtspec.reproduce import reproduce
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in reproduce("fig-3b", n=100, out=folder)]
+    ['fig-3b.png', 'fig-3b.svg', 'fig-3b.json']
+    """
+    _checks.choice(figure, "figure", FIGURES)
+    n = _checks.integer(n, "n", 16, hint="It is the side of the matrix; 1000 takes a second.")
+    seed = _checks.integer(seed, "seed", 0)
+    if seeds is not None:
+        seeds = _checks.integer(seeds, "seeds", 2, hint="A spread needs two; leave it out for one.")
+    folder = _folder(out)
+    sizes = sorted({*_SIZES, n}) if seeds is not None else [n]
+    numbers = range(seed, seed + (seeds or 1))
+    spectra = {
+        size: [spectrum(ensembles.example_3_3(size, rng=number)) for number in numbers]
+        for size in sizes
+    }
+    if figure in _SWEEPS:
+        results = _sweep_numbers(_SWEEPS[figure], spectra)
+        drawing = _draw_sweep(_SWEEPS[figure], results, len(numbers))
+    else:
+        results, fit = _bulk_numbers(spectra, n)
+        drawing = _draw_bulk(spectra[n][0], fit, n, seed)
+    record = {
+        "schema": 1,
+        "figure": figure,
+        "matrix": "Example 3.3: standard normal noise plus the signal of eq. (8)",
+        "n": n,
+        "seed": seed,
+        "seeds": list(numbers),
+        "sizes": sizes,
+        "settings": SETTINGS,
+        **results,
+        "versions": _versions(),
+    }
+    return _write(folder, figure, drawing, record)
+
+
+def _bulk_numbers(spectra: dict[int, list[Spectrum]], n: int) -> tuple[dict[str, Any], BulkFit]:
+    """Return the fits of every spectrum with every setting, and the one that is drawn."""
+    results: dict[str, Any] = {"alpha": _ALPHA, "beta": _BETA, "fits": {}}
+    drawn: BulkFit | None = None
+    for name, options in SETTINGS.items():
+        by_size = {}
+        for size, several in spectra.items():
+            fits = [bema(spec, _ALPHA, _BETA, **options) for spec in several]
+            tests = [fit_test(spec, fit) for spec, fit in zip(several, fits, strict=True)]
+            names = ("variance", "lower_edge", "bulk_edge", "threshold", "n_spikes")
+            by_size[str(size)] = {
+                "first": {**fits[0].to_dict(), "test": tests[0].to_dict()},
+                **{key: _spread([getattr(fit, key) for fit in fits]) for key in names},
+                "fit_statistic": _spread([test.statistic for test in tests]),
+                "largest_eigenvalue": _spread([float(spec.eigenvalues[-1]) for spec in several]),
+            }
+            if size == n and drawn is None:
+                drawn = fits[0]
+        results["fits"][name] = by_size
+    assert drawn is not None
+    results["eigenvalues"] = plain(spectra[n][0].eigenvalues)
+    return results, drawn
+
+
+def _sweep_numbers(sweep: _Sweep, spectra: dict[int, list[Spectrum]]) -> dict[str, Any]:
+    """Return lambda_+ of every spectrum at every value of the moving parameter."""
+    results: dict[str, Any] = {"moving": sweep.moving, "fixed": sweep.fixed}
+    results["values"] = list(sweep.values)
+    results["lambda_plus"] = {}
+    for name, options in SETTINGS.items():
+        results["lambda_plus"][name] = {}
+        for size, several in spectra.items():
+            found = [
+                [
+                    bema(spec, **{sweep.moving: value}, **sweep.fixed, **options).threshold
+                    for value in sweep.values
+                ]
+                for spec in several
+            ]
+            table = np.array(found)
+            spread = (
+                table.std(axis=0, ddof=1) if len(several) > 1 else np.full(table.shape[1], np.nan)
+            )
+            results["lambda_plus"][name][str(size)] = {
+                "mean": plain(table.mean(axis=0)),
+                "standard_deviation": plain(spread),
+                "each_seed": plain(table),
+            }
+    return results
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    """Return mean, standard deviation (nan for one value) and the values."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    found = {"mean": float(np.mean(values)), "standard_deviation": deviation, "each_seed": values}
+    return dict(plain(found))
+
+
+def _draw_bulk(spec: Spectrum, fit: BulkFit, n: int, seed: int) -> "Figure":
+    from matplotlib.figure import Figure
+
+    from rmtspec.plot import plot_esd
+
+    drawing = Figure(figsize=(7.0, 4.4), layout="constrained")
+    ax = plot_esd(spec, fit, ax=drawing.subplots(), xlim=(0.0, 8.0))
+    ax.set_title(
+        f"Example 3.3, N = {n}, seed {seed}: BEMA as published, alpha {_ALPHA:g}, beta {_BETA:g}",
+        fontsize="medium",
+    )
+    return drawing
+
+
+def _draw_sweep(sweep: _Sweep, results: dict[str, Any], count: int) -> "Figure":
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9.0, 4.2), layout="constrained")
+    panels = drawing.subplots(1, 2, sharey=True)
+    fixed = ", ".join(f"{key} {value:g}" for key, value in sweep.fixed.items())
+    for ax, (name, by_size) in zip(panels, results["lambda_plus"].items(), strict=True):
+        for i, (size, curve) in enumerate(by_size.items()):
+            colour = _COLOURS[i % len(_COLOURS)]
+            mean = np.array(curve["mean"], dtype=float)
+            label = f"N = {size}"
+            if count > 1:
+                spread = np.array(curve["standard_deviation"], dtype=float)
+                label += f", mean and sd of {count} seeds"
+                ax.fill_between(
+                    sweep.values, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0
+                )
+            marker = _MARKERS[i % len(_MARKERS)]
+            ax.plot(sweep.values, mean, color=colour, marker=marker, markersize=4, label=label)
+        ax.axhline(4.0, color="#cc3311", linestyle="--", label="4, the edge of noise alone")
+        ax.set_title(f"{name}, {fixed}", fontsize="medium")
+        ax.set_xlabel(sweep.moving)
+        ax.legend(fontsize="small")
+    panels[0].set_ylabel("lambda$_+$ (eigenvalue $s^2 / n$)")
+    return drawing
+
+
+def _folder(out: str | os.PathLike[str]) -> Path:
+    """Return the folder to write into, made where only it is missing."""
+    try:
+        folder = Path(out)
+    except TypeError:
+        raise InvalidTypeError(
+            f"`out` is {out!r} ({type(out).__name__}); expected the path of a folder."
+        ) from None
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise FileError(f"`out` is {str(folder)!r}, a file; expected a folder to write into.")
+    if not folder.parent.is_dir():
+        raise FileError(
+            f"`out` is {str(folder)!r}, and {str(folder.parent)!r} does not exist; expected a "
+            "folder in one that does. Make it first, or correct the path."
+        )
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise FileError(
+            f"`out` is {str(folder)!r} and cannot be made: {error.strerror}. Choose a folder that "
+            "you may write to."
+        ) from error
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("rmtspec", "numpy", "scipy", "numba", "matplotlib")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _write(folder: Path, name: str, drawing: "Figure", record: dict[str, Any]) -> list[Path]:
+    """Write picture and numbers; the same input gives the same bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(drawing)
+    drawing.savefig(png, format="png", dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": "rmtspec"}):
+        drawing.savefig(svg, format="svg", metadata={"Date": None})
+    text = json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
+    contents = {"png": png.getvalue(), "svg": svg.getvalue(), "json": text.encode()}
+    paths = []
+    for ending, content in contents.items():
+        path = folder / f"{name}.{ending}"
+        _replace(path, content)
+        paths.append(path)
+    return paths
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write the whole file or none of it: to another name beside it, then renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FileError(
+            f"{str(path)!r} cannot be written: {error.strerror}. Choose a folder that you may write "
+            "to, with room on its disk."
+        ) from error

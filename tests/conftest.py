@@ -1,0 +1,23 @@
+"""Shared by all tests: hypothesis profiles, the folder of data that is not in the repository."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+from hypothesis import settings
+
+matplotlib.use("Agg")
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("local", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder with mnist/ and models/: RMTSPEC_DATA, else shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RMTSPEC_DATA", beside))
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no trained weights: {folder / 'models'} is no folder; set RMTSPEC_DATA")
+    return folder

@@ -1,0 +1,68 @@
+"""Slow references, written from the definitions; they import nothing of ours."""
+
+import math
+
+from scipy.integrate import quad
+from scipy.optimize import brentq
+
+
+def mp_edges(ratio, variance=1.0):
+    """Edges of the bulk, the paper's eq. (6)."""
+    return variance * (1 - math.sqrt(ratio)) ** 2, variance * (1 + math.sqrt(ratio)) ** 2
+
+
+def mp_pdf(x, ratio, variance=1.0):
+    """Density of the bulk, the paper's eq. (5)."""
+    low, high = mp_edges(ratio, variance)
+    if not low < x < high:
+        return 0.0
+    return math.sqrt((high - x) * (x - low)) / (2 * math.pi * variance * ratio * x)
+
+
+def mp_cdf(x, ratio, variance=1.0):
+    """Distribution function by quadrature, as in the paper's notebook."""
+    low, high = mp_edges(ratio, variance)
+    atom = max(0.0, 1 - 1 / ratio)
+    if x < low:
+        return atom if x >= 0 else 0.0
+    if x >= high:
+        return 1.0
+    return atom + quad(mp_pdf, low, x, args=(ratio, variance), limit=200)[0]
+
+
+def mp_ppf(p, ratio, variance=1.0):
+    """Quantile by bracketing the quadrature, as in the paper's notebook."""
+    low, high = mp_edges(ratio, variance)
+    if p <= max(0.0, 1 - 1 / ratio):
+        return 0.0
+    return brentq(lambda x: mp_cdf(x, ratio, variance) - p, low, high, xtol=1e-14)
+
+
+def _ranks(size, alpha):
+    return [k for k in range(1, size + 1) if alpha * size <= k <= (1 - alpha) * size]
+
+
+def bema(eigenvalues, n, alpha, tracy_widom_quantile, quantiles):
+    """Variance and threshold of one fit to all eigenvalues, sorted ascending."""
+    p = len(eigenvalues)
+    g = p / n
+    top = bottom = 0.0
+    for k in _ranks(p, alpha):
+        level = k / p if quantiles == "paper" else (k - 0.5) / p
+        q = mp_ppf(level, g)
+        top += q * eigenvalues[k - 1]
+        bottom += q * q
+    variance = top / bottom
+    edge = (1 + math.sqrt(g)) ** 2
+    margin = n ** (-2 / 3) * g ** (-1 / 6) * (1 + math.sqrt(g)) ** (4 / 3)
+    return variance, variance * (edge + tracy_widom_quantile * margin)
+
+
+def fit_statistic(eigenvalues, ratio, scale, alpha):
+    """Largest gap between midpoints and the law of that scale, over the bulk."""
+    size = len(eigenvalues)
+    gaps = [
+        abs((k - 0.5) / size - mp_cdf(eigenvalues[k - 1], ratio, scale))
+        for k in _ranks(size, alpha)
+    ]
+    return max(gaps)

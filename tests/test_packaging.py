@@ -1,0 +1,114 @@
+"""The package as it is installed and imported."""
+
+import ast
+import statistics
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rmtspec
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_package_list_names_every_folder():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "rmtspec").rglob("__init__.py")
+        if "adapters" not in path.parts
+    }
+    found |= {
+        ".".join(("rmtspec", *path.parent.relative_to(ROOT).parts))
+        for path in (ROOT / "adapters").rglob("__init__.py")
+    }
+    assert found == set(settings["packages"])
+    assert settings["package-dir"] == {"rmtspec.adapters": "adapters"}
+
+
+def test_version_is_said_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == rmtspec.__version__
+
+
+def test_lazy_names_are_the_public_names():
+    assert sorted([*rmtspec._HOME, *rmtspec._MODULES]) == rmtspec.__all__
+    for name in rmtspec.__all__:
+        assert getattr(rmtspec, name) is not None
+        assert name in dir(rmtspec)
+    tree = ast.parse((ROOT / "rmtspec" / "__init__.py").read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {alias.asname for line in guarded.body for alias in line.names}
+    assert typed == set(rmtspec.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rmtspec.nothing
+
+
+def test_import_loads_nothing_heavy_and_prints_nothing():
+    heavy = "numpy numba scipy matplotlib pandas torch sklearn joblib click rich".split()
+    code = f"import sys, rmtspec; print([m for m in {heavy!r} if m in sys.modules])"
+    assert run(code) == "[]\n"
+
+
+def test_analysis_loads_neither_torch_nor_matplotlib_nor_pandas():
+    code = (
+        "import sys, rmtspec; rmtspec.analyze(rmtspec.ensembles.wishart(40, 30, rng=0));"
+        "print([m for m in ('matplotlib', 'pandas', 'torch', 'rich') if m in sys.modules])"
+    )
+    assert run(code) == "[]\n"
+
+
+def test_import_costs_at_most_twice_numpy():
+    def median_seconds(module: str) -> float:
+        code = (
+            f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        )
+        return statistics.median(float(run(code)) for _ in range(5))
+
+    assert median_seconds("rmtspec") <= 2 * median_seconds("numpy")
+
+
+def test_torch_adapter_says_what_to_install():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "try:\n    import rmtspec.adapters.torch\n"
+        "except ImportError as error:\n    print(type(error).__name__, error)"
+    )
+    shown = run(code)
+    assert shown.startswith("MissingDependencyError")
+    assert 'pip install "rmtspec[torch]"' in shown
+
+
+def test_torch_adapter_imports_with_torch():
+    pytest.importorskip("torch")
+    assert run("import rmtspec.adapters.torch as rt; print(rt.__all__)") == "[]\n"
+
+
+def test_all_errors_are_ours_and_the_builtin_one_expects():
+    from rmtspec import errors
+
+    for name, builtin in [
+        ("InvalidValueError", ValueError),
+        ("InvalidTypeError", TypeError),
+        ("FileError", OSError),
+        ("MissingDependencyError", ImportError),
+    ]:
+        assert issubclass(getattr(errors, name), (errors.RmtspecError, builtin))
+        assert issubclass(getattr(errors, name), builtin)
+
+
+def test_every_kernel_uses_the_one_decorator():
+    for path in (ROOT / "rmtspec").rglob("*.py"):
+        text = path.read_text()
+        if path.name != "_decorator.py":
+            assert "njit" not in text, path
+            assert "import numba" not in text or path.name == "report.py", path
