@@ -240,7 +240,7 @@ def _fit(
     n, p = spec.n - n_removed, spec.p - n_removed
     window = bulk_window(p, alpha)
     rounding_only = spec.p - spec.numerical_rank
-    if window.count == 0 or window.first <= rounding_only:
+    if window.n_ranks == 0 or window.first <= rounding_only:
         return None
     ratio = p / n
     unit = MarchenkoPastur(ratio).ppf(window.levels(quantiles))

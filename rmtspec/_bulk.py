@@ -22,7 +22,7 @@ class Window(NamedTuple):
     size: int
 
     @property
-    def count(self) -> int:
+    def n_ranks(self) -> int:
         """How many eigenvalues the window holds; 0 when it is empty."""
         return max(0, self.last - self.first + 1)
 

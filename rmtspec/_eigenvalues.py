@@ -60,15 +60,12 @@ def matrix_eigenvalues(
 
 
 def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
-    """Return the smaller Gram matrix of `array` in float64, whole, and whether rows < columns."""
+    """Return the smaller Gram matrix of `array`, upper triangle, and whether rows < columns."""
     wide = array.shape[0] < array.shape[1]
     tall = array.T if wide else array
     if tall.dtype.itemsize >= 8:
         _check_range(tall, wide)
-    gram, _ = _gram(tall, wide)
-    lower = np.tril_indices(gram.shape[0], -1)
-    gram[lower] = gram.T[lower]
-    return gram, wide
+    return _gram(tall, wide)[0], wide
 
 
 def blocks(tall: Matrix, columns: int | None = None) -> Iterator[tuple[int, Float64Array]]:

@@ -116,7 +116,7 @@ def fit_test(
     null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
     pvalue = float(null.sf(found))
     accepted = pvalue >= level if cutoff is None else found <= cutoff
-    return FitTest(found, pvalue, accepted, cutoff, level, window.count, "")
+    return FitTest(found, pvalue, accepted, cutoff, level, window.n_ranks, "")
 
 
 def check_fit(spec: Spectrum, fit: object) -> None:

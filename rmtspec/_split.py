@@ -15,6 +15,9 @@ from rmtspec.errors import InvalidValueError
 
 #: Added to an input moment: this share of its mean diagonal (a rank-deficient one is normal).
 _RIDGE = 1e-3
+#: Above this discarded energy ||W||^2 - sum s^2 has eight digits or more and the factors' rounding
+#: (float32 or better) does not count; below, the error is measured on the product.
+_PLAIN_ENERGY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -32,8 +35,8 @@ class SplitFactors:
     singular_values : ndarray of shape (rank,)
         Those kept, descending; with an input moment, those of W C^(1/2).
     error : float
-        ||W - outer @ inner|| / ||W|| in the Frobenius norm, measured on the factors as returned,
-        so rounding to their dtype is in it.
+        ||W - outer @ inner|| / ||W|| in the Frobenius norm, of the factors as returned: rounding
+        to their dtype is in it wherever it counts.
     discarded_energy : float
         The share of ||W||^2 that was left out, `error` squared.
     output_error : float
@@ -126,28 +129,34 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     )
     dtype = array.dtype if _checks.is_float(array.dtype) else np.dtype(np.float64)
     if input_moment is None:
-        outer, inner, singular = _leading(array, k)
+        outer, inner, singular, energy = _leading(array, k)
         moment = None
+        discarded = 1.0 - float(np.sum(np.square(singular))) / energy if energy else 0.0
     else:
         moment = _moment(input_moment, array.shape[1])
         root = _root(moment)
         weight = np.asarray(array, dtype=np.float64)
-        outer, inner, singular = _leading(weight @ root, k)
+        outer, inner, singular, _ = _leading(weight @ root, k)
+        discarded = math.nan  # not orthogonal in the weights
         inner = _solve_right(inner, root)
         outer, inner = _balance(outer, inner)
     outer, inner = outer.astype(dtype), inner.astype(dtype)
+    if discarded > _PLAIN_ENERGY and _checks.resolution(dtype)[0] < 1e-6:
+        return SplitFactors(outer, inner, k, singular, math.sqrt(discarded), discarded, math.nan)
     error, output_error = _errors(array, outer, inner, moment)
     return SplitFactors(outer, inner, k, singular, error, error**2, output_error)
 
 
-def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Return U sqrt(S), sqrt(S) V^T and S of the k largest singular values."""
+def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, Float64Array, float]:
+    """Return U sqrt(S), sqrt(S) V^T and S of the k largest singular values, and ||array||^2."""
     from scipy.linalg import eigh
 
     gram, wide = gram_matrix(array)
-    p = gram.shape[0]
+    p, energy = gram.shape[0], float(np.trace(gram))
     subset = None if k == p else (p - k, p - 1)
-    vectors = eigh(gram, subset_by_index=subset, overwrite_a=True, check_finite=False)[1]
+    vectors = eigh(gram, lower=False, subset_by_index=subset, overwrite_a=True, check_finite=False)[
+        1
+    ]
     vectors = vectors[:, ::-1]
     tall = array.T if wide else array
     other = np.empty((tall.shape[0], k))
@@ -160,8 +169,8 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
     safe = np.where(root > 0.0, root, 1.0)  # a zero singular value has zero columns in `other`
     long_side, short_side = other / safe, vectors * root
     if wide:
-        return short_side, long_side.T, singular
-    return long_side, short_side.T, singular
+        return short_side, long_side.T, singular, energy
+    return long_side, short_side.T, singular, energy
 
 
 def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:
@@ -220,7 +229,8 @@ def _errors(
     lost = whole = lost_output = whole_output = 0.0
     factor = np.asarray(inner, dtype=np.float64)
     for start, block in blocks(array):
-        gap = block - np.asarray(outer[start : start + len(block)], dtype=np.float64) @ factor
+        gap = np.asarray(outer[start : start + len(block)], dtype=np.float64) @ factor
+        gap -= block
         lost += float(np.vdot(gap, gap))
         whole += float(np.vdot(block, block))
         if moment is not None:

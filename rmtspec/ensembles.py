@@ -1,5 +1,6 @@
 """Random matrices with a known truth: noise, noise with planted spikes, the paper's Example 3.3."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,12 +57,12 @@ def wishart(
     """
     rows = _checks.integer(rows, "rows", 1)
     columns = _checks.integer(columns, "columns", 1)
-    scale = np.sqrt(_checks.positive(variance, "variance"))
+    scale = math.sqrt(_checks.positive(variance, "variance"))
     _checks.choice(entries, "entries", ENTRIES)
-    generator = np.random.default_rng(rng)
+    generator: np.random.Generator = np.random.default_rng(rng)
     shape = (rows, columns)
     if entries == "uniform":
-        half = scale * np.sqrt(3.0)
+        half = scale * math.sqrt(3.0)
         return generator.uniform(-half, half, shape)
     if entries == "rademacher":
         return np.where(generator.integers(0, 2, shape) == 1, scale, -scale)
@@ -72,7 +73,7 @@ def wishart(
                 f"`degrees` is {degrees:g}; expected more than 2. At 2 or below the variance of "
                 "Student's t is infinite and no Marchenko-Pastur law exists."
             )
-        return generator.standard_t(degrees, shape) * (scale * np.sqrt((degrees - 2.0) / degrees))
+        return generator.standard_t(degrees, shape) * (scale * math.sqrt((degrees - 2.0) / degrees))
     return generator.standard_normal(shape) * scale
 
 
@@ -118,7 +119,7 @@ def spiked(
     >>> (spec.singular_values[-2:] / 400**0.5).round(1)
     array([ 3.3, 20. ])
     """
-    generator = np.random.default_rng(rng)
+    generator: np.random.Generator = np.random.default_rng(rng)
     noise = wishart(
         rows, columns, variance=variance, entries=entries, degrees=degrees, rng=generator
     )
@@ -133,7 +134,8 @@ def spiked(
         raise InvalidValueError(f"`strengths` is {strengths!r}; expected finite numbers >= 0.")
     left = np.linalg.qr(generator.standard_normal((noise.shape[0], values.size)))[0]
     right = np.linalg.qr(generator.standard_normal((noise.shape[1], values.size)))[0]
-    return noise + (left * (values * np.sqrt(max(noise.shape) * variance))) @ right.T
+    singular = values * math.sqrt(max(noise.shape) * variance)
+    return noise + np.asarray((left * singular) @ right.T)
 
 
 def example_3_3(n: int = 1000, rng: Any = None) -> Float64Array:
@@ -169,4 +171,6 @@ def example_3_3(n: int = 1000, rng: Any = None) -> Float64Array:
         + np.cos(i) * np.log(i + j + 1.0)
         + np.sin(j) * np.cos(i / j)
     )
-    return np.random.default_rng(rng).standard_normal((n, n)) + signal
+    generator: np.random.Generator = np.random.default_rng(rng)
+    noise: Float64Array = generator.standard_normal((n, n))
+    return noise + signal

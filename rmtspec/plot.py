@@ -79,7 +79,7 @@ def plot_esd(
     >>> spec = rmtspec.spectrum(rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0))
     >>> ax = rmtspec.plot.plot_esd(spec, rmtspec.bema(spec), ax=Figure().subplots())
     >>> ax.texts[0].get_text().splitlines()
-    ['2 spikes beyond 4.43,', 'the largest 399']
+    ['2 of 2 spikes beyond 4.36,', 'the largest at 404']
     """
     _check_spectrum(spectrum)
     if isinstance(fit, BulkFit):
@@ -123,7 +123,9 @@ def plot_esd(
         _spike_ticks(ax, spikes[(spikes >= low) & (spikes <= high)])
     _say(ax, _beyond(spectrum, spikes, low, high, fit))
     ax.set_xlim(low, high)
-    ax.set_ylim(0.0, 1.25 * top if top > 0.0 else 1.0)
+    # A bulk far from 0 fills the view: more room above it for the legend.
+    room = 1.6 if law is not None and _far(law) else 1.25
+    ax.set_ylim(0.0, room * top if top > 0.0 else 1.0)
     ax.set_xlabel(_EIGENVALUE)
     ax.set_ylabel("density")
     ax.legend(loc="upper right", fontsize="small")
@@ -209,7 +211,7 @@ def plot_cdf_fit(
         where = (x0 + 0.06 * law.bulk_edge, ends[1] - 0.12)
         ax.annotate("largest gap", (x0, ends[1]), where, arrowprops=arrow, fontsize="small")
         span = law.bulk_edge - law.lower_edge
-        start = 0.0 if law.lower_edge < law.bulk_edge / 2 else law.lower_edge - 0.1 * span
+        start = law.lower_edge - 0.1 * span if _far(law) else 0.0
         ax.set_xlim(start, law.bulk_edge + 0.1 * span)
     ax.set_ylim(0.0, 1.02)
     ax.set_xlabel(_EIGENVALUE)
@@ -251,7 +253,7 @@ def plot_scree(
     >>> spec = rmtspec.spectrum(rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0))
     >>> ax = rmtspec.plot.plot_scree(spec, rmtspec.bema(spec), ax=Figure().subplots())
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['spikes (2)', 'bulk (298)', 'threshold 37.7']
+    ['spikes (2)', 'bulk (298)', 'threshold 37.35']
     """
     _check_spectrum(spectrum)
     if fit is not None:
@@ -285,7 +287,10 @@ def plot_scree(
     _say(ax, "\n".join(notes))
     if shown.any():
         ax.set_yscale("log")
-        ax.legend(loc="upper right", fontsize="small")
+        if values[0] < 100.0 * values[shown][-1]:  # plain numbers, where powers of ten are too few
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
+        ax.legend(loc="best", fontsize="small")
     ax.set_xlabel("rank, largest first")
     ax.set_ylabel("singular value $s$")
     return ax
@@ -332,9 +337,13 @@ def _view(
         highest = float(spectrum.eigenvalues[-1])
         return 0.0, 1.02 * highest if highest > 0.0 else 1.0
     end = fit.threshold if isinstance(fit, BulkFit) else law.bulk_edge
-    far = law.lower_edge > law.bulk_edge / 2
-    start = law.lower_edge - 0.25 * (end - law.lower_edge) if far else 0.0
+    start = law.lower_edge - 0.25 * (end - law.lower_edge) if _far(law) else 0.0
     return start, end + 0.25 * (end - start)
+
+
+def _far(law: MarchenkoPastur) -> bool:
+    """Tell whether the bulk lies so far from 0 that a view from 0 would waste the space."""
+    return law.lower_edge > law.bulk_edge / 2
 
 
 def _bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: float) -> Any:
@@ -394,13 +403,11 @@ def _beyond(
     above = int(np.count_nonzero(spectrum.eigenvalues > high))
     below = int(np.count_nonzero(spectrum.eigenvalues < low))
     if above:
-        only_spikes = spikes is not None and np.count_nonzero(spikes > high) == above
-        noun = "spike" if only_spikes else "eigenvalue"
+        what = _count(above, "eigenvalue")
+        if spikes is not None and np.count_nonzero(spikes > high) == above:
+            what = f"{above} of {_count(spikes.size, 'spike')}"
         largest = f"{spectrum.eigenvalues[-1]:.3g}"
-        if above == 1:
-            lines.append(f"1 {noun} beyond {high:.3g},\nat {largest}")
-        else:
-            lines.append(f"{above} {noun}s beyond {high:.3g},\nthe largest {largest}")
+        lines.append(f"{what} beyond {high:.3g},\nthe largest at {largest}")
     if below:
         lines.append(f"{_count(below, 'eigenvalue')} below {low:.3g}")
     return "\n".join(lines)

@@ -47,6 +47,10 @@ class _Sweep:
     values: tuple[float, ...]
     fixed: dict[str, float]
 
+    def at(self, value: float) -> dict[str, Any]:
+        """Return the options of `bema` with the moving parameter at `value`."""
+        return {self.moving: value, **self.fixed}
+
 
 _SWEEPS = {
     "fig-3a": _Sweep("alpha", tuple(np.linspace(0.05, 0.45, 17).round(3)), {"beta": 0.5}),
@@ -167,10 +171,7 @@ def _sweep_numbers(sweep: _Sweep, spectra: dict[int, list[Spectrum]]) -> dict[st
         results["lambda_plus"][name] = {}
         for size, several in spectra.items():
             found = [
-                [
-                    bema(spec, **{sweep.moving: value}, **sweep.fixed, **options).threshold
-                    for value in sweep.values
-                ]
+                [bema(spec, **sweep.at(value), **options).threshold for value in sweep.values]
                 for spec in several
             ]
             table = np.array(found)
@@ -198,7 +199,7 @@ def _draw_bulk(spec: Spectrum, fit: BulkFit, n: int, seed: int) -> "Figure":
     from rmtspec.plot import plot_esd
 
     drawing = Figure(figsize=(7.0, 4.4), layout="constrained")
-    ax = plot_esd(spec, fit, ax=drawing.subplots(), xlim=(0.0, 8.0))
+    ax = plot_esd(spec, fit, ax=drawing.subplots(), bins=80, xlim=(0.0, 8.0))
     ax.set_title(
         f"Example 3.3, N = {n}, seed {seed}: BEMA as published, alpha {_ALPHA:g}, beta {_BETA:g}",
         fontsize="medium",
@@ -229,7 +230,7 @@ def _draw_sweep(sweep: _Sweep, results: dict[str, Any], count: int) -> "Figure":
         ax.set_title(f"{name}, {fixed}", fontsize="medium")
         ax.set_xlabel(sweep.moving)
         ax.legend(fontsize="small")
-    panels[0].set_ylabel("lambda$_+$ (eigenvalue $s^2 / n$)")
+    panels[0].set_ylabel(r"$\lambda_+$ (eigenvalue $s^2 / n$)")
     return drawing
 
 
@@ -297,6 +298,6 @@ def _replace(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise FileError(
-            f"{str(path)!r} cannot be written: {error.strerror}. Choose a folder that you may write "
-            "to, with room on its disk."
+            f"{str(path)!r} cannot be written: {error.strerror}. Choose a folder that you may "
+            "write to, with room on its disk."
         ) from error

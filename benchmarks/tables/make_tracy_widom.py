@@ -55,7 +55,7 @@ def plus_and_minus(t: arb, *, extra: int = 0) -> tuple[arb, arb]:
         small = abs(at) ** 3 / 24 + size / 4 + 130
         length = (1.5 * small) ** (2 / 3) - at
         nodes = 70 + int(0.9 * length * max(1.0, abs(at) / 20)) + extra
-        bits = 250 + int(4 * small)
+        bits = 250 + int(1.3 * small)
     else:
         # 1 - F4 is about exp(-4/3 t^1.5), and its digits are differences of numbers near 1.
         small = 2 / 3 * size + 110

@@ -29,7 +29,7 @@ Constants = tuple[float, ...]
 # 8 cells per power of two, and the quantile is a Taylor polynomial of degree 11 about the middle of
 # each. The only singular points are the edges, at least 17 half cells away, so the polynomial is
 # cut at 17^-12 times a small coefficient, below rounding.
-_TERMS = 12
+_TERMS = 11
 _SHIFT = 49  # a float's bits shifted by this: exponent and the first 3 bits of the mantissa
 _SIDE = 0x3FFF  # those bits without the sign, which tells the side of the bulk
 _OCTAVES = 8  # a table covers 2^-9 <= u <= 1/2; beyond, each value is solved for
@@ -125,8 +125,8 @@ def share(phi: float, near: float, sine: float, cosine: float, r: float, gap: fl
 @kernel
 def distribution(x: Float64Array, law: Constants, upper: bool, out: Float64Array) -> None:
     """Write the law's cdf at `x`, or with `upper` its sf, into `out`; nan stays nan."""
-    _, weight, r, gap, width, lower, lower_low, top, top_low = law
-    atom = 1.0 - weight
+    ratio, weight, r, gap, width, lower, lower_low, top, top_low = law
+    atom = max(ratio - 1.0, 0.0) / ratio  # 1 - weight would lose it near ratio 1
     for i in range(x.size):
         value = x[i]
         if value > lower and value < top:
@@ -234,11 +234,11 @@ def quantiles(p: Float64Array, law: Constants, upper: bool, out: Float64Array) -
 
 @kernel
 def _ascending(p: Float64Array) -> Any:
-    """Tell whether `p` never falls; nan counts as a fall."""
+    """Tell whether `p` never falls; nan counts as a fall. No early exit, so that it is vectors."""
+    rises = 0
     for i in range(1, p.size):
-        if not p[i - 1] <= p[i]:
-            return False
-    return p.size > 1
+        rises += p[i - 1] <= p[i]
+    return rises == p.size - 1
 
 
 @kernel
@@ -304,19 +304,22 @@ def _expand(cell: int, above: bool, law: Constants, work: Float64Array, row: Flo
     s[0] = 1.0 / math.sqrt(q[0])
     scale = half * math.pi / 8.0
     slope = gap * gap + 4.0 * r * start
+    bend = 4.0 * r
+    inverse = 1.0 / q[0]
     for k in range(1, _TERMS):
-        total = slope * s[k - 1]
-        for j in range(1, k):
-            total += 4.0 * r * y[j] * s[k - 1 - j]
-        y[k] = scale * total / k
-        total = (1.0 - 2.0 * start) * y[k]
-        for j in range(1, k):
-            total -= y[j] * y[k - j]
-        q[k] = total
+        per_order = 1.0 / k
         total = 0.0
-        for j in range(1, k + 1):
+        for j in range(1, k):
+            total += y[j] * s[k - 1 - j]
+        y[k] = scale * per_order * (slope * s[k - 1] + bend * total)
+        total = 0.5 * y[k // 2] * y[k // 2] if k & 1 == 0 else 0.0
+        for j in range(1, (k + 1) // 2):
+            total += y[j] * y[k - j]
+        q[k] = (1.0 - 2.0 * start) * y[k] - 2.0 * total
+        total = -0.5 * k * q[k] * s[0]
+        for j in range(1, k):
             total += (0.5 * j - k) * q[j] * s[k - j]
-        s[k] = total / (k * q[0])
+        s[k] = total * (per_order * inverse)
     sign = -1.0 if above else 1.0
     row[2] = top + (top_low - width * start) if above else lower + (lower_low + width * start)
     for k in range(1, _TERMS):
@@ -327,12 +330,9 @@ def _expand(cell: int, above: bool, law: Constants, work: Float64Array, row: Flo
 def _polynomial(u: float, row: Float64Array) -> Any:
     """Return the polynomial of a cell at the share `u`."""
     t = (abs(u) - row[0]) * row[1]
-    x = row[12] + t * row[13]
-    x = row[10] + t * (row[11] + t * x)
-    x = row[8] + t * (row[9] + t * x)
-    x = row[6] + t * (row[7] + t * x)
-    x = row[4] + t * (row[5] + t * x)
-    return row[2] + t * (row[3] + t * x)
+    x = row[9] + t * (row[10] + t * (row[11] + t * row[12]))
+    x = row[6] + t * (row[7] + t * (row[8] + t * x))
+    return row[2] + t * (row[3] + t * (row[4] + t * (row[5] + t * x)))
 
 
 @kernel
@@ -364,15 +364,43 @@ def _by_runs(out: Float64Array, law: Constants) -> None:
     start = 0
     while start < out.size:
         key = bits[start] >> _SHIFT
-        stop = start + 1
-        while stop < out.size and bits[stop] >> _SHIFT == key:
-            stop += 1
+        stop = _run_end(bits, start, key)
         cell = key & _SIDE
         if stop - start >= _LEAST_RUN and 1000 < cell <= _FIRST + _CELLS:
             _expand(cell, key < 0, law, work, row)
-            for i in range(start, stop):
-                out[i] = _polynomial(out[i], row)
+            _evaluate_run(out[start:stop], row)
         else:
             for i in range(start, stop):
                 out[i] = _quantile(out[i], law)
         start = stop
+
+
+@kernel
+def _run_end(bits: NDArray[np.int64], start: int, key: int) -> Any:
+    """Return where the run of `key` that begins at `start` ends: doubling steps, then bisection."""
+    inside, outside, step = start, start + 1, 1
+    while outside < bits.size and bits[outside] >> _SHIFT == key:
+        inside = outside
+        step *= 2
+        outside = start + step
+    outside = min(outside, bits.size)
+    while outside - inside > 1:
+        middle = (inside + outside) // 2
+        if bits[middle] >> _SHIFT == key:
+            inside = middle
+        else:
+            outside = middle
+    return outside
+
+
+@kernel
+def _evaluate_run(out: Float64Array, row: Float64Array) -> None:
+    """Turn shares of one cell into quantiles, in place; a loop the compiler makes into vectors."""
+    middle, per_half = row[0], row[1]
+    c0, c1, c2, c3, c4, c5 = row[2], row[3], row[4], row[5], row[6], row[7]
+    c6, c7, c8, c9, c10 = row[8], row[9], row[10], row[11], row[12]
+    for i in range(out.size):
+        t = (abs(out[i]) - middle) * per_half
+        x = c7 + t * (c8 + t * (c9 + t * c10))
+        x = c4 + t * (c5 + t * (c6 + t * x))
+        out[i] = c0 + t * (c1 + t * (c2 + t * (c3 + t * x)))

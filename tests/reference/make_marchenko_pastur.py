@@ -75,23 +75,23 @@ def quantile(c, share, upper):
     if not upper:
         share -= 1 - min(mp.mpf(1), 1 / mp.mpf(c))
 
-    def excess(t):
+    def excess(distance):
         if upper:
-            return bulk_integral(c, t, mp.pi / 2) - share
-        return bulk_integral(c, mp.mpf(0), t) - share
+            return bulk_integral(c, mp.pi / 2 - distance, mp.pi / 2) - share
+        return bulk_integral(c, mp.mpf(0), distance) - share
 
-    low, high = mp.mpf(0), mp.pi / 2
-    rising = not upper
-    for _ in range(20):  # to a start from which the secant method cannot leave
-        middle = (low + high) / 2
-        if (excess(middle) < 0) == rising:
+    low, high = mp.mpf(10) ** -20, mp.pi / 2
+    for _ in range(30):  # on the logarithm: a start from which the secant method cannot leave
+        middle = mp.sqrt(low * high)
+        if excess(middle) < 0:
             low = middle
         else:
             high = middle
-    t = mp.findroot(excess, (low, high), solver="secant", tol=mp.mpf(10) ** -60, verify=False)
-    if abs(excess(t)) > share * mp.mpf(10) ** -30:
+    distance = mp.findroot(excess, (low, high), solver="secant", tol=1e-60, verify=False)
+    if abs(excess(distance)) > share * mp.mpf(10) ** -30:
         raise ArithmeticError(f"no quantile found: {c}, {share}, {upper}")
-    return a + (b - a) * mp.sin(t) ** 2
+    near = (b - a) * mp.sin(distance) ** 2
+    return b - near if upper else a + near
 
 
 def points(c):

@@ -1,0 +1,261 @@
+"""Tracy-Widom laws against Painleve II values of 230 digits, literature, and mathematics."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.integrate import quad
+from scipy.special import airy
+
+import rmtspec
+from rmtspec.laws import _tracy_widom_table as table
+from rmtspec.laws.tracy_widom import TracyWidom
+
+REFERENCE = json.loads(
+    Path(__file__).with_name("reference").joinpath("tracy_widom.json").read_text()
+)
+BETAS = (1, 2, 4)
+
+# Rounding x by eps moves log F by eps |x| |log F|', which for F = 1e-300 is 2e-13 times F.
+TAIL = 1e-12
+TINY = 1e-300
+
+every_beta = pytest.mark.parametrize("beta", BETAS)
+
+
+def column(beta, name):
+    return np.array([row[name] for row in REFERENCE["values"][str(beta)]])
+
+
+def quantile_columns(beta, *, upper):
+    rows = [row for row in REFERENCE["quantiles"][str(beta)] if row["upper"] is upper]
+    return np.array([row["p"] for row in rows]), np.array([row["x"] for row in rows])
+
+
+@every_beta
+@pytest.mark.parametrize("name", ["cdf", "sf", "pdf"])
+def test_values_match_painleve(beta, name):
+    x, expected = column(beta, "x"), column(beta, name)
+    found = getattr(TracyWidom(beta), name)(x)
+    assert_allclose(found, expected, rtol=0, atol=2e-15)
+    # relative, both tails: the reference goes from x = -28 to 38
+    normal = expected > TINY
+    assert normal.sum() > 70
+    assert_allclose(found[normal], expected[normal], rtol=TAIL)
+    assert (found[expected == 0] == 0).all()
+
+
+@every_beta
+@pytest.mark.parametrize("name", ["logcdf", "logsf"])
+def test_logs_match_painleve(beta, name):
+    x, expected = column(beta, "x"), column(beta, name)
+    assert_allclose(getattr(TracyWidom(beta), name)(x), expected, rtol=1e-13)
+
+
+@every_beta
+def test_quantiles_match_painleve(beta):
+    law = TracyWidom(beta)
+    p, x = quantile_columns(beta, upper=False)
+    assert p.size == 23
+    # p itself is rounded: x moves by eps p / pdf(x), 1.2e-10 at p = 1 - 1e-6
+    slack = np.finfo(float).eps * p / np.abs(law.pdf(x))
+    error = np.abs(law.ppf(p) - x)
+    assert (error <= 1e-13 + 2 * slack + 1e-14 * np.abs(x)).all()
+    assert error[p < 0.9999].max() < 1e-12
+    q, x = quantile_columns(beta, upper=True)
+    assert q.size == 6
+    assert_allclose(law.isf(q), x, rtol=1e-14, atol=1e-14)
+
+
+def test_known_values_of_the_real_law():
+    law = rmtspec.TracyWidom(beta=1)
+    quantiles = [0.450143289058251, 0.979316053469554, 2.023449281380162]
+    assert_allclose(law.ppf([0.9, 0.95, 0.99]), quantiles, rtol=0, atol=1e-12)
+    assert_allclose(law.cdf(0.0), 0.8319080662029523, rtol=0, atol=1e-12)
+    assert law.median() == law.ppf(0.5)
+
+
+@pytest.mark.parametrize(
+    ("beta", "mean", "variance"),
+    # Bornemann (2010), table 4
+    [
+        (1, -1.2065335745820, 1.607781034581),
+        (2, -1.7710868074, 0.8131947928329),
+        (4, -2.306884893241, 0.5177237207726),
+    ],
+)
+def test_mean_and_variance_match_literature(beta, mean, variance):
+    law = TracyWidom(beta)
+    assert_allclose(law.mean(), mean, rtol=0, atol=2e-11)
+    assert_allclose(law.var(), variance, rtol=0, atol=2e-11)
+    assert_allclose(law.std() ** 2, variance, rtol=0, atol=2e-11)
+
+
+@every_beta
+def test_density_integrates_to_one_and_to_the_moments(beta):
+    law = TracyWidom(beta)
+
+    def integral(f):
+        parts = [(-12, -4), (-4, -1), (-1, 2), (2, 16)]
+        return sum(quad(f, a, b, epsabs=1e-13, epsrel=1e-13)[0] for a, b in parts)
+
+    assert_allclose(integral(law.pdf), 1, rtol=0, atol=1e-12)
+    assert_allclose(integral(lambda x: x * law.pdf(x)), law.mean(), rtol=0, atol=1e-12)
+    second = integral(lambda x: (x - law.mean()) ** 2 * law.pdf(x))
+    assert_allclose(second, law.var(), rtol=0, atol=1e-12)
+
+
+@every_beta
+def test_density_is_the_derivative(beta):
+    law = TracyWidom(beta)
+    x, h = np.linspace(-6, 5, 111), 2e-3
+    # five-point rule: error h^4 / 30 times the fifth derivative (below 6), and rounding / h
+    inner = 8 * (law.cdf(x + h) - law.cdf(x - h))
+    outer = law.cdf(x + 2 * h) - law.cdf(x - 2 * h)
+    assert_allclose((inner - outer) / (12 * h), law.pdf(x), rtol=0, atol=2e-11)
+
+
+@every_beta
+def test_round_trips(beta):
+    law = TracyWidom(beta)
+    p = np.concatenate([np.logspace(-300, -1, 200), np.linspace(0.1, 0.999, 300)])
+    assert_allclose(law.cdf(law.ppf(p)), p, rtol=TAIL)
+    assert_allclose(law.sf(law.isf(p)), p, rtol=TAIL)
+    assert_allclose(law.isf(p[p > 0.01]), law.ppf(1 - p[p > 0.01]), rtol=0, atol=1e-13)
+
+
+@every_beta
+def test_pieces_of_the_table_join(beta):
+    # a point and its neighbour are read from different series
+    law = TracyWidom(beta)
+    scale = math.sqrt(2) if beta == 4 else 1.0
+    edges = np.array([*table.LEFT_EDGES, *table.RIGHT_EDGES[1:]]) / scale
+    for name in ("logcdf", "logsf", "cdf", "sf"):
+        method = getattr(law, name)
+        below, above = method(edges - 1e-15 * np.abs(edges)), method(edges + 1e-15 * np.abs(edges))
+        # the expansions beyond the table are asymptotic: a little less
+        assert_allclose(below, above, rtol=1e-12)
+
+
+@every_beta
+def test_monotone(beta):
+    law = TracyWidom(beta)
+    x = np.linspace(-30, 60, 4001)
+    for found in (law.cdf(x), law.logcdf(x), -law.sf(x), -law.logsf(x)):
+        assert (np.diff(found) >= -4e-16).all()
+    p = np.linspace(0, 1, 2001)
+    assert (np.diff(law.ppf(p)[1:-1]) > 0).all()
+    assert (law.pdf(x) >= 0).all()
+
+
+@every_beta
+def test_far_right_follows_the_airy_function(beta):
+    # first term of the determinant; the next is smaller by exp(-4/3 t^1.5) or exp(-2/3 t^1.5)
+    x = np.array([25.0, 60.0, 105.0, 115.0, 1000.0])
+    t = x * math.sqrt(2) if beta == 4 else x
+    rate = 2 / 3 if beta == 1 else 4 / 3
+    power = {1: 0.75, 2: 1.5, 4: 3.0}[beta]
+    constant = {1: 4 * math.sqrt(math.pi), 2: 16 * math.pi, 4: 128 * math.pi}[beta]
+    leading = -rate * t**1.5 - power * np.log(t) - math.log(constant)
+    # next term of the expansion is of relative size 6 t^-1.5 in 1 - F
+    assert (np.abs(TracyWidom(beta).logsf(x) - leading) < 6 * t**-1.5).all()
+
+
+def test_unitary_law_far_right_is_the_airy_trace():
+    x = np.linspace(6, 40, 30)
+    ai, slope, _, _ = airy(x)
+    # K = (2 x^2 Ai^2 - 2 x Ai'^2 - Ai Ai') / 3 cancels to z^2 of its terms
+    trace = (2 * x**2 * ai**2 - 2 * x * slope**2 - ai * slope) / 3
+    assert_allclose(TracyWidom(2).sf(x), trace, rtol=1e-8)
+
+
+@every_beta
+def test_beyond_the_table(beta):
+    law = TracyWidom(beta)
+    far = np.array([-np.inf, -1e300, -1e60, -40.0, 120.0, 1e60, 1e300, np.inf])
+    left = far < 0
+    for name, value in (("cdf", 0), ("pdf", 0), ("sf", 1)):
+        assert_array_equal(getattr(law, name)(far[left]), value)
+    for name, value in (("cdf", 1), ("pdf", 0), ("sf", 0)):
+        assert_array_equal(getattr(law, name)(far[~left]), value)
+    assert_array_equal(law.logcdf(far[:2]), -np.inf)
+    assert_array_equal(law.logsf(far[-2:]), -np.inf)
+    assert_array_equal(law.logcdf(far[~left]), 0)
+    assert_array_equal(law.logsf(far[left]), 0)
+    assert np.isfinite(law.logcdf(far[2:4])).all()
+    assert np.isfinite(law.logsf(far[4:6])).all()
+    ends = law.ppf([5e-324, 1 - 2**-53])
+    assert np.isfinite(ends).all()
+    assert np.isfinite(law.isf([5e-324, 1 - 2**-53])).all()
+
+
+def test_edges_of_the_quantile():
+    law = TracyWidom(1)
+    p = np.array([0.0, 1.0, -0.1, 1.1, np.nan, -np.inf, np.inf])
+    assert_array_equal(law.ppf(p), [-np.inf, np.inf] + [np.nan] * 5)
+    assert_array_equal(law.isf(p), [np.inf, -np.inf] + [np.nan] * 5)
+    assert law.support() == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("name", ["pdf", "cdf", "sf", "logcdf", "logsf", "ppf", "isf"])
+@every_beta
+def test_shapes_and_nan(beta, name):
+    method = getattr(TracyWidom(beta), name)
+    grid = np.linspace(0.01, 0.99, 12)
+    expected = method(grid)
+    assert expected.dtype == np.float64
+    assert_array_equal(method(grid.reshape(3, 4)), expected.reshape(3, 4))
+    assert_array_equal(method(list(grid)), expected)
+    assert_array_equal(method(grid[::-1]), expected[::-1])
+    single = method(float(grid[5]))
+    assert isinstance(single, np.float64)
+    assert_allclose(single, expected[5], rtol=1e-15, atol=1e-15)
+    assert method([]).shape == (0,)
+    assert method(np.zeros((2, 0))).shape == (2, 0)
+    assert np.isnan(method(np.nan))
+    assert_array_equal(np.isnan(method([np.nan, 0.5])), [True, False])
+    assert_allclose(method(np.float32(0.5)), method(0.5), rtol=1e-15)
+
+
+@pytest.mark.parametrize("beta", [3, 8])
+def test_a_beta_without_a_law(beta):
+    with pytest.raises(
+        rmtspec.RmtspecError, match=rf"`beta` is {beta}; expected 1, 2 or 4"
+    ) as error:
+        TracyWidom(beta)
+    assert isinstance(error.value, ValueError)
+    assert "real matrices" in str(error.value)
+
+
+@pytest.mark.parametrize("beta", [0, -1])
+def test_a_beta_below_one(beta):
+    with pytest.raises(ValueError, match="`beta` is .*Take 1 for real matrices"):
+        TracyWidom(beta)
+
+
+@pytest.mark.parametrize("beta", ["1", None, 1.0, True])
+def test_a_beta_that_is_no_whole_number(beta):
+    with pytest.raises(TypeError, match="`beta` is .*whole number"):
+        TracyWidom(beta)
+
+
+@pytest.mark.parametrize("bad", ["a", [1j], [None]])
+def test_points_that_are_no_numbers(bad):
+    with pytest.raises(TypeError, match="`x` has dtype"):
+        TracyWidom(1).cdf(bad)
+    with pytest.raises(TypeError, match="`p` has dtype"):
+        TracyWidom(1).ppf(bad)
+
+
+def test_law_is_a_value():
+    law = TracyWidom(beta=1)
+    assert repr(law) == "TracyWidom(beta=1)"
+    assert law == TracyWidom() == TracyWidom(np.int64(1))
+    assert type(TracyWidom(np.int64(4)).beta) is int
+    assert law != TracyWidom(2)
+    assert hash(law) == hash(TracyWidom(1))
+    with pytest.raises(AttributeError):
+        law.beta = 2
