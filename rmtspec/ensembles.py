@@ -135,7 +135,8 @@ def spiked(
     left = np.linalg.qr(generator.standard_normal((noise.shape[0], values.size)))[0]
     right = np.linalg.qr(generator.standard_normal((noise.shape[1], values.size)))[0]
     singular = values * math.sqrt(max(noise.shape) * variance)
-    return noise + np.asarray((left * singular) @ right.T)
+    signal: Float64Array = (left * singular) @ right.T
+    return noise + signal
 
 
 def example_3_3(n: int = 1000, rng: Any = None) -> Float64Array:

@@ -287,7 +287,7 @@ def plot_scree(
     _say(ax, "\n".join(notes))
     if shown.any():
         ax.set_yscale("log")
-        if values[0] < 100.0 * values[shown][-1]:  # plain numbers, where powers of ten are too few
+        if values[0] < 10.0 * values[shown][-1]:  # too few powers of ten for tick labels
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter("{x:g}")
         ax.legend(loc="best", fontsize="small")

@@ -242,17 +242,19 @@ def _folder(out: str | os.PathLike[str]) -> Path:
         raise InvalidTypeError(
             f"`out` is {out!r} ({type(out).__name__}); expected the path of a folder."
         ) from None
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise FileError(f"`out` is {str(folder)!r}, a file; expected a folder to write into.")
-    if not folder.parent.is_dir():
-        raise FileError(
-            f"`out` is {str(folder)!r}, and {str(folder.parent)!r} does not exist; expected a "
-            "folder in one that does. Make it first, or correct the path."
-        )
     try:
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise FileError(f"`out` is {str(folder)!r}, a file; expected a folder to write into.")
+        if not folder.parent.is_dir():
+            raise FileError(
+                f"`out` is {str(folder)!r}, and {str(folder.parent)!r} does not exist; expected a "
+                "folder in one that does. Make it first, or correct the path."
+            )
         folder.mkdir()
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(
             f"`out` is {str(folder)!r} and cannot be made: {error.strerror}. Choose a folder that "

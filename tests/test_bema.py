@@ -149,6 +149,20 @@ def test_refinement_is_refused_where_the_bulk_is_no_such_law():
     assert not rmtspec.fit_test(spec, fit).accepted
 
 
+def test_refinement_is_refused_on_real_convolution_weights(data_folder):
+    """Iterated without a guard, the fit removes half of these spectra and more."""
+    from safetensors.numpy import load_file
+
+    fits = [
+        fit_of(kernel.reshape(len(kernel), -1))
+        for kernel in load_file(data_folder / "models" / "resnet56-cifar10.safetensors").values()
+        if kernel.ndim == 4
+    ]
+    assert len(fits) == 55
+    assert {fit.refinement for fit in fits} == {"refused"}
+    assert max(fit.n_spikes / fit.p for fit in fits) < 0.6
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("rank", [1, 5, 64, 150, 239])
 def test_low_rank_is_no_bulk(dtype, rank):

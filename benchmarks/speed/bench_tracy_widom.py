@@ -34,7 +34,10 @@ def determinant_cdf(s):
 
 
 def determinant_ppf(p):
-    return np.array([brentq(lambda s: determinant_cdf([s])[0] - q, -9, 7, xtol=1e-13) for q in p])
+    def excess(s, q):
+        return determinant_cdf([s])[0] - q
+
+    return np.array([brentq(excess, -9, 7, args=(q,), xtol=1e-13) for q in p])
 
 
 def timed(benchmark, function, values):

@@ -26,9 +26,9 @@ Float64Array = NDArray[np.float64]
 Constants = tuple[float, ...]
 
 # Quantiles of many probabilities: u, the share of the bulk beyond the nearer edge, is cut into
-# 8 cells per power of two, and the quantile is a Taylor polynomial of degree 11 about the middle of
+# 8 cells per power of two, and the quantile is a Taylor polynomial of degree 10 about the middle of
 # each. The only singular points are the edges, at least 17 half cells away, so the polynomial is
-# cut at 17^-12 times a small coefficient, below rounding.
+# cut at 17^-11 times a small coefficient, below rounding.
 _TERMS = 11
 _SHIFT = 49  # a float's bits shifted by this: exponent and the first 3 bits of the mantissa
 _SIDE = 0x3FFF  # those bits without the sign, which tells the side of the bulk
@@ -173,25 +173,27 @@ def density(x: Float64Array, law: Constants, out: Float64Array) -> None:
 
 
 @kernel
-def solve(u: float, r: float, gap: float) -> Any:
-    """Return sin(phi / 2)^2 where H(phi, r) = u, for 0 <= u <= 1/2, by Halley's method."""
+def _start(u: float, r: float, gap: float) -> Any:
+    """Return an angle near the phi where H(phi, r) = u, within 2.5."""
+    if r <= 0.15:
+        return (1.5 * math.pi * gap * gap * u) ** (1.0 / 3.0)
+    # Near the edge H = 2 delta (y - atan y) / (pi r) with phi = delta y
+    delta = gap / math.sqrt(r)
+    v = 0.5 * math.pi * r * u
+    if v > delta:
+        return v + 0.5 * math.pi * delta - delta * delta / (v + 0.5 * math.pi * delta)
+    y = (3.0 * v / delta) ** (1.0 / 3.0)
+    return delta * (y + 0.2 * y * y * y)
+
+
+@kernel
+def solve(u: float, r: float, gap: float, phi: float) -> Any:
+    """Return sin(phi / 2)^2 where H(phi, r) = u <= 1/2, by Halley's method from `phi`."""
     if not u > 1e-290:
         return 0.0
-    if r <= 0.15:
-        phi = (1.5 * math.pi * gap * gap * u) ** (1.0 / 3.0)
-    else:
-        # Near the edge H = 2 delta (y - atan y) / (pi r) with phi = delta y
-        delta = gap / math.sqrt(r)
-        v = 0.5 * math.pi * r * u
-        if v > delta:
-            phi = v + 0.5 * math.pi * delta - delta * delta / (v + 0.5 * math.pi * delta)
-        else:
-            y = (3.0 * v / delta) ** (1.0 / 3.0)
-            phi = delta * (y + 0.2 * y * y * y)
     low = 0.0
     high = math.pi
-    if not phi < 2.5:
-        phi = 2.5
+    phi = min(phi, 2.5)
     for _ in range(60):
         sine = math.sin(phi)
         cosine = math.cos(phi)
@@ -249,24 +251,24 @@ def _shares(p: Float64Array, ratio: float, upper: bool, out: Float64Array) -> No
     """
     if ratio <= 1.0:
         for i in range(p.size):
-            beyond = 1.0 - p[i]
-            u = p[i] if p[i] <= 0.5 else -beyond
-            if upper:
-                u = -p[i] if p[i] <= 0.5 else beyond
-            out[i] = u if 0.0 <= p[i] <= 1.0 else math.nan
+            value = p[i] + 0.0  # -0.0 becomes 0.0
+            u = value if value <= 0.5 else 1.0 - value
+            u = -u if upper == (value <= 0.5) else u
+            out[i] = u if 0.0 <= value <= 1.0 else math.nan
         return
     for i in range(p.size):
-        product, error = two_product(p[i], ratio)
+        value = p[i] + 0.0
+        product, error = two_product(value, ratio)
         if upper:
             above = product
             below = (1.0 - product) - error
         else:
-            above = (1.0 - p[i]) * ratio
+            above = (1.0 - value) * ratio
             below = (product - (ratio - 1.0)) + error
         u = -above if above <= 0.5 else below
         if above > 0.5 and not below > 0.0:
             u = math.inf
-        out[i] = u if 0.0 <= p[i] <= 1.0 else math.nan
+        out[i] = u if 0.0 <= value <= 1.0 else math.nan
 
 
 @kernel
@@ -277,28 +279,41 @@ def _quantile(u: float, law: Constants) -> Any:
         return math.nan
     if math.isinf(u):
         return 0.0
-    if math.copysign(1.0, u) > 0.0:
-        return lower + (lower_low + width * solve(u, r, gap))
-    return top + (top_low - width * solve(-u, -r, 1.0 + r))
+    above = math.copysign(1.0, u) < 0.0
+    if above:
+        r, gap = -r, 1.0 + r
+    near = width * solve(abs(u), r, gap, _start(abs(u), r, gap))
+    return top + (top_low - near) if above else lower + (lower_low + near)
 
 
 @kernel
-def _expand(cell: int, above: bool, law: Constants, work: Float64Array, row: Float64Array) -> None:
+def _expand(
+    cell: int, above: bool, law: Constants, work: Float64Array, row: Float64Array, resume: bool
+) -> None:
     """Write into `row` the middle of a cell, 1 / its half width, and the polynomial of x.
 
     With y = sin(phi / 2)^2 and D = (1 - r)^2 + 4 r y, dy/du = pi D / (8 sqrt(y (1 - y))); the
-    series of y, y (1 - y) and its power -1/2 follow from one another, order by order.
+    series of y, y (1 - y) and its power -1/2 follow from one another, order by order. With
+    `resume`, `row` and `work` hold a cell of the same side; next to it, its y starts the search.
     """
     _, _, r, gap, width, lower, lower_low, top, top_low = law
     if above:
         r, gap = -r, 1.0 + r
     octave = (cell >> 3) - 1023
     half = math.ldexp(0.0625, octave)
-    middle = math.ldexp(1.0 + 0.125 * (cell & 7), octave) + half
-    start = solve(min(middle, 0.5), r, gap)
-    row[0] = min(middle, 0.5)
-    row[1] = 1.0 / half
+    middle = min(math.ldexp(1.0 + 0.125 * (cell & 7), octave) + half, 0.5)
     y, q, s = work[0], work[1], work[2]
+    t = (middle - row[0]) * row[1]
+    if resume and abs(t) < 3.5:
+        start = y[_TERMS - 1]
+        for k in range(_TERMS - 2, -1, -1):
+            start = y[k] + t * start
+        phi = 2.0 * math.asin(math.sqrt(start))
+    else:
+        phi = _start(middle, r, gap)
+    start = solve(middle, r, gap, phi)
+    row[0] = middle
+    row[1] = 1.0 / half
     y[0] = start
     q[0] = start * (1.0 - start)
     s[0] = 1.0 / math.sqrt(q[0])
@@ -339,10 +354,11 @@ def _polynomial(u: float, row: Float64Array) -> Any:
 def _by_table(out: Float64Array, law: Constants) -> None:
     """Turn signed shares in any order into quantiles, in place."""
     table = np.empty((2 * _CELLS + 1, _TERMS + 2))
-    work = np.empty((3, _TERMS))
-    for k in range(_CELLS):
-        _expand(_FIRST + k, False, law, work, table[k])
-        _expand(_FIRST + k, True, law, work, table[_CELLS + k])
+    work = np.zeros((3, _TERMS))
+    row = np.zeros(_TERMS + 2)
+    for k in range(2 * _CELLS):
+        _expand(_FIRST + k % _CELLS, k >= _CELLS, law, work, row, k % _CELLS > 0)
+        table[k] = row
     table[2 * _CELLS] = math.nan  # the row of what the table leaves to `_quantile`
     bits = out.view(np.int64)
     for i in range(out.size):
@@ -358,16 +374,19 @@ def _by_table(out: Float64Array, law: Constants) -> None:
 @kernel
 def _by_runs(out: Float64Array, law: Constants) -> None:
     """Turn signed shares that come in runs of one cell into quantiles, in place."""
-    row = np.empty(_TERMS + 2)
-    work = np.empty((3, _TERMS))
+    row = np.zeros(_TERMS + 2)
+    work = np.zeros((3, _TERMS))
     bits = out.view(np.int64)
     start = 0
+    side = 0  # of the cell that `row` and `work` hold
     while start < out.size:
         key = bits[start] >> _SHIFT
         stop = _run_end(bits, start, key)
         cell = key & _SIDE
         if stop - start >= _LEAST_RUN and 1000 < cell <= _FIRST + _CELLS:
-            _expand(cell, key < 0, law, work, row)
+            here = -1 if key < 0 else 1
+            _expand(cell, key < 0, law, work, row, side == here)
+            side = here
             _evaluate_run(out[start:stop], row)
         else:
             for i in range(start, stop):
@@ -396,11 +415,5 @@ def _run_end(bits: NDArray[np.int64], start: int, key: int) -> Any:
 @kernel
 def _evaluate_run(out: Float64Array, row: Float64Array) -> None:
     """Turn shares of one cell into quantiles, in place; a loop the compiler makes into vectors."""
-    middle, per_half = row[0], row[1]
-    c0, c1, c2, c3, c4, c5 = row[2], row[3], row[4], row[5], row[6], row[7]
-    c6, c7, c8, c9, c10 = row[8], row[9], row[10], row[11], row[12]
     for i in range(out.size):
-        t = (abs(out[i]) - middle) * per_half
-        x = c7 + t * (c8 + t * (c9 + t * c10))
-        x = c4 + t * (c5 + t * (c6 + t * x))
-        out[i] = c0 + t * (c1 + t * (c2 + t * (c3 + t * x)))
+        out[i] = _polynomial(out[i], row)

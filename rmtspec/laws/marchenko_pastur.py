@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels import marchenko_pastur as kernels
-from rmtspec.errors import InvalidValueError
 
-_LEAST, _MOST = 1e-6, 1e6
+_RATIOS = (1e-6, 1e6)
+_VARIANCES = (1e-200, 1e200)
 
 
 class MarchenkoPastur:
@@ -26,7 +26,7 @@ class MarchenkoPastur:
     ratio : float
         Columns over rows, from 1e-6 to 1e6.
     variance : float
-        Of the entries of W, positive.
+        Of the entries of W, from 1e-200 to 1e200.
 
     Raises
     ------
@@ -35,25 +35,26 @@ class MarchenkoPastur:
 
     Notes
     -----
-    Methods take a number or an array and return a float or an array of the same shape. Both tails
-    are computed directly (the cdf below the middle, the sf above), so they keep relative accuracy
-    next to the edges. At and beyond the ends, as in scipy.stats:
+    Methods take a number or an array and return a float or an array of that shape. Laws of equal
+    ratio and variance are equal. At and beyond the ends, as in scipy.stats:
 
-    ======================  =========================================================
-    argument                value
-    ======================  =========================================================
-    x below the support     pdf 0, logpdf -inf, cdf 0, sf 1
-    x above the support     pdf 0, logpdf -inf, cdf 1, sf 0
-    x = 0, ratio > 1        cdf = atom (right-continuous), pdf 0: the atom has no density
-    x = 0, ratio = 1        pdf inf
-    p = 0                   ppf: lower end of the support (0 when there is an atom)
-    p <= atom               ppf 0
-    p = 1                   ppf: upper edge
-    p outside [0, 1]        ppf and isf nan
-    nan                     nan
-    ======================  =========================================================
+    =======================  =========================================================
+    argument                 value
+    =======================  =========================================================
+    x below the support      pdf 0, logpdf -inf, cdf 0, sf 1
+    x at or above bulk_edge  pdf 0, logpdf -inf, cdf 1, sf 0
+    0 <= x <= lower_edge     cdf = atom (right-continuous), pdf 0: the atom has no density
+    x = 0, ratio = 1         pdf and logpdf inf
+    p = 0                    ppf: lower end of the support (0 when there is an atom)
+    p <= atom                ppf 0
+    p = 1                    ppf: bulk_edge
+    p outside [0, 1]         ppf and isf nan
+    nan                      nan
+    =======================  =========================================================
 
-    The pdf integrates to 1 - atom.
+    The pdf integrates to 1 - atom. Both tails are computed directly, each from its own edge held to
+    twice the working precision: cdf and sf are right to 1e-14, and to 1e-12 of themselves however
+    small; quantiles to 1e-13 of themselves. For probabilities near 1 take `sf`, `isf`, `logsf`.
 
     Examples
     --------
@@ -62,7 +63,7 @@ class MarchenkoPastur:
     >>> law.lower_edge, law.bulk_edge
     (0.25, 2.25)
     >>> round(law.cdf(1.0), 6)
-    0.580456
+    0.55339
     >>> round(law.ppf(0.5), 6)
     0.835804
     """
@@ -71,13 +72,9 @@ class MarchenkoPastur:
 
     def __init__(self, ratio: float, variance: float = 1.0) -> None:
         hint = "Pass columns / rows (p / n) of the matrix."
-        self._ratio = _checks.positive(ratio, "ratio", hint)
-        if not _LEAST <= self._ratio <= _MOST:
-            raise InvalidValueError(
-                f"`ratio` is {ratio!r}; expected from {_LEAST:g} to {_MOST:g}, where the formulas "
-                f"are checked. {hint}"
-            )
-        self._variance = _checks.positive(variance, "variance")
+        self._ratio = _checks.inside(ratio, "ratio", *_RATIOS, closed=True, hint=hint)
+        hint = "Pass the variance of the entries; scale the matrix if it is so far off."
+        self._variance = _checks.inside(variance, "variance", *_VARIANCES, closed=True, hint=hint)
         self._constants = kernels.constants(self._ratio, self._variance)
 
     @property
@@ -93,7 +90,7 @@ class MarchenkoPastur:
     @property
     def atom(self) -> float:
         """Mass at 0: ``1 - 1 / ratio`` above ratio 1, else 0."""
-        return 1.0 - 1.0 / self._ratio if self._ratio > 1.0 else 0.0
+        return max(self._ratio - 1.0, 0.0) / self._ratio
 
     @property
     def lower_edge(self) -> float:
@@ -106,45 +103,180 @@ class MarchenkoPastur:
         return float(self._constants[7])
 
     def support(self) -> tuple[float, float]:
-        """Return the ends of the support: 0 where there is an atom, else the lower edge."""
+        """Return the ends of the whole law; the lower one is 0 where there is an atom.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(4.0).support()
+        (0.0, 9.0)
+        """
         return (0.0 if self._ratio > 1.0 else self.lower_edge, self.bulk_edge)
 
     def pdf(self, x: ArrayLike) -> Any:
-        """Return the density of the bulk at `x`."""
+        """Return the density of the bulk at `x`; it integrates to 1 - `atom`.
+
+        Parameters
+        ----------
+        x : array_like
+            Eigenvalues.
+
+        Returns
+        -------
+        float or ndarray
+            Densities, in the shape of `x`.
+
+        Examples
+        --------
+        >>> round(MarchenkoPastur(0.25).pdf(1.0), 6)
+        0.616404
+        """
         points, shape = _flat(x, "x")
         out = np.empty_like(points)
         kernels.density(points, self._constants, out)
         return _shaped(out, shape)
 
     def logpdf(self, x: ArrayLike) -> Any:
-        """Return the logarithm of the density at `x`."""
+        """Return the logarithm of `pdf`.
+
+        Parameters
+        ----------
+        x : array_like
+            Eigenvalues.
+
+        Returns
+        -------
+        float or ndarray
+            Logarithms, -inf outside the bulk, in the shape of `x`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25).logpdf(5.0)
+        -inf
+        """
         return _log(self.pdf(x))
 
     def cdf(self, x: ArrayLike) -> Any:
-        """Return the probability of a value at or below `x`."""
+        """Return the probability of a value at or below `x`, the atom included.
+
+        Parameters
+        ----------
+        x : array_like
+            Eigenvalues.
+
+        Returns
+        -------
+        float or ndarray
+            Probabilities, accurate where small, in the shape of `x`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(4.0).cdf([-1.0, 0.0, 9.0])
+        array([0.  , 0.75, 1.  ])
+        """
         return self._distribution(x, False)
 
     def logcdf(self, x: ArrayLike) -> Any:
-        """Return the logarithm of `cdf`."""
+        """Return the logarithm of `cdf`, through the smaller of the two tails.
+
+        Parameters
+        ----------
+        x : array_like
+            Eigenvalues.
+
+        Returns
+        -------
+        float or ndarray
+            Logarithms, in the shape of `x`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25).logcdf(2.25)
+        0.0
+        """
         return self._log_distribution(x, False)
 
     def sf(self, x: ArrayLike) -> Any:
-        """Return the probability of a value above `x`, accurate where it is small."""
+        """Return the probability of a value above `x`.
+
+        Parameters
+        ----------
+        x : array_like
+            Eigenvalues.
+
+        Returns
+        -------
+        float or ndarray
+            Probabilities, accurate where small, in the shape of `x`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(4.0).sf([-1.0, 0.0, 9.0])
+        array([1.  , 0.25, 0.  ])
+        """
         return self._distribution(x, True)
 
     def logsf(self, x: ArrayLike) -> Any:
-        """Return the logarithm of `sf`."""
+        """Return the logarithm of `sf`, through the smaller of the two tails.
+
+        Parameters
+        ----------
+        x : array_like
+            Eigenvalues.
+
+        Returns
+        -------
+        float or ndarray
+            Logarithms, in the shape of `x`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25).logsf(2.25)
+        -inf
+        """
         return self._log_distribution(x, True)
 
     def ppf(self, p: ArrayLike) -> Any:
         """Return the quantile: the least x with ``cdf(x) >= p``.
 
-        A sorted array costs about a third of an unsorted one per value.
+        One value is solved for, at about 0.2 microseconds; 500 and more share a table of
+        polynomials that agrees to rounding, a few nanoseconds each. A sorted array, such as
+        the midpoints (k - 1/2) / size, costs a third of that. The choice is made here.
+
+        Parameters
+        ----------
+        p : array_like
+            Probabilities.
+
+        Returns
+        -------
+        float or ndarray
+            Quantiles, in the shape of `p`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25).ppf([0.0, 1.0, 1.5])
+        array([0.25, 2.25,  nan])
         """
         return self._quantile(p, "p", False)
 
     def isf(self, q: ArrayLike) -> Any:
-        """Return the x with ``sf(x) = q``, accurate where `q` is small."""
+        """Return the least x with ``sf(x) <= q``, accurate where `q` is small.
+
+        Parameters
+        ----------
+        q : array_like
+            Probabilities of a larger value.
+
+        Returns
+        -------
+        float or ndarray
+            Quantiles, in the shape of `q`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(4.0).isf([0.0, 0.25, 0.9])
+        array([9., 0., 0.])
+        """
         return self._quantile(q, "q", True)
 
     def rvs(self, size: int | tuple[int, ...] | None = None, *, rng: Any = None) -> Any:
@@ -156,42 +288,110 @@ class MarchenkoPastur:
             Shape; a single float when absent.
         rng : None, int, or numpy.random.Generator
             Passed to `numpy.random.default_rng`.
+
+        Returns
+        -------
+        float or ndarray
+            Quantiles of uniform numbers, in the shape `size`.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25).rvs(3, rng=0).shape
+        (3,)
         """
         return self.ppf(np.random.default_rng(rng).random(size))
 
     def mean(self) -> float:
-        """Return the mean, which is the variance of the entries."""
+        """Return the mean, which is the variance of the entries.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25, 2.0).mean()
+        2.0
+        """
         return self._variance
 
     def var(self) -> float:
-        """Return the variance of the law, ``ratio variance^2``."""
+        """Return the variance of the law, ``ratio variance^2``.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25, 2.0).var()
+        1.0
+        """
         return self._ratio * self._variance**2
 
     def std(self) -> float:
-        """Return the standard deviation."""
+        """Return the standard deviation of the law, ``sqrt(ratio) variance``.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25, 2.0).std()
+        1.0
+        """
         return math.sqrt(self._ratio) * self._variance
 
     def median(self) -> float:
-        """Return the median; 0 where the atom holds half or more."""
+        """Return the median; 0 where the atom holds half or more.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(4.0).median()
+        0.0
+        """
         return float(self.ppf(0.5))
 
     def moment(self, k: int) -> float:
-        """Return E[x^k] for a whole k >= 0, by the Narayana numbers.
+        """Return E[x^k], the atom included, rounded once; inf beyond the largest float.
 
-        ``variance^k sum_{j=0}^{k-1} C(k, j) C(k-1, j) ratio^j / (j + 1)``.
+        The Narayana sum ``variance^k sum_{j=0}^{k-1} C(k, j) C(k-1, j) ratio^j / (j + 1)``,
+        taken in whole numbers.
+
+        Parameters
+        ----------
+        k : int
+            Order, at least 0.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(1.0).moment(3)
+        5.0
         """
         k = _checks.integer(k, "k", 0)
         if k == 0:
             return 1.0
-        terms = (
-            math.comb(k, j) * math.comb(k - 1, j) // (j + 1) * self._ratio**j for j in range(k)
+        # ratio = c / d and variance = v / w exactly
+        c, d = self._ratio.as_integer_ratio()
+        v, w = self._variance.as_integer_ratio()
+        total = sum(
+            math.comb(k, j) * math.comb(k - 1, j) // (j + 1) * c**j * d ** (k - 1 - j)
+            for j in range(k)
         )
-        return math.fsum(terms) * self._variance**k
+        try:
+            return float((total * v**k) / (d ** (k - 1) * w**k))
+        except OverflowError:
+            return math.inf
 
-    def interval(self, level: ArrayLike) -> tuple[Any, Any]:
-        """Return the ends of the central interval that holds the share `level`, in [0, 1]."""
-        share = _checks.floats(level, "level")
-        return self.ppf((1.0 - share) / 2.0), self.isf((1.0 - share) / 2.0)
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return the ends of the interval that holds the share `level`, tails equal.
+
+        Parameters
+        ----------
+        level : float
+            Share, from 0 to 1.
+
+        Returns
+        -------
+        tuple of float
+            The quantiles that cut off (1 - level) / 2 on either side.
+
+        Examples
+        --------
+        >>> MarchenkoPastur(0.25).interval(1.0)
+        (0.25, 2.25)
+        """
+        tail = (1.0 - _checks.inside(level, "level", 0.0, 1.0, closed=True)) / 2.0
+        return float(self.ppf(tail)), float(self.isf(tail))
 
     def _distribution(self, x: ArrayLike, upper: bool) -> Any:
         points, shape = _flat(x, "x")
