@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmtspec import ensembles as ensembles
+    from rmtspec import errors as errors
+    from rmtspec import laws as laws
     from rmtspec import plot as plot
     from rmtspec._analysis import MatrixReport as MatrixReport
     from rmtspec._analysis import analyze as analyze

@@ -39,7 +39,7 @@ class BulkFit:
     variance : float
         Of the noise entries of the matrix.
     lower_edge, bulk_edge : float
-        Ends of the fitted bulk, lambda_- and lambda_+ of the limit law.
+        Ends of the fitted bulk, the edges of the limit law (the paper's eq. 6).
     threshold : float
         `bulk_edge` plus the Tracy-Widom margin at `beta`; what is above it is a spike.
     n_spikes : int

@@ -5,17 +5,26 @@ draw and return the Axes: they never show, save or change a style.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from rmtspec import _checks
 from rmtspec._bema import BulkFit
 from rmtspec._checks import Float64Array
+from rmtspec._drawing import (
+    axes_for,
+    bin_edges,
+    bulk_grid,
+    check_spectrum,
+    count,
+    default_view,
+    far_from_zero,
+    limits,
+    say,
+)
 from rmtspec._fit_test import FitTest, check_fit
 from rmtspec._spectrum import Spectrum
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidTypeError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 
 if TYPE_CHECKING:
@@ -81,7 +90,7 @@ def plot_esd(
     >>> ax.texts[0].get_text().splitlines()
     ['2 of 2 spikes beyond 4.36,', 'the largest at 404']
     """
-    _check_spectrum(spectrum)
+    check_spectrum(spectrum)
     if isinstance(fit, BulkFit):
         check_fit(spectrum, fit)
     elif fit is not None and not isinstance(fit, MarchenkoPastur):
@@ -90,9 +99,9 @@ def plot_esd(
             "MarchenkoPastur, or None for the histogram alone."
         )
     law = fit.law if isinstance(fit, BulkFit) else fit
-    low, high = _view(spectrum, fit, law) if xlim is None else _limits(xlim)
-    edges = _bin_edges(spectrum.eigenvalues, bins, low, high)
-    ax = _axes(ax)
+    low, high = default_view(spectrum, fit, law) if xlim is None else limits(xlim)
+    edges = bin_edges(spectrum.eigenvalues, bins, low, high)
+    ax = axes_for(ax)
     counts = np.histogram(spectrum.eigenvalues, edges)[0]
     heights = counts / (spectrum.p * np.diff(edges))
     ax.bar(
@@ -109,7 +118,7 @@ def plot_esd(
     if law is not None:
         share = (fit.p - fit.n_removed) / fit.p if isinstance(fit, BulkFit) else 1.0
         variance = fit.variance if isinstance(fit, BulkFit) else law.variance
-        x = _bulk_grid(law)
+        x = bulk_grid(law)
         name = f"Marchenko-Pastur, variance {variance:.4g}"
         ax.plot(x, share * law.pdf(x), color=_LAW, linewidth=2.0, label=name)
         # At ratio 1 the density has a pole at 0: its mean over each bar sets the height.
@@ -121,14 +130,14 @@ def plot_esd(
         _mark(ax, fit.threshold, "threshold", _THRESHOLD, "-.")
         spikes = fit.spikes
         _spike_ticks(ax, spikes[(spikes >= low) & (spikes <= high)])
-    _say(ax, _beyond(spectrum, spikes, low, high, fit))
+    say(ax, _beyond(spectrum, spikes, low, high, fit))
     ax.set_xlim(low, high)
     # A bulk far from 0 fills the view: more room above it for the legend.
-    room = 1.6 if law is not None and _far(law) else 1.25
+    room = 1.6 if law is not None and far_from_zero(law) else 1.25
     ax.set_ylim(0.0, room * top if top > 0.0 else 1.0)
     ax.set_xlabel(_EIGENVALUE)
     ax.set_ylabel("density")
-    ax.legend(loc="upper right", fontsize="small")
+    ax.legend(loc="upper right", fontsize="small", framealpha=0.95)
     return ax
 
 
@@ -172,20 +181,20 @@ def plot_cdf_fit(
     >>> ax.get_ylabel()
     'share of the bulk at or below'
     """
-    _check_spectrum(spectrum)
+    check_spectrum(spectrum)
     check_fit(spectrum, fit)
     if test is not None and not isinstance(test, FitTest):
         raise InvalidTypeError(
             f"`test` is a {type(test).__name__}; expected a FitTest (from rmtspec.fit_test) "
             "or None."
         )
-    ax = _axes(ax)
+    ax = axes_for(ax)
     size = spectrum.p - fit.n_removed
     values = spectrum.eigenvalues[:size]
     shares = (np.arange(1, size + 1) - 0.5) / size
     law = fit.law
     if law is None:
-        _say(ax, f"no fit: {fit.reason}")
+        say(ax, f"no fit: {fit.reason}")
     else:
         window = fit.window
         compared = window.of(values)
@@ -197,7 +206,7 @@ def plot_cdf_fit(
             color="#eeeeee",
             label=f"compared: ranks {window.first} to {window.last} of {size}",
         )
-        x = np.concatenate([[0.0], _bulk_grid(law), [1.25 * law.bulk_edge]])
+        x = np.concatenate([[0.0], bulk_grid(law), [1.25 * law.bulk_edge]])
         ax.plot(x, law.cdf(x), color=_LAW, linewidth=2.0, label="Marchenko-Pastur")
     name = f"eigenvalues (lowest {size} of {spectrum.p})"
     ax.step(
@@ -211,7 +220,7 @@ def plot_cdf_fit(
         where = (x0 + 0.06 * law.bulk_edge, ends[1] - 0.12)
         ax.annotate("largest gap", (x0, ends[1]), where, arrowprops=arrow, fontsize="small")
         span = law.bulk_edge - law.lower_edge
-        start = law.lower_edge - 0.1 * span if _far(law) else 0.0
+        start = law.lower_edge - 0.1 * span if far_from_zero(law) else 0.0
         ax.set_xlim(start, law.bulk_edge + 0.1 * span)
     ax.set_ylim(0.0, 1.02)
     ax.set_xlabel(_EIGENVALUE)
@@ -255,10 +264,10 @@ def plot_scree(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['spikes (2)', 'bulk (298)', 'threshold 37.35']
     """
-    _check_spectrum(spectrum)
+    check_spectrum(spectrum)
     if fit is not None:
         check_fit(spectrum, fit)
-    ax = _axes(ax)
+    ax = axes_for(ax)
     values = spectrum.singular_values[::-1]
     ranks = np.arange(1, values.size + 1)
     shown = values > 0.0  # a logarithm has no place for 0
@@ -283,8 +292,8 @@ def plot_scree(
         ax.axhline(level, color=_EDGE, linestyle="-.", label=f"threshold {level:.4g}")
     notes = [f"no fit: {fit.reason}"] if fit is not None and fit.reason else []
     if not shown.all():
-        notes.append(f"{_count(int((~shown).sum()), 'singular value')} of 0 not shown")
-    _say(ax, "\n".join(notes))
+        notes.append(f"{count(int((~shown).sum()), 'singular value')} of 0 not shown")
+    say(ax, "\n".join(notes))
     if shown.any():
         ax.set_yscale("log")
         if values[0] < 10.0 * values[shown][-1]:  # too few powers of ten for tick labels
@@ -294,79 +303,6 @@ def plot_scree(
     ax.set_xlabel("rank, largest first")
     ax.set_ylabel("singular value $s$")
     return ax
-
-
-def _check_spectrum(spectrum: object) -> None:
-    if not isinstance(spectrum, Spectrum):
-        raise InvalidTypeError(
-            f"`spectrum` is a {type(spectrum).__name__}; expected a Spectrum. "
-            "Make one with rmtspec.spectrum(W), or call rmtspec.analyze(W).plot()."
-        )
-
-
-def _axes(ax: "Axes | None") -> "Axes":
-    """Return `ax`, or the only Axes of a new pyplot figure."""
-    from matplotlib.axes import Axes
-
-    if ax is None:
-        from matplotlib import pyplot
-
-        return pyplot.subplots(figsize=(7.0, 4.2), layout="constrained")[1]
-    if not isinstance(ax, Axes):
-        raise InvalidTypeError(
-            f"`ax` is a {type(ax).__name__}; expected matplotlib Axes. Take one from "
-            "`figure, ax = plt.subplots()`, or leave `ax` out for a new figure."
-        )
-    return ax
-
-
-def _limits(xlim: Any) -> tuple[float, float]:
-    limits = _checks.floats(xlim, "xlim")
-    if limits.shape != (2,) or not (np.isfinite(limits).all() and limits[0] < limits[1]):
-        raise InvalidValueError(
-            f"`xlim` is {xlim!r}; expected two finite increasing numbers, like (0, 8)."
-        )
-    return float(limits[0]), float(limits[1])
-
-
-def _view(
-    spectrum: Spectrum, fit: BulkFit | MarchenkoPastur | None, law: MarchenkoPastur | None
-) -> tuple[float, float]:
-    """Return the default view: the bulk and a little beyond the threshold, or all of the data."""
-    if law is None:
-        highest = float(spectrum.eigenvalues[-1])
-        return 0.0, 1.02 * highest if highest > 0.0 else 1.0
-    end = fit.threshold if isinstance(fit, BulkFit) else law.bulk_edge
-    start = law.lower_edge - 0.25 * (end - law.lower_edge) if _far(law) else 0.0
-    return start, end + 0.25 * (end - start)
-
-
-def _far(law: MarchenkoPastur) -> bool:
-    """Tell whether the bulk lies so far from 0 that a view from 0 would waste the space."""
-    return law.lower_edge > law.bulk_edge / 2
-
-
-def _bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: float) -> Any:
-    if bins is None:
-        inside = np.count_nonzero((values >= low) & (values <= high))
-        return np.linspace(low, high, int(np.clip(round(1.5 * inside**0.5), 10, 100)) + 1)
-    if np.ndim(bins) == 0:
-        return np.linspace(low, high, _checks.integer(bins, "bins", 1) + 1)
-    edges = _checks.floats(bins, "bins")
-    if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0.0).all():
-        raise InvalidValueError(
-            f"`bins` is an array of shape {edges.shape}; expected at least two increasing edges, "
-            "or the number of bars."
-        )
-    return edges
-
-
-def _bulk_grid(law: MarchenkoPastur) -> Float64Array:
-    """Return points of the bulk, dense at both edges; the lower edge itself may be a pole."""
-    angles = np.linspace(0.0, np.pi, 513)[1:]
-    width = law.bulk_edge - law.lower_edge
-    grid: Float64Array = law.lower_edge + width * np.sin(angles / 2.0) ** 2
-    return grid
 
 
 def _mark(ax: "Axes", x: float, name: str, colour: str, dash: str) -> None:
@@ -403,32 +339,14 @@ def _beyond(
     above = int(np.count_nonzero(spectrum.eigenvalues > high))
     below = int(np.count_nonzero(spectrum.eigenvalues < low))
     if above:
-        what = _count(above, "eigenvalue")
+        what = count(above, "eigenvalue")
         if spikes is not None and np.count_nonzero(spikes > high) == above:
-            what = f"{above} of {_count(spikes.size, 'spike')}"
+            what = f"{above} of {count(spikes.size, 'spike')}"
         largest = f"{spectrum.eigenvalues[-1]:.3g}"
         lines.append(f"{what} beyond {high:.3g},\nthe largest at {largest}")
     if below:
-        lines.append(f"{_count(below, 'eigenvalue')} below {low:.3g}")
+        lines.append(f"{count(below, 'eigenvalue')} below {low:.3g}")
     return "\n".join(lines)
-
-
-def _say(ax: "Axes", words: str) -> None:
-    if words:
-        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#bbbbbb", "alpha": 0.9}
-        ax.annotate(
-            words,
-            (0.98, 0.4),
-            xycoords="axes fraction",
-            ha="right",
-            va="center",
-            fontsize="small",
-            bbox=box,
-        )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _verdict(test: FitTest | None) -> str | None:

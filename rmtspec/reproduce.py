@@ -17,10 +17,10 @@ import numpy as np
 
 from rmtspec import _checks, ensembles
 from rmtspec._bema import BulkFit, bema
+from rmtspec._files import output_folder, write_atomically
 from rmtspec._fit_test import fit_test
 from rmtspec._results import plain
 from rmtspec._spectrum import Spectrum, spectrum
-from rmtspec.errors import FileError, InvalidTypeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ def reproduce(
     seed = _checks.integer(seed, "seed", 0)
     if seeds is not None:
         seeds = _checks.integer(seeds, "seeds", 2, hint="A spread needs two; leave it out for one.")
-    folder = _folder(out)
+    folder = output_folder(out)
     sizes = sorted({*_SIZES, n}) if seeds is not None else [n]
     numbers = range(seed, seed + (seeds or 1))
     spectra = {
@@ -234,35 +234,6 @@ def _draw_sweep(sweep: _Sweep, results: dict[str, Any], count: int) -> "Figure":
     return drawing
 
 
-def _folder(out: str | os.PathLike[str]) -> Path:
-    """Return the folder to write into, made where only it is missing."""
-    try:
-        folder = Path(out)
-    except TypeError:
-        raise InvalidTypeError(
-            f"`out` is {out!r} ({type(out).__name__}); expected the path of a folder."
-        ) from None
-    try:
-        if folder.is_dir():
-            return folder
-        if folder.exists():
-            raise FileError(f"`out` is {str(folder)!r}, a file; expected a folder to write into.")
-        if not folder.parent.is_dir():
-            raise FileError(
-                f"`out` is {str(folder)!r}, and {str(folder.parent)!r} does not exist; expected a "
-                "folder in one that does. Make it first, or correct the path."
-            )
-        folder.mkdir()
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(
-            f"`out` is {str(folder)!r} and cannot be made: {error.strerror}. Choose a folder that "
-            "you may write to."
-        ) from error
-    return folder
-
-
 def _versions() -> dict[str, str]:
     """Return the versions that the numbers depend on."""
     from importlib.metadata import version
@@ -285,21 +256,5 @@ def _write(folder: Path, name: str, drawing: "Figure", record: dict[str, Any]) -
     contents = {"png": png.getvalue(), "svg": svg.getvalue(), "json": text.encode()}
     paths = []
     for ending, content in contents.items():
-        path = folder / f"{name}.{ending}"
-        _replace(path, content)
-        paths.append(path)
+        paths.append(write_atomically(folder / f"{name}.{ending}", content))
     return paths
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write the whole file or none of it: to another name beside it, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(
-            f"{str(path)!r} cannot be written: {error.strerror}. Choose a folder that you may "
-            "write to, with room on its disk."
-        ) from error

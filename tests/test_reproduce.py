@@ -123,6 +123,6 @@ def test_wrong_input_teaches(tmp_path):
     with pytest.raises(FileError, match=r"cannot be made"):
         reproduce("fig-2", n=20, out=tmp_path / ("x" * 300))
     (tmp_path / "taken" / "fig-2.png").mkdir(parents=True)
-    with pytest.raises(FileError, match=r"cannot be written"):
+    with pytest.raises(FileError, match=r"is a folder; expected a file name"):
         reproduce("fig-2", n=20, out=tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["fig-2.png"]

@@ -52,7 +52,12 @@ def test_values_match_painleve(beta, name):
 @pytest.mark.parametrize("name", ["logcdf", "logsf"])
 def test_logs_match_painleve(beta, name):
     x, expected = column(beta, "x"), column(beta, name)
-    assert_allclose(getattr(TracyWidom(beta), name)(x), expected, rtol=1e-13)
+    found = getattr(TracyWidom(beta), name)(x)
+    large = np.abs(expected) > 0.1  # from x = -28, beyond the table
+    assert_allclose(found[large], expected[large], rtol=1e-13)
+    # near 0 the log is minus the other tail
+    small = ~large & (np.abs(expected) > TINY)
+    assert_allclose(found[small], expected[small], rtol=TAIL)
 
 
 @every_beta
@@ -60,11 +65,7 @@ def test_quantiles_match_painleve(beta):
     law = TracyWidom(beta)
     p, x = quantile_columns(beta, upper=False)
     assert p.size == 23
-    # p itself is rounded: x moves by eps p / pdf(x), 1.2e-10 at p = 1 - 1e-6
-    slack = np.finfo(float).eps * p / np.abs(law.pdf(x))
-    error = np.abs(law.ppf(p) - x)
-    assert (error <= 1e-13 + 2 * slack + 1e-14 * np.abs(x)).all()
-    assert error[p < 0.9999].max() < 1e-12
+    assert_allclose(law.ppf(p), x, rtol=1e-14, atol=1e-14)
     q, x = quantile_columns(beta, upper=True)
     assert q.size == 6
     assert_allclose(law.isf(q), x, rtol=1e-14, atol=1e-14)
@@ -135,8 +136,8 @@ def test_pieces_of_the_table_join(beta):
     edges = np.array([*table.LEFT_EDGES, *table.RIGHT_EDGES[1:]]) / scale
     for name in ("logcdf", "logsf", "cdf", "sf"):
         method = getattr(law, name)
-        below, above = method(edges - 1e-15 * np.abs(edges)), method(edges + 1e-15 * np.abs(edges))
-        # the expansions beyond the table are asymptotic: a little less
+        below, above = (method(edges + sign * 4e-16 * np.abs(edges)) for sign in (-1, 1))
+        # the step itself moves F2(-14) and 1 - F2(40) by 5e-13 of their values
         assert_allclose(below, above, rtol=1e-12)
 
 

@@ -174,7 +174,9 @@ def density(x: Float64Array, law: Constants, out: Float64Array) -> None:
 
 @kernel
 def _start(u: float, r: float, gap: float) -> Any:
-    """Return an angle near the phi where H(phi, r) = u, within 2.5."""
+    """Return an angle near the phi where H(phi, r) = u; 0 where that underflows."""
+    if not u > 1e-290:
+        return 0.0
     if r <= 0.15:
         return (1.5 * math.pi * gap * gap * u) ** (1.0 / 3.0)
     # Near the edge H = 2 delta (y - atan y) / (pi r) with phi = delta y
@@ -189,7 +191,7 @@ def _start(u: float, r: float, gap: float) -> Any:
 @kernel
 def solve(u: float, r: float, gap: float, phi: float) -> Any:
     """Return sin(phi / 2)^2 where H(phi, r) = u <= 1/2, by Halley's method from `phi`."""
-    if not u > 1e-290:
+    if not phi > 0.0:
         return 0.0
     low = 0.0
     high = math.pi
@@ -299,7 +301,7 @@ def _expand(
     _, _, r, gap, width, lower, lower_low, top, top_low = law
     if above:
         r, gap = -r, 1.0 + r
-    octave = (cell >> 3) - 1023
+    octave = int(cell >> 3) - 1023
     half = math.ldexp(0.0625, octave)
     middle = min(math.ldexp(1.0 + 0.125 * (cell & 7), octave) + half, 0.5)
     y, q, s = work[0], work[1], work[2]

@@ -4,7 +4,7 @@ For points past the ends of the table; there the first terms are right to 1e-12 
 All in t, which for beta = 4 is sqrt(2) s. With x = -t and E the integral of the
 Hastings-McLeod function over (t, inf),
 
-    log F2 = -x^3 / 12 - log(x) / 8 + zeta'(-1) + log(2) / 24 + 3 / (64 x^3) - 2025 / (8192 x^6)
+    log F2 = -x^3 / 12 - log(x) / 8 + zeta'(-1) + log(2) / 24 + 3 / (64 x^3) + 2025 / (8192 x^6)
     E = sqrt(2) x^1.5 / 3 + log(2) / 2 + x^-1.5 / (12 sqrt 2) + 73 x^-4.5 / (576 sqrt 2)
 
 (Deift, Its, Krasovsky 2008; Baik, Buckingham, DiFranco 2008), F+ = sqrt(F2) exp(-E / 2),
@@ -21,9 +21,24 @@ _ZETA_PRIME = -0.16542114370045092  # zeta'(-1)
 _ROOT2 = float(np.sqrt(2.0))
 #: beta: (c, k, n, series) of log(1 - F) = -c t^1.5 - log(k) + n log(z) + log(series in z)
 _RIGHT = {
-    1: (2 / 3, 4 * np.sqrt(np.pi), 0.5, (1.0, -41 / 48, 9241 / 4608, -5075225 / 663552)),
-    2: (4 / 3, 16 * np.pi, 1.0, (1.0, -35 / 24, 3745 / 1152, -805805 / 82944)),
-    4: (4 / 3, 128 * np.pi, 2.0, (1.0, -143 / 24, 41509 / 1152, -20443229 / 82944)),
+    1: (
+        2 / 3,
+        4 * np.sqrt(np.pi),
+        0.5,
+        (1.0, -41 / 48, 9241 / 4608, -5075225 / 663552, 5153008945 / 127401984),
+    ),
+    2: (
+        4 / 3,
+        16 * np.pi,
+        1.0,
+        (1.0, -35 / 24, 3745 / 1152, -805805 / 82944, 289554265 / 7962624),
+    ),
+    4: (
+        4 / 3,
+        128 * np.pi,
+        2.0,
+        (1.0, -143 / 24, 41509 / 1152, -20443229 / 82944, 15418569025 / 7962624),
+    ),
 }
 
 
@@ -32,7 +47,7 @@ def log_cdf(t: Float64Array, beta: int) -> Float64Array:
     x = np.minimum(-t, 1e60)  # past it only the leading term counts, and logs of inf are none
     cube = x**-3
     unitary = -1 / 12 + cube * (
-        -np.log(x) / 8 + _ZETA_PRIME + np.log(2.0) / 24 + cube * (3 / 64 - cube * 2025 / 8192)
+        -np.log(x) / 8 + _ZETA_PRIME + np.log(2.0) / 24 + cube * (3 / 64 + cube * 2025 / 8192)
     )
     root = x**-1.5
     odd = root * (_ROOT2 / 3 + root * np.log(2.0) / 2 + cube * (1 + cube * 73 / 48) / (12 * _ROOT2))

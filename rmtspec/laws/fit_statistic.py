@@ -25,8 +25,8 @@ _CENTRE = 5.0  # of ln p, for the cubic's conditioning
 class FitStatisticNull:
     """Law of the statistic s of `rmtspec.fit_test` on a matrix of independent noise.
 
-    s = max |F_emp - F_law| over the ranks alpha p <= k <= (1 - alpha) p, the law's variance fitted
-    to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of independent
+    ``s = max |F_emp - F_law|`` over the ranks alpha p <= k <= (1 - alpha) p, the law's variance
+    fitted to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of independent
     values: eigenvalues repel, and p s grows like log p. The law comes from simulated Gaussian
     matrices: quantiles of p s, each a cubic in log p, interpolated in ratio and alpha, and between
     levels in the log odds. Entries that are not Gaussian have the same law in the limit.

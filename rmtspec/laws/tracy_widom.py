@@ -18,9 +18,9 @@ class TracyWidom:
     """Tracy-Widom law of the centred and scaled largest eigenvalue of a random matrix.
 
     Read from a table of Chebyshev series of log F and log(1 - F), made from determinants in
-    multi-precision arithmetic. Absolute error of `cdf`, `sf` and `ppf` about 1e-15; relative
-    error of `cdf` on the left and of `sf` on the right below 1e-12 down to 1e-300, where most of
-    it is what rounding `x` itself does.
+    multi-precision arithmetic. Held against Painleve II values: `cdf`, `sf`, `pdf` within 1e-15;
+    relative error of `cdf` and `sf` in their own tails below 3e-13 down to 1e-300; `ppf` and
+    `isf` within 1e-14 for any probability from 1e-300.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class TracyWidom:
     >>> print(f"{law.ppf(0.95):.6f}")
     0.979316
     >>> law.cdf([-2.0, 0.0]).round(6)
-    array([0.227825, 0.831908])
+    array([0.27432 , 0.831908])
     """
 
     beta: int = 1
@@ -84,7 +84,7 @@ class TracyWidom:
         Examples
         --------
         >>> print(f"{TracyWidom(beta=2).pdf(-2.0):.6f}")
-        0.441380
+        0.441382
         """
         _, log_tail, slope = self._tail(x)
         return _shaped(np.exp(log_tail) * np.abs(slope))
@@ -106,7 +106,7 @@ class TracyWidom:
         Examples
         --------
         >>> print(f"{TracyWidom(beta=1).sf(12.0):.3e}")
-        2.177e-14
+        1.977e-14
         """
         left, log_tail, _ = self._tail(x)
         return _shaped(np.where(left, -np.expm1(log_tail), np.exp(log_tail)))
@@ -117,7 +117,7 @@ class TracyWidom:
         Examples
         --------
         >>> print(f"{TracyWidom(beta=1).logcdf(-30.0):.3f}")
-        -1163.995
+        -1164.184
         """
         left, log_tail, _ = self._tail(x)
         other = np.log1p(-np.exp(np.where(left, -1.0, log_tail)))
@@ -129,7 +129,7 @@ class TracyWidom:
         Examples
         --------
         >>> print(f"{TracyWidom(beta=1).logsf(120.0):.3f}")
-        -881.908
+        -881.906
         """
         left, log_tail, _ = self._tail(x)
         other = np.log1p(-np.exp(np.where(left, log_tail, -1.0)))
@@ -153,7 +153,7 @@ class TracyWidom:
         Examples
         --------
         >>> print(f"{TracyWidom(beta=1).isf(1e-20):.6f}")
-        15.784846
+        15.834960
         """
         return self._quantile(floats(q, "q"), upper=True)
 
@@ -193,7 +193,7 @@ class TracyWidom:
         Examples
         --------
         >>> print(f"{TracyWidom(beta=1).median():.6f}")
-        -1.268571
+        -1.268575
         """
         return float(self.ppf(0.5))
 

@@ -70,7 +70,12 @@ class State:
             4: self.square / 2 - self.q * root * (1 - e) / (1 + e),
         }
         logs = {1: log1, 2: self.log_f2, 4: log4}
-        return {b: (logs[b], slopes[b], mp.log(-mp.expm1(logs[b]))) for b in logs}
+        return {b: (logs[b], slopes[b], log_complement(logs[b])) for b in logs}
+
+
+def log_complement(log_f):
+    """Return log(1 - exp(log_f)) with the digits of the smaller of the two."""
+    return mp.log(-mp.expm1(log_f)) if log_f > -1 else mp.log1p(-mp.exp(log_f))
 
 
 def start():

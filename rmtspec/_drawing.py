@@ -1,0 +1,112 @@
+"""What the plots share: Axes to draw on, the view, the bars' edges, remarks in words."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmtspec import _checks
+from rmtspec._bema import BulkFit
+from rmtspec._checks import Float64Array
+from rmtspec._spectrum import Spectrum
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.laws.marchenko_pastur import MarchenkoPastur
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def check_spectrum(spectrum: object) -> None:
+    """Raise unless `spectrum` is a Spectrum."""
+    if not isinstance(spectrum, Spectrum):
+        raise InvalidTypeError(
+            f"`spectrum` is a {type(spectrum).__name__}; expected a Spectrum. "
+            "Make one with rmtspec.spectrum(W), or call rmtspec.analyze(W).plot()."
+        )
+
+
+def axes_for(ax: "Axes | None") -> "Axes":
+    """Return `ax`, or the only Axes of a new pyplot figure."""
+    from matplotlib.axes import Axes
+
+    if ax is None:
+        from matplotlib import pyplot
+
+        return pyplot.subplots(figsize=(7.0, 4.2), layout="constrained")[1]
+    if not isinstance(ax, Axes):
+        raise InvalidTypeError(
+            f"`ax` is a {type(ax).__name__}; expected matplotlib Axes. Take one from "
+            "`figure, ax = plt.subplots()`, or leave `ax` out for a new figure."
+        )
+    return ax
+
+
+def limits(xlim: Any) -> tuple[float, float]:
+    """Return the two ends of a view."""
+    limits = _checks.floats(xlim, "xlim")
+    if limits.shape != (2,) or not (np.isfinite(limits).all() and limits[0] < limits[1]):
+        raise InvalidValueError(
+            f"`xlim` is {xlim!r}; expected two finite increasing numbers, like (0, 8)."
+        )
+    return float(limits[0]), float(limits[1])
+
+
+def default_view(
+    spectrum: Spectrum, fit: BulkFit | MarchenkoPastur | None, law: MarchenkoPastur | None
+) -> tuple[float, float]:
+    """Return the default view: the bulk and a little beyond the threshold, or all of the data."""
+    if law is None:
+        highest = float(spectrum.eigenvalues[-1])
+        return 0.0, 1.02 * highest if highest > 0.0 else 1.0
+    end = fit.threshold if isinstance(fit, BulkFit) else law.bulk_edge
+    start = law.lower_edge - 0.25 * (end - law.lower_edge) if far_from_zero(law) else 0.0
+    return start, end + 0.25 * (end - start)
+
+
+def bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: float) -> Any:
+    """Return the edges of the bars: given, of a given number, or of a number that suits."""
+    if bins is None:
+        inside = np.count_nonzero((values >= low) & (values <= high))
+        return np.linspace(low, high, int(np.clip(round(1.5 * inside**0.5), 10, 100)) + 1)
+    if np.ndim(bins) == 0:
+        return np.linspace(low, high, _checks.integer(bins, "bins", 1) + 1)
+    edges = _checks.floats(bins, "bins")
+    if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0.0).all():
+        raise InvalidValueError(
+            f"`bins` is an array of shape {edges.shape}; expected at least two increasing edges, "
+            "or the number of bars."
+        )
+    return edges
+
+
+def far_from_zero(law: MarchenkoPastur) -> bool:
+    """Tell whether the bulk lies so far from 0 that a view from 0 would waste the space."""
+    return law.lower_edge > law.bulk_edge / 2
+
+
+def bulk_grid(law: MarchenkoPastur) -> Float64Array:
+    """Return points of the bulk, dense at both edges; the lower edge itself may be a pole."""
+    angles = np.linspace(0.0, np.pi, 513)[1:]
+    width = law.bulk_edge - law.lower_edge
+    grid: Float64Array = law.lower_edge + width * np.sin(angles / 2.0) ** 2
+    return grid
+
+
+def say(ax: "Axes", words: str) -> None:
+    """Write a remark into the right half of the Axes."""
+    if words:
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#bbbbbb"}
+        ax.annotate(
+            words,
+            (0.98, 0.4),
+            xycoords="axes fraction",
+            ha="right",
+            va="center",
+            fontsize="small",
+            bbox=box,
+        )
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

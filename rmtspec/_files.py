@@ -1,0 +1,111 @@
+"""Writing files so that a failure leaves what was there whole: write beside, then rename."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from rmtspec.errors import FileError, InvalidTypeError
+
+#: What `write_atomically` and its callers take as a path.
+PathLike = str | os.PathLike[str]
+
+
+def write_atomically(path: PathLike, content: str | bytes) -> Path:
+    """Write `content` (text as UTF-8) to `path` in one step.
+
+    The content goes to a new file in the same folder, which then takes the name. Whatever fails,
+    a file that was there before is kept as it was. The folder must exist.
+    """
+    target = file_target(path)
+    temporary = _create_beside(target)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise FileError(
+                f"{target} cannot be written: {_cause(error)}. What was there is unchanged; "
+                "free space or choose another place."
+            ) from error
+        raise
+    return Path(path)
+
+
+def check_writable(path: PathLike) -> None:
+    """Raise now what `write_atomically` would raise later for this path."""
+    _create_beside(file_target(path)).unlink()
+
+
+def output_folder(path: PathLike) -> Path:
+    """Return `path` as a folder to write into, made if the folder above it exists."""
+    folder = _path(path)
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file; expected a folder. Name another one.")
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise FileError(
+            f"{folder} cannot be made: {folder.parent} does not exist. Make that folder first."
+        ) from None
+    except OSError as error:
+        raise FileError(f"{folder} cannot be made: {_cause(error)}. Name another one.") from error
+    return folder
+
+
+def file_target(path: PathLike) -> Path:
+    """Return the file that `path` names, links followed; its folder must exist."""
+    given = _path(path)
+    try:
+        target = Path(os.path.realpath(given))
+        if target.is_dir():
+            raise FileError(f"{given} is a folder; expected a file name to write to.")
+        if target.exists() and not target.is_file():
+            raise FileError(f"{given} is no regular file; expected a file name to write to.")
+        if not target.parent.exists():
+            raise FileError(
+                f"{given} cannot be written: the folder {given.parent} does not exist. "
+                "Make it first, or write elsewhere."
+            )
+        if not target.parent.is_dir():
+            raise FileError(f"{given} cannot be written: {given.parent} is a file, not a folder.")
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{given} cannot be written: {_cause(error)}.") from error
+    if target.exists() and not os.access(target, os.W_OK):
+        raise FileError(f"{given} is write-protected. Write elsewhere, or make it writable.")
+    return target
+
+
+def _create_beside(target: Path) -> Path:
+    """Create an empty file in the folder of `target`, with the permissions a new file gets."""
+    temporary = target.parent / f".rmtspec-{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.touch(exist_ok=False)
+        if len(os.fsencode(target.name)) > 255:
+            temporary.unlink()
+            raise OSError("the file name is too long")
+    except OSError as error:
+        raise FileError(
+            f"{target} cannot be written: {_cause(error)}. Choose a folder you may write to."
+        ) from error
+    return temporary
+
+
+def _path(path: PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise InvalidTypeError(f"The path is {path!r}; expected text or a pathlib.Path.")
+    return Path(path)
+
+
+def _cause(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

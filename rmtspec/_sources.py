@@ -1,0 +1,65 @@
+"""What `analyze_many` is given, one name and value at a time; and how what was skipped is shown."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+from rmtspec._spectrum import Spectrum
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+
+def named_items(source: Any) -> tuple[int | None, Iterator[tuple[str, Any]]]:
+    """Return the length of the source, if it tells, and an iterator of named matrices."""
+    expected = "expected a mapping {name: matrix} or an iterable of (name, matrix) pairs"
+    if isinstance(source, Spectrum) or (
+        hasattr(source, "__array__") and not isinstance(source, Mapping)
+    ):
+        raise InvalidTypeError(
+            f"`source` is one {type(source).__name__}; {expected}. For one matrix call "
+            "rmtspec.analyze(W); for a stack of them pass list(stack)."
+        )
+    if isinstance(source, str | bytes) or hasattr(source, "__fspath__"):
+        raise InvalidTypeError(
+            f"`source` is {source!r}; {expected}. To read a file, pass "
+            "rmtspec.checkpoint.matrices_in(path).matrices."
+        )
+    if not isinstance(source, Iterable):
+        raise InvalidTypeError(f"`source` is a {type(source).__name__}; {expected}.")
+    total = len(source) if isinstance(source, Sized) else None
+    return total, _named(source)
+
+
+def _named(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    seen: set[str] = set()
+    mapping = isinstance(source, Mapping)
+    for index, item in enumerate(source.items() if isinstance(source, Mapping) else source):
+        name, value = str(index), item
+        pair = isinstance(item, tuple) and len(item) == 2
+        if mapping or (pair and isinstance(item[0], str | int | bytes | None)):
+            name, value = item
+            if not isinstance(name, str):
+                raise InvalidTypeError(
+                    f"`source` names a matrix {name!r} ({type(name).__name__}); expected text."
+                )
+        if name in seen:
+            raise InvalidValueError(
+                f"`source` has two matrices named {name!r}; expected a name for each. Rename one."
+            )
+        seen.add(name)
+        yield name, value
+
+
+def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return (reason, count and first names) of what was skipped, one entry per reason."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in skipped:
+        by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
+    shown = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        shown.append((printable(reason), f"{len(names)} ({', '.join(names[:3])}{more})"))
+    return shown
+
+
+def printable(words: str) -> str:
+    """Return `words` with control characters, which a terminal would obey, spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

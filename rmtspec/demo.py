@@ -1,0 +1,129 @@
+"""A tour in under a minute: a matrix with a known answer, then a real data matrix."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rmtspec import ensembles
+from rmtspec._analysis import MatrixReport
+from rmtspec._checks import Float64Array
+from rmtspec._files import PathLike, output_folder, write_atomically
+from rmtspec._split import split
+from rmtspec.errors import MissingDependencyError
+from rmtspec.plot import plot_cdf_fit, plot_esd, plot_scree
+from rmtspec.report import analyze_many
+
+#: Receives one piece of text at a time.
+Say = Callable[[str], object]
+
+
+def run_demo(out: PathLike, *, n: int = 1000, say: Say | None = None) -> list[Path]:
+    """Run the tour and write its figures and report into a folder.
+
+    Part 1 is the paper's Example 3.3, noise with ten spikes; part 2 scikit-learn's digits.
+
+    Parameters
+    ----------
+    out : path
+        Folder to write into; made if the folder above it exists. Files of the same name in it
+        are replaced.
+    n : int
+        Side of the matrix of part 1.
+    say : callable, optional
+        Receives the text of the tour, piece by piece.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    FileError
+        The folder cannot be made or written to.
+    MissingDependencyError
+        scikit-learn, whose digits are the data, is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from rmtspec.demo import run_demo
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in run_demo(folder, n=200)][-2:]
+    ['report.json', 'report.html']
+    """
+    tell = say if say is not None else _silent
+    digits = digits_matrix()
+    folder = output_folder(out)
+    planted = ensembles.example_3_3(n, rng=0)
+
+    tell(f"1. A known answer: Example 3.3 of the paper, {n} x {n}, noise plus ten spikes")
+    report = analyze_many({"Example 3.3": planted, "digits": digits})
+    example, data = report.matrices["Example 3.3"], report.matrices["digits"]
+    tell(f"{example!r}\n")
+    written = _figures(example, folder, "example-3.3")
+
+    rows, columns = digits.shape
+    tell(f"2. Real data: scikit-learn's digits, {rows} pictures x {columns} pixels, standardised")
+    tell(f"{data!r}\n")
+    tell(_split_text(digits, data))
+    written += _figures(data, folder, "digits")
+
+    written += [report.save(folder / name) for name in ("report.json", "report.html")]
+    tell("Written:\n" + "\n".join(f"  {path}" for path in written))
+    return written
+
+
+def digits_matrix() -> Float64Array:
+    """Return scikit-learn's digits, constant pixels dropped, the others standardised."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MissingDependencyError(
+            "The demo's data come with scikit-learn, which is not installed: "
+            'pip install "rmtspec[demo]".'
+        ) from None
+    pixels = np.asarray(load_digits().data, dtype=np.float64)
+    pixels = pixels[:, pixels.std(axis=0) > 0.0]
+    standard: Float64Array = (pixels - pixels.mean(axis=0)) / pixels.std(axis=0)
+    return standard
+
+
+def _split_text(W: Float64Array, report: MatrixReport) -> str:
+    """Return what a split at the chosen rank would cost and save."""
+    if not report.rank.saves:
+        return f"No split: {report.rank.reason}.\n"
+    parts = split(W, report.rank)
+    return (
+        f"Split at rank {parts.rank}: {report.parameters_before:,} parameters become "
+        f"{report.parameters_after:,} "
+        f"({report.parameters_after / report.parameters_before:.1%}), relative error "
+        f"{parts.error:.3f}.\n"
+    )
+
+
+def _figures(report: MatrixReport, folder: Path, stem: str) -> list[Path]:
+    """Write the three pictures of one matrix."""
+    from matplotlib.figure import Figure
+
+    written = []
+    for kind in ("esd", "cdf", "scree"):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        ax = figure.subplots()
+        if kind == "esd":
+            plot_esd(report.spectrum, report.fit, ax=ax)
+        elif kind == "cdf":
+            plot_cdf_fit(report.spectrum, report.fit, test=report.test, ax=ax)
+        else:
+            plot_scree(report.spectrum, report.fit, ax=ax)
+        ax.set_title(report.name)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+        written.append(write_atomically(folder / f"{stem}-{kind}.png", picture.getvalue()))
+    return written
+
+
+def _silent(text: str) -> None:
+    """Take the text of the tour and do nothing."""

@@ -1,0 +1,406 @@
+"""Reports over many matrices: `analyze_many` and the table, files and pages of its `Report`."""
+
+import csv
+import inspect
+import io
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmtspec import _checks
+from rmtspec._analysis import MatrixReport, analyze
+from rmtspec._files import PathLike, write_atomically
+from rmtspec._results import plain, text
+from rmtspec._sources import grouped, named_items, printable
+from rmtspec.errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    MissingDependencyError,
+    RmtspecError,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Suffixes that `Report.save` knows.
+SUFFIXES = (".csv", ".json", ".html")
+#: Matrices shown by `repr`.
+_SHOWN = 60
+
+Progress = Callable[[int, int | None, str], object]
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Report:
+    """What `analyze_many` found.
+
+    Attributes
+    ----------
+    rows : list of dict
+        One flat JSON-ready row per matrix, in the order given (`MatrixReport.to_dict`); None
+        where a number could not be computed, the row's "reason" says why.
+    skipped : list of dict
+        "name" and "reason" of what could not be analysed at all.
+    settings : dict
+        Every option of the analysis.
+    versions : dict
+        Of rmtspec, numpy, scipy, numba and python.
+    matrices : dict of str to MatrixReport
+        The full results by name.
+    """
+
+    rows: list[dict[str, Any]]
+    skipped: list[dict[str, str]]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    matrices: dict[str, MatrixReport]
+
+    @property
+    def parameters_before(self) -> int:
+        """Entries of all matrices in `rows`."""
+        return sum(int(row["parameters_before"]) for row in self.rows)
+
+    @property
+    def parameters_after(self) -> int:
+        """The same after the splits that save parameters."""
+        return sum(int(row["parameters_after"]) for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values, the content of `to_json`."""
+        return {
+            "schema": 1,
+            "rows": plain(self.rows),
+            "skipped": plain(self.skipped),
+            "settings": plain(self.settings),
+            "versions": plain(self.versions),
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the rows as a DataFrame, one column per key, nan where there is no number.
+
+        Raises
+        ------
+        MissingDependencyError
+            pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingDependencyError(
+                'to_pandas needs pandas, which is not installed: pip install "rmtspec[pandas]". '
+                "`rows` holds the same as a list of dicts."
+            ) from None
+        columns = self._columns()
+        rows = [[math.nan if row[c] is None else row[c] for c in columns] for row in self.rows]
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_csv(self, path: PathLike | None = None) -> str:
+        """Return the rows as CSV with a header, empty where there is no number.
+
+        Written to `path` too, if given. What was skipped is in `skipped`, not in this table.
+        """
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return _written(stream.getvalue(), path)
+
+    def to_json(self, path: PathLike | None = None) -> str:
+        """Return the report as JSON (null where there is no number); written to `path`, if given.
+
+        The keys are schema (1), rows, skipped, settings and versions.
+        """
+        content = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        return _written(content + "\n", path)
+
+    def to_html(self, path: PathLike | None = None) -> str:
+        """Return the report as one HTML page that needs no other file; written to `path` too."""
+        from jinja2 import Environment, StrictUndefined
+
+        template = resources.files("rmtspec").joinpath("report_template.html").read_text("utf-8")
+        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
+        header, cells = self.cells()
+        content = page.render(
+            header=header,
+            cells=cells,
+            numbers=[
+                [(key, "" if value is None else text(value)) for key, value in row.items()]
+                for row in self.rows
+            ],
+            skipped=self.skipped,
+            settings=self.settings,
+            versions=self.versions,
+            before=f"{self.parameters_before:,}",
+            after=f"{self.parameters_after:,}",
+            share=_share(self.parameters_after, self.parameters_before),
+            n_split=sum(row["saves"] for row in self.rows),
+            n_accepted=sum(row["accepted"] for row in self.rows),
+        )
+        return _written(content, path)
+
+    def save(self, path: PathLike) -> Path:
+        """Write the report in the format that the suffix of `path` names.
+
+        Parameters
+        ----------
+        path : path
+            Ends in .csv, .json or .html; its folder must exist. A file there is replaced in one
+            step, or left as it was if anything fails.
+
+        Returns
+        -------
+        Path
+            Of the file.
+
+        Raises
+        ------
+        InvalidValueError
+            Another suffix.
+        FileError
+            The file cannot be written.
+        """
+        suffix = check_suffix(path)
+        writer = {".csv": self.to_csv, ".json": self.to_json, ".html": self.to_html}[suffix]
+        writer(path)
+        return Path(path)
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the lines of the short table that people read, as text."""
+        header = ["name", "size", "spikes", "rank", "fit", "kept", "reason"]
+        return header, [_cells(row) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        share = _share(self.parameters_after, self.parameters_before)
+        title = f"Report: {len(self.rows)} analysed, {len(self.skipped)} skipped"
+        lines = [f"{title}, {share} of the parameters kept" if self.rows else title]
+        header, cells = self.cells()
+        if cells:
+            shown = [header, *cells[:_SHOWN]]
+            widths = [max(len(line[i]) for line in shown) for i in range(len(header))]
+            lines += [
+                "  " + "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip()
+                for line in shown
+            ]
+        if len(cells) > _SHOWN:
+            lines.append(f"  ... {len(cells) - _SHOWN} more; `rows` and to_pandas() have all")
+        lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
+        return "\n".join(lines)
+
+    def _columns(self) -> list[str]:
+        row = self.rows[0] if self.rows else analyze(_PILOT).to_dict()
+        return list(row)
+
+
+def analyze_many(
+    source: Mapping[str, Any] | Iterable[Any],
+    *,
+    n_jobs: int | None = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Analyse many matrices, each as `analyze` does, and report on them together.
+
+    What cannot be analysed (nan entries, a vector, a file that breaks off) is listed in
+    `Report.skipped` with the reason, and the rest goes on.
+
+    Parameters
+    ----------
+    source : mapping of str to matrix, or iterable of (name, matrix) pairs or of matrices
+        Matrices without a name are called "0", "1", ... A matrix is an array, a `Spectrum`, or a
+        callable without arguments that returns one: it is called when its turn comes, where
+        the work is done, so that all matrices are never in memory at once. Its attribute `kind`,
+        if it has one, goes into the report.
+    n_jobs : int or None
+        Processes, through joblib: 1 works in this one, -1 takes all cores, None asks
+        ``joblib.parallel_config``, whose backend (Dask, Ray, ...) is used for all but 1.
+        With other than 1 the source is read to its end first: give callables where it is large.
+    progress : callable, optional
+        Called after each matrix with (done, total, name); total is None for a source that does
+        not tell its length.
+    **options
+        Of `analyze`, all but `name`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InvalidTypeError
+        A source that is no collection of matrices, or an unknown option.
+    InvalidValueError
+        An empty source, two matrices of one name, an option outside its range. Options are
+        checked before any work.
+
+    Examples
+    --------
+    >>> import rmtspec
+    >>> planted = rmtspec.ensembles.spiked(400, 300, [5, 20], rng=0)
+    >>> noise = rmtspec.ensembles.wishart(200, 100, rng=1)
+    >>> report = rmtspec.analyze_many({"planted": planted, "noise": noise})
+    >>> [(row["name"], row["n_spikes"]) for row in report.rows]
+    [('planted', 2), ('noise', 0)]
+    """
+    settings = check_options(options)
+    n_jobs = check_jobs(n_jobs)
+    if progress is not None and not callable(progress):
+        raise InvalidTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
+    total, items = named_items(source)
+    results = _outcomes(items, total, n_jobs, progress, options)
+    matrices: dict[str, MatrixReport] = {}
+    skipped: list[dict[str, str]] = []
+    for name, outcome in results:
+        if isinstance(outcome, str):
+            skipped.append({"name": name, "reason": outcome})
+        else:
+            matrices[name] = outcome
+    if not (matrices or skipped):
+        raise InvalidValueError(
+            "`source` is empty; expected at least one matrix. "
+            "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
+        )
+    rows = [report.to_dict() for report in matrices.values()]
+    return Report(rows, skipped, settings, _versions(), matrices)
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of `analyze` as settings of a report, or raise for a wrong one."""
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(analyze).parameters.items()
+        if name not in ("W", "name")
+    }
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InvalidTypeError(
+            f"`{unknown[0]}` is no option of the analysis; expected one of "
+            f"{', '.join(sorted(known))}."
+        )
+    given = dict(options)
+    solver = given.get("eigensolver")
+    if solver is not None:
+        if not callable(solver):
+            raise InvalidTypeError(f"`eigensolver` is {solver!r}; expected a callable, or None.")
+        given["eigensolver"] = np.linalg.eigvalsh  # the check below must not run the user's
+    _checks.integer(given.pop("min_rank", 0), "min_rank", 0)  # its upper end is each matrix's own
+    analyze(_PILOT, **given)
+    settings = {**known, **options}
+    if "kind" not in options:
+        settings.pop("kind")
+    if solver is not None:
+        settings["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
+    result: dict[str, Any] = plain(settings)
+    return result
+
+
+def check_jobs(n_jobs: Any) -> int | None:
+    """Return `n_jobs` if joblib can take it: a whole number but 0, or None."""
+    if n_jobs is None:
+        return None
+    hint = "1 works in this process, -1 takes all cores."
+    number = _checks.integer(n_jobs, "n_jobs", -(2**31), hint=hint)
+    if number == 0:
+        raise InvalidValueError(f"`n_jobs` is 0; expected a whole number other than 0. {hint}")
+    return number
+
+
+def check_suffix(path: PathLike) -> str:
+    """Return the suffix of `path` in lower case if a report can be written in that format."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InvalidValueError(
+            f"{path} has the suffix {suffix!r}; expected one of {', '.join(SUFFIXES)}, "
+            "which choose the format of the report."
+        )
+    return suffix
+
+
+_PILOT = np.eye(4)
+
+
+def _outcomes(
+    items: Iterator[tuple[str, Any]],
+    total: int | None,
+    n_jobs: int | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> Iterator[tuple[str, MatrixReport | str]]:
+    """Yield each name with its report, or with the reason why there is none, in order."""
+    if n_jobs == 1:
+        for done, (name, value) in enumerate(items, 1):
+            outcome = _outcome(name, value, options)
+            del value  # not kept while the next one is made
+            if progress is not None:
+                progress(done, total, name)
+            yield name, outcome
+        return
+    from joblib import Parallel, delayed
+
+    listed = list(items)
+    calls = (delayed(_outcome)(name, value, options) for name, value in listed)
+    try:
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator" if progress else "list")
+    except ValueError:  # a backend that can only return everything at the end
+        parallel = Parallel(n_jobs=n_jobs)
+    outcomes = parallel(calls)
+    for done, ((name, _), outcome) in enumerate(zip(listed, outcomes, strict=True), 1):
+        if progress is not None:
+            progress(done, len(listed), name)
+        yield name, outcome
+
+
+def _outcome(name: str, value: Any, options: dict[str, Any]) -> MatrixReport | str:
+    """Return the report of one matrix, or the reason why it cannot be analysed."""
+    try:
+        kind = getattr(value, "kind", None)
+        if isinstance(kind, str):
+            options = {"kind": kind, **options}
+        if callable(value):
+            value = value()
+        return analyze(value, name=name, **options)
+    except RmtspecError as error:
+        return str(error)
+    except Exception as error:
+        error.add_note(f"This happened with the matrix {name!r}.")
+        raise
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    fitted = row["variance"] is not None
+    before, after = row["parameters_before"], row["parameters_after"]
+    return [
+        printable(row["name"]),
+        f"{row['rows']} x {row['columns']}",
+        str(row["n_spikes"]) if fitted else "-",
+        str(row["rank"]),
+        ("yes" if row["accepted"] else "no") if fitted else "-",
+        _share(after, before),
+        printable(row["reason"]),
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _versions() -> dict[str, str]:
+    from rmtspec import __version__
+
+    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "numba")}
+    return {"rmtspec": __version__, **versions, "python": platform.python_version()}
+
+
+def _written(content: str, path: PathLike | None) -> str:
+    if path is not None:
+        write_atomically(path, content)
+    return content
