@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Below this smaller side the laws of large matrices say little.
 RELIABLE_FROM = 16
+_FITS = {"plain": "plain fit", "refined": "refined fit", "refused": "plain fit, refining refused"}
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -121,7 +122,7 @@ class MatrixReport:
                 ("noise variance", fit.variance),
                 ("bulk", f"{fit.lower_edge:.6g} to {fit.bulk_edge:.6g}"),
                 ("threshold", fit.threshold),
-                ("spikes", f"{fit.n_spikes} of {spec.p} ({fit.refinement} fit)"),
+                ("spikes", f"{fit.n_spikes} of {spec.p} ({_FITS[fit.refinement]})"),
                 ("fit", f"{verdict}, statistic {test.statistic:.4g}, p-value {test.pvalue:.3g}"),
                 ("rank", f"{rank.rank} (a split saves below {rank.break_even:.1f})"),
             ]

@@ -48,14 +48,16 @@ def check_writable(path: PathLike) -> None:
 def output_folder(path: PathLike) -> Path:
     """Return `path` as a folder to write into, made if the folder above it exists."""
     folder = _path(path)
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder} is a file; expected a folder. Name another one.")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise FileError(f"{folder} is a file; expected a folder. Name another one.")
         folder.mkdir(exist_ok=True)
     except FileNotFoundError:
         raise FileError(
             f"{folder} cannot be made: {folder.parent} does not exist. Make that folder first."
         ) from None
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{folder} cannot be made: {_cause(error)}. Name another one.") from error
     return folder

@@ -254,8 +254,4 @@ def _one_line(message: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
-
-
-if __name__ == "__main__":
     main(prog_name="rmtspec")

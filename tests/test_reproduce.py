@@ -113,15 +113,13 @@ def test_wrong_input_teaches(tmp_path):
         reproduce("fig-2", n=5, out=tmp_path)
     with pytest.raises(InvalidValueError, match=r"`seeds` is 1; .* A spread needs two"):
         reproduce("fig-2", n=20, out=tmp_path, seeds=1)
-    with pytest.raises(InvalidTypeError, match=r"`out` is 3 \(int\); expected the path"):
+    with pytest.raises(InvalidTypeError, match=r"3; expected text or a pathlib.Path"):
         reproduce("fig-2", n=20, out=3)
-    with pytest.raises(FileError, match=r"does not exist; expected a folder in one that does"):
+    with pytest.raises(FileError, match=r"cannot be made: .* does not exist"):
         reproduce("fig-2", n=20, out=tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"a file; expected a folder"):
+    with pytest.raises(FileError, match=r"is a file; expected a folder"):
         reproduce("fig-2", n=20, out=tmp_path / "file")
-    with pytest.raises(FileError, match=r"cannot be made"):
-        reproduce("fig-2", n=20, out=tmp_path / ("x" * 300))
     (tmp_path / "taken" / "fig-2.png").mkdir(parents=True)
     with pytest.raises(FileError, match=r"is a folder; expected a file name"):
         reproduce("fig-2", n=20, out=tmp_path / "taken")

@@ -142,6 +142,18 @@ def test_pieces_of_the_table_join(beta):
 
 
 @every_beta
+def test_quantiles_next_to_the_centre(beta):
+    # where ppf goes from one side of the table to the other, and Newton must not cross
+    law = TracyWidom(beta)
+    centre = table.RIGHT_EDGES[0] / (math.sqrt(2) if beta == 4 else 1.0)
+    steps = np.concatenate([np.arange(200) * 2.0**-53, np.logspace(-13, -2, 100)])
+    for p in (law.cdf(centre) - steps, law.cdf(centre) + steps):
+        assert_allclose(law.cdf(law.ppf(p)), p, rtol=0, atol=4e-15)
+    for q in (law.sf(centre) - steps, law.sf(centre) + steps):
+        assert_allclose(law.sf(law.isf(q)), q, rtol=0, atol=4e-15)
+
+
+@every_beta
 def test_monotone(beta):
     law = TracyWidom(beta)
     x = np.linspace(-30, 60, 4001)
