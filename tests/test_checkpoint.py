@@ -141,7 +141,9 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(rmtspec.RmtspecError, match=r"no \.npy file"):
         matrices_in(tmp_path / "text.npy")
     (tmp_path / "w.txt").write_text("1 2 3\n")
-    with pytest.raises(rmtspec.RmtspecError, match=r"expected a \.safetensors, \.npz or \.npy file"):
+    with pytest.raises(
+        rmtspec.RmtspecError, match=r"expected a \.safetensors, \.npz or \.npy file"
+    ):
         matrices_in(tmp_path / "w.txt")
     with pytest.raises(rmtspec.RmtspecError, match="does not exist"):
         matrices_in(tmp_path / "missing.npy")

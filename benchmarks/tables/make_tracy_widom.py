@@ -2,8 +2,8 @@
 
     pip install python-flint && python benchmarks/tables/make_tracy_widom.py
 
-About ten minutes on one core. Needs python-flint (ball arithmetic of any precision; only for this
-script): mpmath takes some hundred times longer over the same determinants.
+About six minutes on one idle core. Needs python-flint, for this script only: compiled ball
+arithmetic of any precision, which also bounds the rounding errors.
 
 Bornemann, "On the numerical evaluation of Fredholm determinants" (2010): with the kernel
 V(x, y) = Ai((x + y) / 2) / 2 on (t, inf), F+ = det(I - V) and F- = det(I + V),

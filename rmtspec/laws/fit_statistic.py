@@ -28,10 +28,11 @@ class FitStatisticNull:
     """Law of the statistic s of `rmtspec.fit_test` on a matrix of independent noise.
 
     ``s = max |F_emp - F_law|`` over the ranks alpha p <= k <= (1 - alpha) p, the law's variance
-    fitted to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of independent
-    values: eigenvalues repel, and p s grows like log p. The law comes from simulated Gaussian
-    matrices: quantiles of p s, each a cubic in log p, interpolated in ratio and alpha, and between
-    levels in the log odds. Entries that are not Gaussian have the same law in the limit.
+    fitted to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of
+    independent values: eigenvalues repel, and p s grows like log p. The law comes from simulated
+    Gaussian matrices: quantiles of p s, each a cubic in log p, interpolated in ratio and alpha,
+    and between levels in the log odds. Entries that are not Gaussian have the same law in the
+    limit.
 
     Parameters
     ----------
