@@ -48,10 +48,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec --ignore=rmtspec/adapters
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "kernels and not slow"
 
 test-all: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec --ignore=rmtspec/adapters
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernels
 
 lint: $(VENV)/.test

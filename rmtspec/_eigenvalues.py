@@ -133,7 +133,9 @@ def _svd_squares(tall: Matrix) -> Float64Array:
     for _, block in blocks(tall):
         stacked = block if factor is None else np.vstack([factor, block])
         if stacked.shape[0] > stacked.shape[1]:
-            factor = qr(stacked, mode="r", check_finite=False)[0][: stacked.shape[1]]
+            factor = qr(stacked, mode="r", overwrite_a=True, check_finite=False)[0][
+                : stacked.shape[1]
+            ]
         else:
             factor = stacked
     values: Float64Array = svdvals(factor, check_finite=False)

@@ -116,7 +116,7 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     SplitFactors
       outer, inner  400 x 2, 2 x 300 float64
       parameters    1,400 instead of 120,000
-      error         0.639402 (discarded energy 0.408835)
+      error         0.6459 (discarded energy 0.417187)
     """
     array = _checks.matrix(W)
     k = _checks.integer(

@@ -117,7 +117,7 @@ def spiked(
     >>> W = rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0)
     >>> spec = rmtspec.spectrum(W)
     >>> (spec.singular_values[-2:] / 400**0.5).round(1)
-    array([ 3.3, 20. ])
+    array([ 3.3, 20.1])
     """
     generator: np.random.Generator = np.random.default_rng(rng)
     noise = wishart(

@@ -212,3 +212,23 @@ def test_cdf_and_singular_values():
     assert_allclose(spec.cdf([[0.0, 1.0], [5.0, np.nan]]), [[0.0, 0.25], [1.0, np.nan]])
     assert spec.to_dict()["eigenvalues"] == [1.0, 2.0, 2.0, 4.0]
     assert "numerical rank" in repr(spec)
+
+
+def test_memory_is_one_block_and_the_smaller_side_squared(tmp_path, monkeypatch):
+    """A memory-mapped matrix of 48 MB as float32, 96 MB as float64, in blocks of 4 MB."""
+    import tracemalloc
+
+    block = 2**22
+    monkeypatch.setattr("rmtspec._eigenvalues._BLOCK_BYTES", block)
+    mapped = np.lib.format.open_memmap(tmp_path / "W.npy", "w+", np.float32, (200_000, 60))
+    rng = np.random.default_rng(0)
+    for start in range(0, 200_000, 20_000):
+        mapped[start : start + 20_000] = rng.standard_normal((20_000, 60))
+    mapped.flush()
+    mapped = np.load(tmp_path / "W.npy", mmap_mode="r")
+    for W, method, allowed in [(mapped, "gram", 2), (mapped.T, "gram", 2), (mapped, "svd", 6)]:
+        tracemalloc.start()
+        rmtspec.spectrum(W, method)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < allowed * block  # the block, the QR's copies of it, one flag a row
