@@ -77,6 +77,7 @@ def blocks(tall: Matrix, columns: int | None = None) -> Iterator[tuple[int, Floa
         if not (block.flags.c_contiguous or block.flags.f_contiguous):
             block = np.ascontiguousarray(block)
         yield start, block
+        del block  # before the next one is made
 
 
 def _gram(tall: Matrix, wide: bool) -> tuple[Float64Array, NDArray[np.bool_]]:
@@ -95,6 +96,7 @@ def _gram(tall: Matrix, wide: bool) -> tuple[Float64Array, NDArray[np.bool_]]:
             gram = dsyrk(1.0, block, beta=1.0, c=gram, trans=1, overwrite_c=1)
         else:
             gram = dsyrk(1.0, block.T, beta=1.0, c=gram, trans=0, overwrite_c=1)
+        del block  # before the next one is made
     return gram, row_is_zero
 
 
@@ -133,9 +135,9 @@ def _svd_squares(tall: Matrix) -> Float64Array:
     for _, block in blocks(tall):
         stacked = block if factor is None else np.vstack([factor, block])
         if stacked.shape[0] > stacked.shape[1]:
-            factor = qr(stacked, mode="r", overwrite_a=True, check_finite=False)[0][
-                : stacked.shape[1]
-            ]
+            ours = factor is not None  # a first block may be the caller's own memory
+            triangle = qr(stacked, mode="r", overwrite_a=ours, check_finite=False)[0]
+            factor = triangle[: stacked.shape[1]].copy()
         else:
             factor = stacked
     values: Float64Array = svdvals(factor, check_finite=False)

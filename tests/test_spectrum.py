@@ -105,6 +105,17 @@ def test_blocks_give_what_one_block_gives(monkeypatch, noise, tmp_path):
             assert_allclose(rmtspec.spectrum(W, method).eigenvalues, expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("method", ["gram", "svd"])
+def test_the_matrix_is_left_as_it_was(noise, order, method):
+    W = np.array(noise, order=order)
+    before = W.copy()
+    for given in (W, W.T):
+        rmtspec.spectrum(given, method)
+        rmtspec.split(given, 3)
+    np.testing.assert_array_equal(W, before)
+
+
 def test_eigensolver_gets_the_whole_gram_matrix(noise):
     def solver(gram):
         assert_allclose(gram, noise.T @ noise, rtol=1e-10, atol=1e-9)
