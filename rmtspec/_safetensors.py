@@ -91,9 +91,11 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
         stream.seek(0)
         start = stream.read(8)
         length = int.from_bytes(start, "little")
-        if size < 8 or length > _LONGEST_HEADER:
+        too_long = 8 + length > size
+        zipped = too_long and start.startswith(b"PK\x03\x04")
+        if size < 8 or length > _LONGEST_HEADER or zipped:
             raise FileError(f"{file} is no .safetensors file{looks_like(start)}")
-        if 8 + length > size:
+        if too_long:
             raise FileError(
                 f"{file} is truncated or no .safetensors file: {size} bytes, and its header alone "
                 f"announces {8 + length}. Copy or save the file again."

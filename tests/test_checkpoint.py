@@ -1,161 +1,360 @@
-"""Weight files: what is read, what is skipped, what is refused."""
+"""Reading weight files: what is found, what is skipped, and every way a file can be bad."""
 
+import io
 import json
 import pickle
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
 from safetensors.numpy import save_file
 
 import rmtspec
 from rmtspec.checkpoint import matrices_in
+from rmtspec.errors import FileError, InvalidTypeError
 
-W = np.random.default_rng(0).standard_normal((30, 20))
-
-
-@pytest.fixture
-def tensors():
-    return {
-        "a.weight": W.astype(np.float32),
-        "b.kernel": np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5).astype(np.float16),
-        "c.bias": np.ones(7),
-        "d.steps": np.ones((3, 3), dtype=np.int64),
-        "e.scale": np.array(3.0),
-        "f.none": np.ones((0, 4)),
-    }
+RNG_SEED = 5
 
 
-def check(path, tensors):
-    listed = matrices_in(path)
-    matrices, skipped = listed.matrices, listed.skipped
-    assert len(listed) == 2
-    assert dict(listed) == matrices
-    assert set(matrices) == {"a.weight", "b.kernel"}
-    assert_array_equal(matrices["a.weight"](), tensors["a.weight"])
-    kernel = matrices["b.kernel"]
-    assert (kernel.kind, kernel().shape, kernel().dtype) == ("conv", (2, 60), np.float16)
-    reasons = {item["name"]: item["reason"] for item in skipped}
-    assert set(reasons) == {"c.bias", "d.steps", "e.scale", "f.none"}
-    assert "vector" in reasons["c.bias"]
-    assert "int64" in reasons["d.steps"]
-    assert "empty" in reasons["f.none"]
+def noise(*shape):
+    return np.random.default_rng(RNG_SEED).standard_normal(shape)
 
 
-def test_npz(tmp_path, tensors):
-    np.savez(tmp_path / "w.npz", **tensors)
-    check(tmp_path / "w.npz", tensors)
+def write_safetensors(path, tensors, data=None, raw_header=None):
+    """Write the format by hand: tensors is name -> (dtype name, array)."""
+    header, blob = {}, b""
+    for name, (dtype, array) in tensors.items():
+        raw = np.ascontiguousarray(array).tobytes()
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(array.shape),
+            "data_offsets": [len(blob), len(blob) + len(raw)],
+        }
+        blob += raw
+    text = raw_header if raw_header is not None else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + (blob if data is None else data))
+    return path
 
 
-def test_safetensors(tmp_path, tensors):
-    save_file(tensors, tmp_path / "w.safetensors")
-    check(tmp_path / "w.safetensors", tensors)
-
-
-def test_npy(tmp_path):
-    np.save(tmp_path / "w.npy", np.asfortranarray(W))
-    listed = matrices_in(tmp_path / "w.npy")
-    assert_array_equal(listed.matrices["w"](), W)
-    assert listed.skipped == []
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float16"])
-def test_low_precision_safetensors(tmp_path, dtype):
-    low = W.astype(getattr(ml_dtypes, dtype, dtype))
-    codes = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float16": "F16"}
-    write_raw(
-        tmp_path / "w.safetensors", {"w": entry(codes[dtype], [30, 20], 0, low.nbytes)},
-        low.tobytes(),
-    )  # fmt: skip
-    found = matrices_in(tmp_path / "w.safetensors").matrices["w"]()
-    assert found.dtype == low.dtype
-    assert_array_equal(found.astype(float), low.astype(float))
-
-
-def entry(dtype, shape, start, stop):
-    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
-
-
-def write_raw(path, header, data, length=None):
-    raw = json.dumps(header).encode()
-    path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
-
-
-@pytest.mark.parametrize(
-    ("header", "data", "length", "words"),
-    [
-        ({"w": entry("F32", [2, 2], 0, 16)}, b"\0" * 15, None, "truncated"),
-        ({"w": entry("F32", [2, 2], 0, 16)}, b"\0" * 16, 10**9, "no .safetensors file"),
-        ({"w": entry("F32", [2, 2], 0, 12)}, b"\0" * 16, None, "needs 16"),
-        ({"w": entry("F32", [2, 2], -4, 12)}, b"\0" * 16, None, "offsets"),
-        (
-            {"v": entry("F32", [2, 2], 0, 16), "w": entry("F32", [2, 2], 8, 24)},
-            b"\0" * 24,
-            None,
-            "overlap",
-        ),
-        ({"w": {"dtype": "F32"}}, b"", None, "header"),
-        (["w"], b"", None, "header"),
-    ],
-)
-def test_broken_safetensors(tmp_path, header, data, length, words):
-    path = tmp_path / "w.safetensors"
-    write_raw(path, header, data, length)
-    with pytest.raises(rmtspec.RmtspecError, match=words):
-        matrices_in(path)
-
-
-def test_unknown_safetensors_type_is_skipped(tmp_path):
-    write_raw(tmp_path / "w.safetensors", {"w": entry("F4", [2, 2], 0, 2)}, b"\0\0")
-    assert "F4" in matrices_in(tmp_path / "w.safetensors").skipped[0]["reason"]
+def reasons(checkpoint):
+    return {entry["name"]: entry["reason"] for entry in checkpoint.skipped}
 
 
 class Bomb:
+    """Says so when unpickled."""
+
     def __reduce__(self):
-        return (pytest.fail, ("a pickle was opened",))
+        return (pytest.fail, ("it was unpickled",))
 
 
-def test_nothing_is_unpickled(tmp_path):
-    np.save(tmp_path / "object.npy", np.array([[Bomb()]], dtype=object), allow_pickle=True)
-    np.savez(tmp_path / "object.npz", w=np.array([[Bomb()]], dtype=object))
-    (tmp_path / "bare.npy").write_bytes(pickle.dumps(Bomb()))
-    (tmp_path / "weights.pt").write_bytes(pickle.dumps(Bomb()))
-    assert "pickled" in matrices_in(tmp_path / "object.npz").skipped[0]["reason"]
-    for name in ("object.npy", "bare.npy", "weights.pt"):
-        with pytest.raises(rmtspec.RmtspecError, match="pickle"):
-            matrices_in(tmp_path / name)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy(tmp_path, dtype, order):
+    W = np.asarray(noise(7, 5), dtype=dtype, order=order)
+    np.save(tmp_path / "w.npy", W)
+    found = matrices_in(tmp_path / "w.npy")
+    ((name, load),) = found
+    assert (name, load.kind, load.shape, len(found)) == ("w", "matrix", (7, 5), 1)
+    np.testing.assert_array_equal(load(), W)
+    assert load().dtype == W.dtype
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    np.save(tmp_path / "whole.npy", W)
-    np.savez(tmp_path / "whole.npz", w=W)
-    for suffix in (".npy", ".npz"):
-        raw = (tmp_path / f"whole{suffix}").read_bytes()
-        (tmp_path / f"half{suffix}").write_bytes(raw[: len(raw) // 2])
-        (tmp_path / f"none{suffix}").write_bytes(b"")
-        for name, words in [("half", "truncated"), ("none", f"no {suffix} file")]:
-            with pytest.raises(OSError, match=words):
-                matrices_in(tmp_path / f"{name}{suffix}")
-    (tmp_path / "text.npy").write_text("1 2 3\n")
-    with pytest.raises(rmtspec.RmtspecError, match=r"no \.npy file"):
-        matrices_in(tmp_path / "text.npy")
-    (tmp_path / "w.txt").write_text("1 2 3\n")
-    with pytest.raises(
-        rmtspec.RmtspecError, match=r"expected a \.safetensors, \.npz or \.npy file"
-    ):
-        matrices_in(tmp_path / "w.txt")
-    with pytest.raises(rmtspec.RmtspecError, match="does not exist"):
-        matrices_in(tmp_path / "missing.npy")
-    with pytest.raises(rmtspec.RmtspecError, match="is a folder"):
-        matrices_in(tmp_path)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_kernel_is_out_by_the_rest(tmp_path, order):
+    W = np.asarray(noise(4, 3, 2, 2), order=order)
+    np.save(tmp_path / "w.npy", W)
+    load = matrices_in(tmp_path / "w.npy").matrices["w"]
+    assert load.kind == "conv"
+    np.testing.assert_array_equal(load(), W.reshape(4, -1))
 
 
-def test_damaged_member_is_a_skipped_matrix(tmp_path):
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_npy_versions(tmp_path, version):
+    with (tmp_path / "w.npy").open("wb") as stream:
+        np.lib.format.write_array(stream, noise(3, 4), version=version)
+    np.testing.assert_array_equal(matrices_in(tmp_path / "w.npy").matrices["w"](), noise(3, 4))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_read_member_by_member(tmp_path, save):
     path = tmp_path / "w.npz"
-    np.savez(path, w=W)
-    raw = bytearray(path.read_bytes())
-    raw[400] ^= 0xFF
-    path.write_bytes(raw)
+    save(
+        path,
+        a=noise(6, 4),
+        conv=noise(4, 3, 3).astype("float32"),
+        bias=noise(6),
+        number=np.float64(3),
+        codes=np.ones((3, 3), dtype=int),
+        empty=np.ones((0, 3)),
+        six=np.ones((1,) * 6),
+        waves=np.ones((3, 3), dtype=complex),
+        bf16=noise(3, 3).astype(ml_dtypes.bfloat16),
+        objects=np.array([Bomb()], dtype=object),
+    )
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "x")
+    found = matrices_in(path)
+    assert list(found.matrices) == ["a", "conv"]
+    np.testing.assert_array_equal(found.matrices["a"](), noise(6, 4))
+    assert found.matrices["conv"]().shape == (4, 9)
+    why = reasons(found)
+    assert why["bias"] == "1 dimension: a vector has no spectrum"
+    assert why["number"] == "0 dimensions: a number has no spectrum"
+    assert why["codes"].startswith("dtype int64: whole numbers")
+    assert why["empty"] == "empty"
+    assert why["six"].startswith("6 dimensions")
+    assert why["waves"].startswith("dtype complex128 is not")
+    assert why["bf16"].endswith("numpy's formats lose bfloat16, use safetensors")
+    assert why["objects"] == "pickled Python objects are never opened"
+    assert why["readme.txt"] == "not in .npy format"
+    assert "matrices" in repr(found)
+
+
+def test_safetensors_matches_its_own_library(tmp_path):
+    tensors = {
+        "w": noise(6, 4).astype("float32"),
+        "half": noise(5, 7).astype("float16"),
+        "double": noise(3, 3),
+        "conv": noise(4, 3, 2, 2).astype("float32"),
+        "conv1d": noise(4, 3, 2).astype("float32"),
+        "bias": noise(6).astype("float32"),
+        "steps": np.array(3, dtype=np.int64),
+    }
+    save_file(tensors, tmp_path / "m.safetensors", metadata={"format": "np"})
+    found = matrices_in(tmp_path / "m.safetensors")
+    assert sorted(found.matrices) == ["conv", "conv1d", "double", "half", "w"]
+    for name, load in found:
+        np.testing.assert_array_equal(load(), tensors[name].reshape(len(tensors[name]), -1))
+        assert load().dtype == tensors[name].dtype
+        assert load.kind == ("conv" if "conv" in name else "matrix")
+    assert sorted(reasons(found)) == ["bias", "steps"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("BF16", ml_dtypes.bfloat16),
+        ("F16", np.float16),
+        ("F8_E4M3", ml_dtypes.float8_e4m3fn),
+    ],
+)
+def test_safetensors_short_floats_are_analysed(tmp_path, name, dtype):
+    W = noise(60, 40).astype(dtype)
+    odd = np.ones(3, dtype=np.uint8)  # so that what follows is not aligned
+    path = write_safetensors(tmp_path / "m.safetensors", {"odd": ("U8", odd), "w": (name, W)})
+    load = matrices_in(path).matrices["w"]
+    assert load().dtype == W.dtype
+    assert load().flags.aligned
+    np.testing.assert_array_equal(load().astype(float), W.astype(float))
     report = rmtspec.analyze_many(matrices_in(path).matrices)
-    assert "CRC" in report.skipped[0]["reason"]
+    assert report.rows[0]["dtype"] == str(np.dtype(dtype))
+    assert report.rows[0]["variance"] == pytest.approx(1.0, rel=0.1)  # 2400 entries of variance 1
+
+
+def test_safetensors_float8_e5m2_is_read(tmp_path):
+    W = noise(6, 4).astype(ml_dtypes.float8_e5m2)
+    path = write_safetensors(tmp_path / "m.safetensors", {"w": ("F8_E5M2", W)})
+    load = matrices_in(path).matrices["w"]
+    assert load().dtype == W.dtype
+    np.testing.assert_array_equal(load().astype(float), W.astype(float))
+
+
+def test_safetensors_unknown_dtype_is_skipped(tmp_path):
+    header = {"q": {"dtype": "F4", "shape": [4, 4], "data_offsets": [0, 8]}}
+    path = write_safetensors(tmp_path / "m.safetensors", {}, bytes(8), json.dumps(header).encode())
+    assert "F4 is not supported" in reasons(matrices_in(path))["q"]
+
+
+def entry(**changes):
+    good = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    return json.dumps({"w": {**good, **changes}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        (entry(), bytes(15), r"truncated: the tensor 'w' ends at byte"),
+        (entry(), b"", r"truncated: the tensor 'w' ends at byte"),
+        (entry(shape=[2, 3]), bytes(16), r"'w' has 16 bytes, and its shape \[2, 3\] of F32 needs"),
+        (entry(shape=[-2, 2]), bytes(16), r"entry of 'w' is"),
+        (entry(shape=[2.0, 2]), bytes(16), r"entry of 'w' is"),
+        (entry(shape="22"), bytes(16), r"entry of 'w' is"),
+        (entry(shape=[2**61, 2**61]), bytes(16), r"'w' has 16 bytes"),
+        (entry(dtype=3), bytes(16), r"entry of 'w' is"),
+        (entry(data_offsets=[16, 0]), bytes(16), r"entry of 'w' is"),
+        (entry(data_offsets=[-16, 0]), bytes(16), r"entry of 'w' is"),
+        (entry(data_offsets=[0]), bytes(16), r"entry of 'w' is"),
+        (b'{"w": 3}', b"", r"entry of 'w' is 3"),
+        (b"[1]", b"", r"no JSON object"),
+        (b"{x}", b"", r"its header is no JSON"),
+        (b"\xff\xfe", b"", r"its header is no JSON"),
+        (b"[" * 100_000, b"", r"its header is no JSON"),
+        (b'{"w": 1, "w": 2}', b"", r"a name appears twice"),
+        (
+            json.dumps(
+                {
+                    "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+                    "b": {"dtype": "F32", "shape": [2, 2], "data_offsets": [12, 28]},
+                }
+            ).encode(),
+            bytes(28),
+            r"'a' and 'b' overlap",
+        ),
+    ],
+)
+def test_safetensors_bad_headers(tmp_path, header, data, message):
+    path = write_safetensors(tmp_path / "m.safetensors", {}, data, header)
+    with pytest.raises(FileError, match=message):
+        matrices_in(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"it is empty"),
+        (b"\x08\x00", r"no format known"),
+        (b"PK\x03\x04" + bytes(20), r"it is a zip archive"),
+        (b"\x93NUMPY" + bytes(20), r"it is a .npy file"),
+        (pickle.dumps({"a": 1}), r"it is pickled, and never opened"),
+        ((10_000).to_bytes(8, "little") + b"{}", r"truncated or no .safetensors file"),
+        (b"hello, this is text", r"no format known"),
+    ],
+)
+def test_safetensors_wrong_formats(tmp_path, content, message):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(FileError, match=message):
+        matrices_in(tmp_path / "m.safetensors")
+
+
+def test_npy_bad_files(tmp_path):
+    path = tmp_path / "w.npy"
+    np.save(path, noise(30, 20))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(FileError, match=rf"truncated: {len(whole) - 1} bytes.* {len(whole)}"):
+        matrices_in(path)
+    path.write_bytes(whole[:40])
+    with pytest.raises(FileError, match=r"damaged header"):
+        matrices_in(path)
+    path.write_bytes(b"")
+    with pytest.raises(FileError, match=r"is no .npy file: it is empty"):
+        matrices_in(path)
+    np.save(path, np.array([[Bomb()]], dtype=object), allow_pickle=True)
+    with pytest.raises(FileError, match=r"pickled Python objects, which are never opened"):
+        matrices_in(path)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(FileError, match=r"it is pickled, and never opened here"):
+        matrices_in(path)
+    np.savez(tmp_path / "z.npz", a=noise(3, 3))
+    path.write_bytes((tmp_path / "z.npz").read_bytes())
+    with pytest.raises(FileError, match=r"name it .npz"):
+        matrices_in(path)
+    np.save(path, noise(3))
+    assert reasons(matrices_in(path)) == {"w": "1 dimension: a vector has no spectrum"}
+
+
+def test_npz_bad_files(tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez(path, a=noise(30, 20), b=noise(10, 10))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(FileError, match=r"truncated or damaged"):
+        matrices_in(path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(FileError, match=r"is no .npz file"):
+        matrices_in(path)
+    np.save(tmp_path / "w.npy", noise(3, 3))
+    path.write_bytes((tmp_path / "w.npy").read_bytes())
+    with pytest.raises(FileError, match=r"it is a .npy file"):
+        matrices_in(path)
+    damaged = bytearray(whole)
+    damaged[1000] ^= 0xFF  # an entry of `a`: the header reads, the checksum does not
+    path.write_bytes(damaged)
+    found = matrices_in(path)
+    with pytest.raises(FileError, match=r"damaged at 'a'"):
+        found.matrices["a"]()
+    report = rmtspec.analyze_many(found.matrices)
+    assert [row["name"] for row in report.rows] == ["b"]
+    assert "damaged at 'a'" in report.skipped[0]["reason"]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"garbage")
+    assert reasons(matrices_in(path))["a"].startswith("damaged: ")
+
+
+def test_npz_two_members_of_one_name(tmp_path):
+    content = io.BytesIO()
+    np.save(content, noise(3, 3))
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("a.npy", content.getvalue())
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.npy", content.getvalue())
+    found = matrices_in(tmp_path / "w.npz")
+    assert list(found.matrices) == ["a"]
+    assert reasons(found) == {"a": "a second array of this name"}
+
+
+def test_paths_that_are_no_weight_file(tmp_path):
+    with pytest.raises(FileError, match=r"does not exist; expected a .safetensors, .npz or .npy"):
+        matrices_in(tmp_path / "missing.npy")
+    with pytest.raises(FileError, match=r"is a folder; expected a file"):
+        matrices_in(tmp_path)
+    for name in ("m.pt", "m.pth", "m.bin"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(FileError, match=r"pickled and never opened here. Export it to safet"):
+            matrices_in(tmp_path / name)
+    (tmp_path / "m.txt").write_text("x")
+    with pytest.raises(FileError, match=r"suffix '.txt'; expected a .safetensors, .npz or .npy"):
+        matrices_in(str(tmp_path / "m.txt"))
+    with pytest.raises(FileError, match=r"cannot be read|does not exist"):
+        matrices_in(tmp_path / ("x" * 300 + ".npy"))
+    with pytest.raises(InvalidTypeError, match=r"`path` is a int; expected the path"):
+        matrices_in(3)
+
+
+def test_a_file_that_shrinks_after_listing(tmp_path):
+    path = tmp_path / "w.npy"
+    np.save(path, noise(30, 20))
+    load = matrices_in(path).matrices["w"]
+    path.write_bytes(b"")
+    with pytest.raises(FileError, match=r"cannot be read at 'w'.*changed meanwhile"):
+        load()
+    path.unlink()
+    with pytest.raises(FileError, match=r"cannot be read at 'w'"):
+        load()
+
+
+def test_a_file_one_may_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "w.npy"
+    np.save(path, noise(3, 3))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(FileError, match=r"cannot be read: Permission denied"):
+        matrices_in(path)
+
+
+def test_stored_matrices_travel_to_other_processes(tmp_path):
+    np.savez(tmp_path / "w.npz", a=noise(40, 30), b=noise(30, 40))
+    found = matrices_in(tmp_path / "w.npz").matrices
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "matrices"),
+    [("mlp-784-1000-10-mnist", 2), ("resnet20-cifar10", 20), ("resnet56-cifar10", 56)],
+)
+def test_trained_models(data_folder, name, matrices):
+    from safetensors import safe_open
+
+    path = data_folder / "models" / f"{name}.safetensors"
+    found = matrices_in(path)
+    assert len(found) == matrices
+    with safe_open(path, framework="numpy") as reader:
+        names = set(reader.keys())
+        for tensor, load in found:
+            expected = reader.get_tensor(tensor)
+            np.testing.assert_array_equal(load(), expected.reshape(len(expected), -1))
+    assert set(found.matrices) | set(reasons(found)) == names

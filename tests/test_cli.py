@@ -1,153 +1,324 @@
-"""The command as a person uses it."""
+"""The command line: output, exit status, and nothing harmed when it fails."""
 
+import csv
+import inspect
 import json
+import pickle
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import rmtspec
-from rmtspec import ensembles
-from rmtspec.cli import main
+from rmtspec import cli, demo, ensembles
+from rmtspec import reproduce as reproduce_module
+
+NOISE = ensembles.wishart(80, 50, rng=1)
+PLANTED = ensembles.spiked(120, 90, [5, 20], rng=0)
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+def run(*args, catch=False):
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args], catch_exceptions=catch)
 
 
 @pytest.fixture
 def weights(tmp_path):
+    bad = NOISE.copy()
+    bad[0, 0] = np.nan
     path = tmp_path / "weights.npz"
-    broken = np.ones((20, 20))
-    broken[0, 0] = np.inf
-    np.savez(
-        path,
-        **{
-            "layer1.weight": ensembles.spiked(200, 100, [4.0, 8.0], rng=0),
-            "layer2.weight": ensembles.wishart(80, 60, rng=0),
-            "layer2.bias": np.ones(4),
-            "broken": broken,
-        },
-    )
+    np.savez(path, planted=PLANTED, noise=NOISE, broken=bad, bias=np.ones(7))
     return path
 
 
-def test_analyze(weights, tmp_path):
-    out = tmp_path / "r.json"
-    result = run("analyze", weights, "--out", out, "--beta", 0.01)
-    assert result.exit_code == 0, result.output
-    assert "layer1.weight" in result.output
-    data = json.loads(out.read_text())
-    assert [row["name"] for row in data["rows"]] == ["layer1.weight", "layer2.weight"]
-    assert data["rows"][0]["n_spikes"] == 2
-    assert {item["name"] for item in data["skipped"]} == {"layer2.bias", "broken"}
+def test_analyze_prints_a_table(weights):
+    done = run("analyze", weights)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    row = next(line for line in lines if "planted" in line).split()
+    assert row[:7] == ["planted", "120", "x", "90", "2", "2", "yes"]
+    assert any(line.startswith("2 analysed, 2 skipped; ") for line in lines)
+    assert "skipped 1 (bias): 1 dimension: a vector has no spectrum" in lines
+    assert any(line.startswith("skipped 1 (broken): ") and "nan" in line for line in lines)
+    assert done.stderr == ""
 
 
-def test_include_and_exclude(weights):
-    result = run("analyze", weights, "--include", r"layer\d", "--exclude", "layer2")
-    assert result.exit_code == 0
-    assert "1 analysed, 3 skipped" in result.output
-    assert "skipped 1 (layer2.weight): in --exclude layer2" in result.output
+def test_table_is_whole_when_piped(tmp_path):
+    name = "transformer.encoder.layers.11.[bold]attention.output.dense.weight" * 3
+    np.savez(tmp_path / "w.npz", **{name: NOISE})
+    done = subprocess.run(
+        [sys.executable, "-m", "rmtspec.cli", "analyze", str(tmp_path / "w.npz")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = next(line for line in done.stdout.splitlines() if name in line)
+    assert "80 x 50" in line
+    assert "no signal found" in line
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "html"])
+def test_out_holds_the_report(weights, tmp_path, suffix):
+    out = tmp_path / f"r.{suffix}"
+    done = run("analyze", weights, "--out", out)
+    assert done.exit_code == 0
+    assert f"Report written to {out}" in done.stdout
+    content = out.read_text("utf-8")
+    if suffix == "json":
+        found = json.loads(content, parse_constant=pytest.fail)
+        assert [row["name"] for row in found["rows"]] == ["planted", "noise"]
+        assert {entry["name"] for entry in found["skipped"]} == {"broken", "bias"}
+    elif suffix == "csv":
+        assert [row["name"] for row in csv.DictReader(content.splitlines())] == ["planted", "noise"]
+    else:
+        assert "planted" in content
 
 
 def test_options_reach_the_analysis(weights, tmp_path):
-    out = tmp_path / "r.csv"
-    options = ["--bulk-keep", 0.45, "--no-refine", "--quantiles", "paper", "--jobs", 2]
-    run("analyze", weights, "--out", out, *options)
-    assert "refined" not in out.read_text()
-    assert f",{2 + int(0.45 * 98)}," in out.read_text()
+    out = tmp_path / "r.json"
+    text = (
+        "--jobs 2 --alpha .25 --beta .01 --bulk-keep .45 --quantiles paper --no-refine "
+        "--fit-cutoff .1 --level .01"
+    )
+    done = run("analyze", weights, "--out", out, *text.split(), "--include", "n", "--exclude", "^b")
+    assert done.exit_code == 0
+    found = json.loads(out.read_text())
+    expected = {
+        "alpha": 0.25,
+        "beta": 0.01,
+        "bulk_keep": 0.45,
+        "quantiles": "paper",
+        "refine": False,
+        "cutoff": 0.1,
+        "level": 0.01,
+    }
+    assert expected.items() <= found["settings"].items()
+    assert [row["name"] for row in found["rows"]] == ["planted", "noise"]
+    assert {"name": "broken", "reason": "in --exclude ^b"} in found["skipped"]
+
+
+def test_include_keeps_only_what_it_finds(weights):
+    done = run("analyze", weights, "--include", "pla")
+    assert "1 analysed, 3 skipped" in done.stdout
+    assert "skipped 2 (noise, broken): not in --include pla" in done.stdout
+    done = run("analyze", weights, "--include", "nowhere")
+    assert done.exit_code == 1
+    assert "not in --include nowhere" in done.stderr
+
+
+def test_defaults_are_those_of_the_library():
+    defaults = inspect.signature(rmtspec.analyze).parameters
+    for option in cli.analyze.params:
+        if option.name in ("alpha", "beta", "bulk_keep", "quantiles", "level"):
+            assert option.default == defaults[option.name].default
+    assert cli._FIGURES == reproduce_module.FIGURES
+
+
+def unreadable(tmp_path):
+    """Every input that cannot be used, with what the message says."""
+    (tmp_path / "folder.npy").mkdir()
+    np.save(tmp_path / "whole.npy", NOISE)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:-100])
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "cut.safetensors").write_bytes((99).to_bytes(8, "little") + b"{")
+    (tmp_path / "pickled.npy").write_bytes(pickle.dumps([1]))
+    np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    (tmp_path / "m.pt").write_bytes(b"x")
+    (tmp_path / "m.txt").write_bytes(b"x")
+    np.savez(tmp_path / "vectors.npz", a=np.ones(3), b=np.ones(4))
+    np.save(tmp_path / "nan.npy", np.full((20, 20), np.nan))
+    np.savez(tmp_path / "empty.npz")
+    return {
+        "missing.npy": "does not exist",
+        "folder.npy": "is a folder",
+        "cut.npy": "truncated",
+        "text.npz": "is no .npz file",
+        "cut.safetensors": "truncated",
+        "pickled.npy": "pickled",
+        "objects.npy": "pickled",
+        "m.pt": "Export it to safetensors",
+        "m.txt": "suffix '.txt'",
+        "vectors.npz": "skipped 2 (a, b): 1 dimension",
+        "nan.npy": "skipped 1 (nan): ",
+        "empty.npz": "holds no tensors",
+    }
+
+
+def test_inputs_that_cannot_be_used_exit_1_and_leave_out_alone(tmp_path):
+    out = tmp_path / "r.json"
+    out.write_bytes(b"old")
+    cases = unreadable(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for name, message in cases.items():
+        done = run("analyze", tmp_path / name, "--out", out)
+        assert (name, done.exit_code) == (name, 1)
+        assert done.stderr.startswith("Error: ")
+        assert message in done.stderr
+        assert name in done.stderr
+        assert "Traceback" not in done.output
+        assert done.stdout == ""
+        assert out.read_bytes() == b"old"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("options", "message"),
     [
-        ["analyze"],
-        ["analyze", "FILE", "--alpha", "0.7"],
-        ["analyze", "FILE", "--bulk-keep", "45"],
-        ["analyze", "FILE", "--fit-cutoff", "2"],
-        ["analyze", "FILE", "--quantiles", "upper"],
-        ["analyze", "FILE", "--jobs", "0"],
-        ["analyze", "FILE", "--include", "("],
-        ["analyze", "FILE", "--out", "report.xlsx"],
-        ["reproduce", "fig-9"],
-        ["reproduce"],
-        ["pruned"],
+        ("--alpha .9", "`alpha` is 0.9"),
+        ("--alpha x", "'x' is not a valid float"),
+        ("--beta 0", "`beta` is 0.0"),
+        ("--bulk-keep 2", "`bulk_keep` is 2.0"),
+        ("--level 1", "`level` is 1.0"),
+        ("--fit-cutoff 7", "`cutoff` is 7.0"),
+        ("--quantiles best", "'best' is not one of"),
+        ("--jobs 0", "`n_jobs` is 0"),
+        ("--include (", "no regular expression"),
+        ("--exclude [", "no regular expression"),
+        ("--unknown 3", "No such option"),
+        ("--out r.txt", "suffix '.txt'"),
+        ("--out missing/r.json", "does not exist"),
+        ("--out file/r.json", "cannot be written"),
+        ("--out folder.json", "is a folder"),
     ],
 )
-def test_wrong_usage_is_2(weights, arguments):
-    result = run(*[weights if argument == "FILE" else argument for argument in arguments])
-    assert result.exit_code == 2
-    assert "Traceback" not in result.output
+def test_wrong_usage_exits_2_before_any_work(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.json").mkdir()
+    before = sorted(tmp_path.iterdir())
+    done = run("analyze", "not-looked-at.npy", *options.split())
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+    assert sorted(tmp_path.iterdir()) == before
 
 
-def test_unusable_input_is_1_and_keeps_the_old_report(tmp_path):
-    out = tmp_path / "r.html"
-    out.write_text("old")
-    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01")
-    np.savez(tmp_path / "vectors.npz", bias=np.ones(3))
-    for name, words in [
-        ("missing.npy", "does not exist"),
-        ("cut.npy", "damaged header"),
-        ("vectors.npz", "a vector has no spectrum"),
-    ]:
-        result = run("analyze", tmp_path / name, "--out", out)
-        assert result.exit_code == 1
-        assert words in result.output
-        assert "Traceback" not in result.output
-        assert out.read_text() == "old"
+def test_out_that_stops_being_writable(weights, tmp_path, monkeypatch):
+    from rmtspec import _files
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    done = run("analyze", weights, "--out", tmp_path / "r.csv")
+    assert done.exit_code == 1
+    assert "no space left on device" in done.stderr
+    assert list(tmp_path.iterdir()) == [weights]
 
 
-def test_unusable_out_is_2_before_any_work(weights, tmp_path):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.csv").mkdir()
-    for out, words in [
-        (tmp_path / "missing" / "r.csv", "does not exist"),
-        (tmp_path / "file" / "r.csv", "is a file"),
-        (tmp_path / "folder.csv", "is a folder"),
-    ]:
-        result = run("analyze", weights, "--out", out)
-        assert result.exit_code == 2
-        assert words in result.output
-        assert "layer1" not in result.output
+def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rmtspec.report.analyze", stop)
+    monkeypatch.setattr("rmtspec.report.check_options", dict)
+    done = run("analyze", weights, "--out", tmp_path / "r.csv")
+    assert done.exit_code == 130
+    assert "Interrupted." in done.stderr
+    assert list(tmp_path.iterdir()) == [weights]
 
 
-def test_trained_weights(data_folder):
-    result = run("analyze", data_folder / "models" / "resnet20-cifar10.safetensors")
-    assert result.exit_code == 0
-    assert "layer3.2.conv2.weight" in result.output
-    assert "skipped 77 (bn1.bias" in result.output
+def test_progress_bar_only_for_people(monkeypatch):
+    with cli._progress_bar(5) as step:
+        assert step is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with cli._progress_bar(1) as step:
+        assert step is None
+    with cli._progress_bar(2) as step:
+        step(1, 2, "a")
 
 
-def test_reproduce(tmp_path):
-    result = run("reproduce", "fig-3a", "--n", 120, "--out", tmp_path / "figures")
-    assert result.exit_code == 0, result.output
-    written = {path.suffix for path in (tmp_path / "figures").iterdir()}
-    assert written == {".png", ".svg", ".json"}
-    assert run("reproduce", "fig-2", "--out", tmp_path / "no" / "where").exit_code == 2
+def test_control_characters_in_names_are_spelled_out(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"evil\x1b[2J": NOISE, "bad\x1b[1m": np.ones(3)})
+    done = run("analyze", tmp_path / "w.npz")
+    assert "\x1b" not in done.output
+    assert "evil\\x1b[2J" in done.stdout
 
 
-def test_demo(tmp_path):
-    pytest.importorskip("sklearn")
-    result = run("demo", "--out", tmp_path / "demo")
-    assert result.exit_code == 0, result.output
-    drawn = {f"{n}-{k}.png" for n in ("example-3.3", "digits") for k in ("esd", "cdf", "scree")}
-    found = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert found == {*drawn, "report.json", "report.html"}
-    assert "noise variance  1.00798" in result.output
-    assert run("demo", "--out", tmp_path / "no" / "where").exit_code == 2
-
-
-def test_demo_without_scikit_learn(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    result = run("demo", "--out", tmp_path / "demo")
-    assert result.exit_code == 1
-    assert "rmtspec[demo]" in result.output
-
-
-def test_in_a_fresh_process():
-    done = subprocess.run(
-        [sys.executable, "-m", "rmtspec.cli", "--version"], capture_output=True, text=True
+def test_help_and_version():
+    assert run("--version").stdout == f"rmtspec, version {rmtspec.__version__}\n"
+    for words in (["--help"], ["analyze", "--help"], ["reproduce", "--help"], ["demo", "-h"]):
+        assert "Usage:" in run(*words).stdout
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom rmtspec.cli import main\n"
+        "CliRunner().invoke(main, ['--help'])\n"
+        "print([m for m in ('numpy', 'rich', 'numba', 'jinja2') if m in sys.modules])"
     )
-    assert (done.returncode, done.stdout.strip()) == (0, f"rmtspec, version {rmtspec.__version__}")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_reproduce_writes_and_names_its_files(tmp_path):
+    done = run("reproduce", "fig-3b", "--n", 50, "--out", tmp_path / "new", "--seed", 3)
+    assert done.exit_code == 0
+    files = [tmp_path / "new" / f"fig-3b.{end}" for end in ("png", "svg", "json")]
+    assert done.stdout.splitlines() == [str(file) for file in files]
+    assert json.loads(files[2].read_text())["seeds"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fig-9", "'fig-9' is not one of"),
+        ("fig-2 --n 3", "`n` is 3"),
+        ("fig-2 --n 50 --seeds 1", "`seeds` is 1"),
+        ("fig-2 --n 50 --out a/b", "does not exist"),
+    ],
+)
+def test_reproduce_wrong_usage(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = run("reproduce", *words.split())
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_demo(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    said = []
+    written = demo.run_demo(tmp_path / "out", n=200, say=said.append)
+    assert sorted(tmp_path.joinpath("out").iterdir()) == sorted(written)
+    assert len(written) == 8
+    text = "\n".join(said)
+    assert "MatrixReport Example 3.3" in text
+    assert "digits, 1797 pictures x 61 pixels" in text
+    assert "109,617 parameters become" in text
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["skipped"] == []
+    assert "No split: no signal found" in demo._split_text(NOISE, rmtspec.analyze(NOISE))
+    monkeypatch.setattr(demo.run_demo, "__kwdefaults__", {"n": 60, "say": None})
+    done = run("demo", "--out", tmp_path / "again")
+    assert done.exit_code == 0
+    assert str(tmp_path / "again" / "digits-esd.png") in done.stdout
+    done = run("demo", "--out", tmp_path / "a" / "b")
+    assert done.exit_code == 2
+
+
+def test_demo_without_its_data(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    done = run("demo", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert 'pip install "rmtspec[demo]"' in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_entry_point_is_a_click_group():
+    assert isinstance(cli.main, click.Group)
+    assert sorted(cli.main.commands) == ["analyze", "demo", "reproduce"]
+
+
+@pytest.mark.parametrize("name", ["mlp-784-1000-10-mnist", "resnet20-cifar10"])
+def test_trained_models(data_folder, tmp_path, name):
+    out = tmp_path / "r.json"
+    done = run("analyze", data_folder / "models" / f"{name}.safetensors", "--out", out)
+    assert done.exit_code == 0
+    found = json.loads(out.read_text(), parse_constant=pytest.fail)
+    rows = {row["name"]: row for row in found["rows"]}
+    if name.startswith("mlp"):
+        assert rows["0.weight"]["accepted"]
+        assert (rows["0.weight"]["rows"], rows["0.weight"]["columns"]) == (1000, 784)
+    else:
+        assert rows["layer3.2.conv2.weight"]["kind"] == "conv"
+        assert rows["layer3.2.conv2.weight"]["columns"] == 576
