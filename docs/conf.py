@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "myst_nb",
+    "sphinx-mathjax-offline",  # formulas without a network
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "jupyter_execute"]
@@ -35,4 +36,5 @@ html_theme_options = {
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
 }
+html_sidebars = {"**": []}
 html_show_sourcelink = False

@@ -1,5 +1,6 @@
 """Checks of user input: each returns the cleaned value or raises an error that teaches."""
 
+import contextlib
 import math
 import operator
 from typing import Any
@@ -87,17 +88,14 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return (epsilon, smallest subnormal) of `dtype`; integers are exact in float64."""
-    if dtype.kind == "f":
-        limits: Any = np.finfo(dtype)
-    elif is_float(dtype) and dtype.kind == "V":
+    limits: Any = np.finfo(np.float64)
+    if issubclass(dtype.type, np.floating):
+        limits = np.finfo(dtype)
+    elif is_float(dtype):
         import ml_dtypes
 
-        try:
+        with contextlib.suppress(ValueError):  # int4 and its like, which are exact in float64
             limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-        except ValueError:  # int4 and its like
-            limits = np.finfo(np.float64)
-    else:
-        limits = np.finfo(np.float64)
     return float(limits.eps), float(limits.smallest_subnormal)
 
 

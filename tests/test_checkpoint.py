@@ -137,6 +137,7 @@ def test_safetensors_matches_its_own_library(tmp_path):
         ("BF16", ml_dtypes.bfloat16),
         ("F16", np.float16),
         ("F8_E4M3", ml_dtypes.float8_e4m3fn),
+        ("F8_E5M2", ml_dtypes.float8_e5m2),
     ],
 )
 def test_safetensors_short_floats_are_analysed(tmp_path, name, dtype):

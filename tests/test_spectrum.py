@@ -61,7 +61,8 @@ def test_scale(noise, scale):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rtol"), [("float32", 1e-5), ("float16", 1e-2), (ml_dtypes.bfloat16, 1e-1)]
+    ("dtype", "rtol"),
+    [("float32", 1e-5), ("float16", 1e-2), (ml_dtypes.bfloat16, 1e-1), (ml_dtypes.float8_e5m2, 2)],
 )
 def test_low_precision_input_is_read_exactly(noise, dtype, rtol):
     low = noise.astype(dtype)
