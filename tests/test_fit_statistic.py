@@ -11,7 +11,17 @@ from rmtspec.laws.fit_statistic import FitStatisticNull
 
 @pytest.mark.parametrize("quantiles", ["midpoint", "paper"])
 @pytest.mark.parametrize(
-    ("n", "p", "alpha"), [(100, 100, 0.2), (4000, 17, 0.4), (9000, 9000, 0.05), (12, 9, 0.3)]
+    ("n", "p", "alpha"),
+    [
+        (100, 100, 0.2),
+        (4000, 17, 0.4),
+        (9000, 9000, 0.05),
+        (12, 9, 0.3),
+        (33, 33, 0.49),  # two ranks compared
+        (2, 2, 0.2),
+        (10**8, 20000, 0.05),
+        (500, 500, 1e-6),
+    ],
 )
 def test_shape(n, p, alpha, quantiles):
     null = FitStatisticNull(n, p, alpha, quantiles)
@@ -44,6 +54,17 @@ def test_grows_like_the_logarithm():
     assert_allclose(points, 0.164 + 0.416 * np.log(sizes), rtol=0.05)
     steps = np.diff(points)
     assert_allclose(steps[-1], steps[-2], rtol=1e-6)  # linear in log p beyond the table
+
+
+@pytest.mark.parametrize("quantiles", ["midpoint", "paper"])
+def test_beyond_the_table_the_law_only_moves(quantiles):
+    """Each quantile of p s rises by the same amount, so the tail keeps its length."""
+    levels = [0.9, 0.5, 0.05, 0.001, 1e-6]
+    at_end = 2048 * FitStatisticNull(4096, 2048, 0.1, quantiles).isf(levels)
+    beyond = 16384 * FitStatisticNull(32768, 16384, 0.1, quantiles).isf(levels)
+    # 1e-3: the first rank of the window, rounded to a whole one, is another share of p
+    assert_allclose(beyond - at_end, (beyond - at_end)[0], rtol=1e-3)
+    assert 0.37 < (beyond - at_end)[0] / np.log(8) < 0.46  # theory: below sqrt(2) / pi
 
 
 def size_of_test(shape, alpha, quantiles, draws, entries="gaussian", strengths=()):
