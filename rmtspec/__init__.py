@@ -11,10 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rmtspec import checkpoint as checkpoint
     from rmtspec import ensembles as ensembles
     from rmtspec import errors as errors
     from rmtspec import laws as laws
     from rmtspec import plot as plot
+    from rmtspec import reproduce as reproduce
     from rmtspec._analysis import MatrixReport as MatrixReport
     from rmtspec._analysis import analyze as analyze
     from rmtspec._bema import BulkFit as BulkFit
@@ -54,7 +56,7 @@ _HOME = {
     "spectrum": "_spectrum",
     "split": "_split",
 }
-_MODULES = ("ensembles", "errors", "laws", "plot")
+_MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce")
 
 __all__ = [
     "BulkFit",
@@ -70,12 +72,14 @@ __all__ = [
     "analyze",
     "analyze_many",
     "bema",
+    "checkpoint",
     "choose_rank",
     "ensembles",
     "errors",
     "fit_test",
     "laws",
     "plot",
+    "reproduce",
     "spectrum",
     "split",
 ]

@@ -128,7 +128,7 @@ def analyze(
 @click.option("--seed", type=int, default=0, show_default=True, help="First seed of the noise.")
 def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> None:
     """Draw a figure of the paper, with its numbers beside it."""
-    from rmtspec.reproduce import reproduce as draw
+    from rmtspec.reproduce import reproduce_figure as draw
 
     with _usage():
         written = draw(figure, n=n, out=out, seed=seed, seeds=seeds)

@@ -58,7 +58,7 @@ _SWEEPS = {
 }
 
 
-def reproduce(
+def reproduce_figure(
     figure: str,
     *,
     n: int = 1000,
@@ -100,9 +100,9 @@ def reproduce(
     Examples
     --------
     >>> import tempfile
-    >>> from rmtspec.reproduce import reproduce
+    >>> from rmtspec.reproduce import reproduce_figure
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [path.name for path in reproduce("fig-3b", n=100, out=folder)]
+    ...     [path.name for path in reproduce_figure("fig-3b", n=100, out=folder)]
     ['fig-3b.png', 'fig-3b.svg', 'fig-3b.json']
     """
     _checks.choice(figure, "figure", FIGURES)

@@ -8,7 +8,7 @@ from matplotlib import pyplot
 
 from rmtspec import reproduce as module
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
-from rmtspec.reproduce import FIGURES, reproduce
+from rmtspec.reproduce import FIGURES, reproduce_figure
 
 PUBLISHED, DEFAULTS = "as published", "library defaults"
 
@@ -22,7 +22,7 @@ def test_figure_2_has_the_measured_numbers(tmp_path, monkeypatch):
     drawn = []
     write = module._write
     monkeypatch.setattr(module, "_write", lambda *args: drawn.append(args[2]) or write(*args))
-    record = numbers(reproduce("fig-2", out=tmp_path))
+    record = numbers(reproduce_figure("fig-2", out=tmp_path))
     fit = record["fits"][PUBLISHED]["1000"]["first"]
     assert round(fit["variance"], 3) == 1.021
     assert round(fit["bulk_edge"], 3) == 4.083
@@ -42,7 +42,7 @@ def test_figure_2_has_the_measured_numbers(tmp_path, monkeypatch):
 
 
 def test_figure_3a_has_the_measured_numbers(tmp_path):
-    record = numbers(reproduce("fig-3a", out=tmp_path))
+    record = numbers(reproduce_figure("fig-3a", out=tmp_path))
     assert (record["moving"], record["fixed"]) == ("alpha", {"beta": 0.5})
     assert (record["values"][0], record["values"][-1]) == (0.05, 0.45)
     published = record["lambda_plus"][PUBLISHED]["1000"]["mean"]
@@ -52,7 +52,7 @@ def test_figure_3a_has_the_measured_numbers(tmp_path):
 
 
 def test_figure_3b_has_the_measured_numbers(tmp_path):
-    record = numbers(reproduce("fig-3b", out=tmp_path))
+    record = numbers(reproduce_figure("fig-3b", out=tmp_path))
     assert (record["moving"], record["fixed"]) == ("beta", {"alpha": 0.25})
     for name, ends in ((PUBLISHED, [4.109, 4.002]), (DEFAULTS, [4.015, 3.892])):
         curve = record["lambda_plus"][name]["1000"]["mean"]
@@ -63,7 +63,7 @@ def test_figure_3b_has_the_measured_numbers(tmp_path):
 @pytest.mark.parametrize("figure", FIGURES)
 def test_writes_three_files_with_their_conditions(tmp_path, figure):
     before = pyplot.get_fignums()
-    paths = reproduce(figure, n=60, out=tmp_path / "new", seed=3)
+    paths = reproduce_figure(figure, n=60, out=tmp_path / "new", seed=3)
     assert [path.name for path in paths] == [f"{figure}.{end}" for end in ("png", "svg", "json")]
     assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(paths)  # nothing half-written left
     assert paths[0].read_bytes().startswith(b"\x89PNG")
@@ -77,14 +77,14 @@ def test_writes_three_files_with_their_conditions(tmp_path, figure):
 
 
 def test_same_input_same_bytes(tmp_path):
-    first, second = (reproduce("fig-3b", n=40, out=tmp_path / name) for name in "ab")
+    first, second = (reproduce_figure("fig-3b", n=40, out=tmp_path / name) for name in "ab")
     for here, there in zip(first, second, strict=True):
         assert here.read_bytes() == there.read_bytes()
 
 
 def test_seeds_give_mean_and_spread_at_several_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SIZES", (40, 60))
-    record = numbers(reproduce("fig-3b", n=50, out=tmp_path, seed=5, seeds=3))
+    record = numbers(reproduce_figure("fig-3b", n=50, out=tmp_path, seed=5, seeds=3))
     assert (record["seeds"], record["sizes"]) == ([5, 6, 7], [40, 50, 60])
     for by_size in record["lambda_plus"].values():
         assert sorted(by_size) == ["40", "50", "60"]
@@ -93,14 +93,14 @@ def test_seeds_give_mean_and_spread_at_several_sizes(tmp_path, monkeypatch):
             assert each.shape == (3, len(record["values"]))
             np.testing.assert_allclose(curve["mean"], each.mean(axis=0))
             np.testing.assert_allclose(curve["standard_deviation"], each.std(axis=0, ddof=1))
-    record = numbers(reproduce("example-3.3", n=50, out=tmp_path, seeds=2))
+    record = numbers(reproduce_figure("example-3.3", n=50, out=tmp_path, seeds=2))
     spikes = record["fits"][PUBLISHED]["60"]["n_spikes"]
     assert len(spikes["each_seed"]) == 2
     assert spikes["mean"] == np.mean(spikes["each_seed"])
 
 
 def test_one_seed_has_no_spread(tmp_path):
-    record = numbers(reproduce("fig-2", n=40, out=tmp_path))
+    record = numbers(reproduce_figure("fig-2", n=40, out=tmp_path))
     assert record["fits"][PUBLISHED]["40"]["variance"]["standard_deviation"] is None
 
 
@@ -108,19 +108,19 @@ def test_wrong_input_teaches(tmp_path):
     with pytest.raises(
         InvalidValueError, match=r"`figure` is 'fig-4'; expected one of example-3.3"
     ):
-        reproduce("fig-4", out=tmp_path)
+        reproduce_figure("fig-4", out=tmp_path)
     with pytest.raises(InvalidValueError, match=r"`n` is 5; expected a whole number at least 16"):
-        reproduce("fig-2", n=5, out=tmp_path)
+        reproduce_figure("fig-2", n=5, out=tmp_path)
     with pytest.raises(InvalidValueError, match=r"`seeds` is 1; .* A spread needs two"):
-        reproduce("fig-2", n=20, out=tmp_path, seeds=1)
+        reproduce_figure("fig-2", n=20, out=tmp_path, seeds=1)
     with pytest.raises(InvalidTypeError, match=r"3; expected text or a pathlib.Path"):
-        reproduce("fig-2", n=20, out=3)
+        reproduce_figure("fig-2", n=20, out=3)
     with pytest.raises(FileError, match=r"cannot be made: .* does not exist"):
-        reproduce("fig-2", n=20, out=tmp_path / "a" / "b")
+        reproduce_figure("fig-2", n=20, out=tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match=r"is a file; expected a folder"):
-        reproduce("fig-2", n=20, out=tmp_path / "file")
+        reproduce_figure("fig-2", n=20, out=tmp_path / "file")
     (tmp_path / "taken" / "fig-2.png").mkdir(parents=True)
     with pytest.raises(FileError, match=r"is a folder; expected a file name"):
-        reproduce("fig-2", n=20, out=tmp_path / "taken")
+        reproduce_figure("fig-2", n=20, out=tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["fig-2.png"]
