@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Before NumPy loads: two workers with two BLAS threads each fight over two cores.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 import matplotlib
 import pytest
 from hypothesis import settings

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 
 import rmtspec
 from rmtspec import ensembles
+from rmtspec.laws.fit_statistic import FitStatisticNull
 
 
 @pytest.mark.kernels
@@ -21,6 +22,16 @@ def test_statistic_against_the_slow_reference(removed):
         list(spec.eigenvalues[:p]), p / n, fit.variance * n / spec.n, 0.2
     )
     assert_allclose(rmtspec.fit_test(spec, fit).statistic, expected, atol=1e-9)  # quad's tolerance
+
+
+def test_pvalue_is_that_of_the_matrix_without_its_spikes():
+    spec = rmtspec.spectrum(ensembles.spiked(300, 200, np.linspace(4, 9, 60), rng=0))
+    fit = rmtspec.bema(spec, 0.25, 0.01)
+    assert fit.n_removed == 60
+    test = rmtspec.fit_test(spec, fit)
+    null = FitStatisticNull(240, 140, 0.25)
+    assert test.pvalue == null.sf(test.statistic)
+    assert abs(test.pvalue - FitStatisticNull(300, 200, 0.25).sf(test.statistic)) > 0.01
 
 
 def test_accepts_noise_and_rejects_what_is_none():
