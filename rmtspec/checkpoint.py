@@ -200,8 +200,7 @@ _ZIP_ERRORS = (
     KeyError,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,  # an unknown compression
-    RuntimeError,  # an encrypted member
+    RuntimeError,  # an encrypted member, an unknown compression
 )
 _Listing = tuple[dict[str, StoredMatrix], list[dict[str, str]]]
 
