@@ -156,6 +156,8 @@ def test_all_zero_and_constant():
         (np.ones((3, 3)) * 1j, TypeError, "complex"),
         (np.ones((3, 3), dtype=bool), TypeError, "bool"),
         (np.full((3, 3), "a"), TypeError, "floating"),
+        ("weights.npy", TypeError, "matrices_in"),
+        (None, TypeError, "None; expected a matrix"),
         (np.array([[1, None], [2, 3]], dtype=object), TypeError, "object"),
         ([[1.0, 2.0], [3.0]], TypeError, "array"),
         (np.full((4, 3), 1e200), ValueError, "float64"),
