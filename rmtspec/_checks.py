@@ -103,7 +103,7 @@ def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
     """Return `values` as a 2-D real array, uncopied when it is one; entries are not looked at."""
     if values is None or isinstance(values, str | bytes) or hasattr(values, "__fspath__"):
         raise InvalidTypeError(
-            f"`{name}` is {values!r}; expected a matrix of numbers. For the matrices of a file call "
+            f"`{name}` is {values!r}; expected a matrix of numbers. For those of a file call "
             "rmtspec.checkpoint.matrices_in(path)."
         )
     try:
