@@ -4,8 +4,10 @@ import csv
 import inspect
 import json
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import numpy as np
@@ -322,3 +324,11 @@ def test_trained_models(data_folder, tmp_path, name):
     else:
         assert rows["layer3.2.conv2.weight"]["kind"] == "conv"
         assert rows["layer3.2.conv2.weight"]["columns"] == 576
+
+
+def test_the_docs_name_the_options_that_exist():
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    commands = cli.main.commands.values()
+    known = {name for command in commands for p in command.params for name in p.opts}
+    known = {name for name in known if name.startswith("--")}
+    assert set(re.findall(r"--[a-z][a-z-]*", page)) - {"--help"} == known
