@@ -11,8 +11,7 @@ from rmtspec._bulk import Window, bulk_window, statistic
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec._results import aligned, plain
-from rmtspec._spectrum import Spectrum
-from rmtspec.errors import InvalidTypeError
+from rmtspec._spectrum import Spectrum, check_spectrum
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import TracyWidom
@@ -228,15 +227,6 @@ def bema(
 
 _ALPHA_HINT = "It is the share of the spectrum left out on each side; 0.2 serves most matrices."
 _BETA_HINT = "It is the chance of a false spike on pure noise; 0.1 is the paper's."
-
-
-def check_spectrum(spec: object) -> None:
-    """Raise unless `spec` is a Spectrum."""
-    if not isinstance(spec, Spectrum):
-        raise InvalidTypeError(
-            f"`spec` is a {type(spec).__name__}; expected a Spectrum. "
-            "Make one with rmtspec.spectrum(W), or call rmtspec.analyze(W)."
-        )
 
 
 def _fit(

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def check_spectrum(spectrum: object) -> None:
-    """Raise unless `spectrum` is a Spectrum."""
-    if not isinstance(spectrum, Spectrum):
-        raise InvalidTypeError(
-            f"`spectrum` is a {type(spectrum).__name__}; expected a Spectrum. "
-            "Make one with rmtspec.spectrum(W), or call rmtspec.analyze(W).plot()."
-        )
-
-
 def axes_for(ax: "Axes | None") -> "Axes":
     """Return `ax`, or the only Axes of a new pyplot figure."""
     from matplotlib.axes import Axes

@@ -1,7 +1,9 @@
-"""How results show themselves: aligned text for people, plain values for JSON."""
+"""How results show themselves: aligned text, plain values for JSON, and versions."""
 
 import math
+import platform
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -36,3 +38,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions that numbers depend on, and those of the packages in `more`."""
+    names = ("rmtspec", "numpy", "scipy", "numba", *more)
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}

@@ -275,6 +275,15 @@ def spectrum(
     return spec
 
 
+def check_spectrum(value: object, name: str = "spec", instead: str = "analyze(W)") -> None:
+    """Raise unless `value`, given as `name`, is a Spectrum; `instead` is the call for a matrix."""
+    if not isinstance(value, Spectrum):
+        raise InvalidTypeError(
+            f"`{name}` is a {type(value).__name__}; expected a Spectrum. "
+            f"Make one with rmtspec.spectrum(W), or call rmtspec.{instead}."
+        )
+
+
 def _rounding_variance(found: Eigenvalues, dtype: np.dtype[Any]) -> float:
     """Return the variance of a bulk that rounding alone makes (an upper bound, not a guess).
 

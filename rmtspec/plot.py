@@ -15,7 +15,6 @@ from rmtspec._drawing import (
     axes_for,
     bin_edges,
     bulk_grid,
-    check_spectrum,
     count,
     default_view,
     far_from_zero,
@@ -23,7 +22,7 @@ from rmtspec._drawing import (
     say,
 )
 from rmtspec._fit_test import FitTest, check_fit
-from rmtspec._spectrum import Spectrum
+from rmtspec._spectrum import Spectrum, check_spectrum
 from rmtspec.errors import InvalidTypeError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 
@@ -90,7 +89,7 @@ def plot_esd(
     >>> ax.texts[0].get_text().splitlines()
     ['2 of 2 spikes beyond 4.36,', 'the largest at 404']
     """
-    check_spectrum(spectrum)
+    check_spectrum(spectrum, "spectrum", "analyze(W).plot()")
     if isinstance(fit, BulkFit):
         check_fit(spectrum, fit)
     elif fit is not None and not isinstance(fit, MarchenkoPastur):
@@ -181,7 +180,7 @@ def plot_cdf_fit(
     >>> ax.get_ylabel()
     'share of the bulk at or below'
     """
-    check_spectrum(spectrum)
+    check_spectrum(spectrum, "spectrum", "analyze(W).plot()")
     check_fit(spectrum, fit)
     if test is not None and not isinstance(test, FitTest):
         raise InvalidTypeError(
@@ -264,7 +263,7 @@ def plot_scree(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['spikes (2)', 'bulk (298)', 'threshold 37.35']
     """
-    check_spectrum(spectrum)
+    check_spectrum(spectrum, "spectrum", "analyze(W).plot()")
     if fit is not None:
         check_fit(spectrum, fit)
     ax = axes_for(ax)

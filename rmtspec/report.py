@@ -5,10 +5,9 @@ import inspect
 import io
 import json
 import math
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._files import PathLike, write_atomically
-from rmtspec._results import plain, text
+from rmtspec._results import plain, text, versions
 from rmtspec._sources import grouped, named_items, printable
 from rmtspec.errors import (
     InvalidTypeError,
@@ -270,7 +269,7 @@ def analyze_many(
             "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
         )
     rows = [report.to_dict() for report in matrices.values()]
-    return Report(rows, skipped, settings, _versions(), matrices)
+    return Report(rows, skipped, settings, versions(), matrices)
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -391,13 +390,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "-"
-
-
-def _versions() -> dict[str, str]:
-    from rmtspec import __version__
-
-    versions = {name: metadata.version(name) for name in ("numpy", "scipy", "numba")}
-    return {"rmtspec": __version__, **versions, "python": platform.python_version()}
 
 
 def _written(content: str, path: PathLike | None) -> str:

@@ -8,7 +8,6 @@ the picture. `rmtspec reproduce` is this module on the command line.
 import io
 import json
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from rmtspec import _checks, ensembles
 from rmtspec._bema import BulkFit, bema
 from rmtspec._files import output_folder, write_atomically
 from rmtspec._fit_test import fit_test
-from rmtspec._results import plain
+from rmtspec._results import plain, versions
 from rmtspec._spectrum import Spectrum, spectrum
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def reproduce_figure(
         "sizes": sizes,
         "settings": SETTINGS,
         **results,
-        "versions": _versions(),
+        "versions": versions("matplotlib"),
     }
     return _write(folder, figure, drawing, record)
 
@@ -232,14 +231,6 @@ def _draw_sweep(sweep: _Sweep, results: dict[str, Any], count: int) -> "Figure":
         ax.legend(fontsize="small")
     panels[0].set_ylabel(r"$\lambda_+$ (eigenvalue $s^2 / n$)")
     return drawing
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that the numbers depend on."""
-    from importlib.metadata import version
-
-    names = ("rmtspec", "numpy", "scipy", "numba", "matplotlib")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _write(folder: Path, name: str, drawing: "Figure", record: dict[str, Any]) -> list[Path]:
