@@ -39,7 +39,7 @@ def matrix_eigenvalues(
     tall = array.T if wide else array  # the longer side first; a view
     if tall.dtype.itemsize >= 8:
         _check_range(tall, wide)
-    gram, row_is_zero = _gram(tall, wide)
+    gram, row_is_zero = _gram(tall, wide, eigensolver)
     column_is_zero = np.diagonal(gram) == 0.0
     n = int(np.count_nonzero(~row_is_zero))
     p = int(np.count_nonzero(~column_is_zero))
@@ -80,23 +80,38 @@ def blocks(tall: Matrix, columns: int | None = None) -> Iterator[tuple[int, Floa
         del block  # before the next one is made
 
 
-def _gram(tall: Matrix, wide: bool) -> tuple[Float64Array, NDArray[np.bool_]]:
-    """Return the upper triangle of ``tall.T @ tall`` (Fortran order) and which rows are zero."""
+def _gram(
+    tall: Matrix, wide: bool, eigensolver: Eigensolver | None = None
+) -> tuple[Float64Array, NDArray[np.bool_]]:
+    """Return the upper triangle of ``tall.T @ tall`` (Fortran order) and which rows are zero.
+
+    An eigensolver with a method `gram` makes the product itself, on its own device.
+    """
     from scipy.linalg.blas import dsyrk
 
     n, p = tall.shape
-    gram = np.zeros((p, p), order="F")
+    elsewhere = getattr(eigensolver, "gram", None)
+    gram = np.zeros((p, p) if elsewhere is None else (1, 1), order="F")
     row_is_zero = np.empty(n, dtype=np.bool_)
     for start, block in blocks(tall):
         squares = np.einsum("ij,ij->i", block, block)
         if not np.isfinite(squares).all():
             _raise_not_finite(tall, wide)
         row_is_zero[start : start + len(squares)] = squares == 0.0
+        if elsewhere is not None:
+            continue
         if block.flags.f_contiguous:
             gram = dsyrk(1.0, block, beta=1.0, c=gram, trans=1, overwrite_c=1)
         else:
             gram = dsyrk(1.0, block.T, beta=1.0, c=gram, trans=0, overwrite_c=1)
         del block  # before the next one is made
+    if elsewhere is not None:
+        gram = np.asfortranarray(elsewhere(tall), dtype=np.float64)
+        if gram.shape != (p, p):
+            raise InvalidValueError(
+                f"`eigensolver.gram` returned shape {gram.shape}; expected ({p}, {p}), the "
+                "product of the array's transpose with the array it was given."
+            )
     return gram, row_is_zero
 
 
@@ -145,8 +160,8 @@ def _svd_squares(tall: Matrix) -> Float64Array:
 
 
 def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
-    lower = np.tril_indices(gram.shape[0], -1)
-    gram[lower] = gram.T[lower]
+    for column in range(gram.shape[1]):  # in Fortran order a column is contiguous
+        gram[column + 1 :, column] = gram[column, column + 1 :]
     values = np.asarray(eigensolver(gram), dtype=np.float64)
     if values.shape != (gram.shape[0],) or not np.isfinite(values).all():
         raise InvalidValueError(

@@ -1,9 +1,13 @@
 """Writing files so that a failure leaves what was there whole: write beside, then rename."""
 
 import contextlib
+import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rmtspec.errors import FileError, InvalidTypeError
 
@@ -38,6 +42,81 @@ def write_atomically(path: PathLike, content: str | bytes) -> Path:
             ) from error
         raise
     return Path(path)
+
+
+def read_json(path: PathLike, what: str, schema: int) -> dict[str, Any]:
+    """Return the object in a JSON file of ours, or raise where it is not `what`.
+
+    `schema` is the version of the format written today: a file of a later one is refused.
+    """
+    file = _path(path)
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise FileError(f"{file} cannot be read: {_cause(error)}. Check the path.") from error
+    except ValueError as error:
+        raise FileError(f"{file} is not {what}: it is no JSON ({error}).") from error
+    version = content.get("schema") if isinstance(content, dict) else None
+    if type(version) is not int:
+        raise FileError(f"{file} is not {what}: it has no number under 'schema'.")
+    if version > schema:
+        raise FileError(
+            f"{file} has schema {version}; this version of rmtspec reads up to {schema}. "
+            "Update rmtspec: pip install --upgrade rmtspec."
+        )
+    found: dict[str, Any] = content
+    return found
+
+
+def empty_folder(path: PathLike) -> Path:
+    """Return `path` if a folder of that name can be made there, or is one and empty."""
+    folder = _path(path)
+    try:
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                raise FileError(
+                    f"{folder} is not empty; expected a folder that does not exist yet or has "
+                    "nothing in it. Name another one."
+                )
+            if not os.access(folder, os.W_OK):
+                raise FileError(f"{folder} is write-protected. Name another one.")
+            return folder
+        if folder.exists() or folder.is_symlink():
+            raise FileError(f"{folder} is a file; expected a folder. Name another one.")
+        parent = folder.absolute().parent
+        if not parent.is_dir():
+            raise FileError(
+                f"{folder} cannot be made: {parent} does not exist. Make that folder first."
+            )
+        if not os.access(parent, os.W_OK):
+            raise FileError(f"{folder} cannot be made: {parent} is write-protected.")
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{folder} cannot be made: {_cause(error)}. Name another one.") from error
+    return folder
+
+
+@contextlib.contextmanager
+def finished_folder(path: PathLike) -> Iterator[Path]:
+    """Give a new folder beside `path` to write into; it takes that name when all went well.
+
+    Whatever fails, nothing is left under `path`, and nothing beside it.
+    """
+    target = Path(os.path.realpath(empty_folder(path)))
+    work = target.parent / f".rmtspec-{secrets.token_hex(8)}.tmp"
+    try:
+        work.mkdir()
+        yield work
+        work.replace(target)  # an empty folder in its place is replaced too
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, FileError):
+            raise FileError(
+                f"{path} cannot be written: {_cause(error)}. Nothing was left there; free space "
+                "or choose another place."
+            ) from error
+        raise
 
 
 def check_writable(path: PathLike) -> None:

@@ -1,4 +1,4 @@
-"""The header of a .safetensors file, checked: which tensors it holds and where.
+"""Reading a .safetensors file: its header, checked, and the bytes of one tensor.
 
 The safetensors package cannot give bfloat16 or float8 tensors to numpy, and its errors do not
 say which tensor is at fault; the format is small enough to read here.
@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmtspec.errors import FileError
 
 #: The format's own limit.
 _LONGEST_HEADER = 100_000_000
 
+#: The header's key for free text; no tensor can have this name.
+METADATA = "__metadata__"
+
 #: Names of the format's dtypes, as numpy or ml_dtypes calls them.
-_DTYPES = {
+DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -66,7 +70,7 @@ class StoredTensor:
     @property
     def numpy_name(self) -> str:
         """The dtype for `named_dtype`; empty where numpy has none."""
-        return _DTYPES.get(self.dtype, "")
+        return DTYPES.get(self.dtype, "")
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -86,6 +90,37 @@ def named_dtype(name: str) -> np.dtype[Any]:
 
 def stored_tensors(file: Path) -> list[StoredTensor]:
     """Return the tensors that the header of `file` lists, or raise where it cannot be right."""
+    header, begin, size = _header(file)
+    header.pop(METADATA, None)
+    tensors = [_tensor(file, name, entry, begin) for name, entry in header.items()]
+    _check_spans(file, tensors, size)
+    return tensors
+
+
+def stored_metadata(file: Path) -> dict[str, str]:
+    """Return the file's free text by key; loaders of some frameworks want it ("format": "pt")."""
+    found = _header(file)[0].get(METADATA)
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def stored_bytes(file: Path, tensor: StoredTensor) -> NDArray[np.uint8]:
+    """Return the bytes of a tensor as they stand in the file, memory-mapped."""
+    size = tensor.end - tensor.begin
+    if size == 0:  # nothing to map
+        return np.empty(0, np.uint8)
+    try:
+        return np.memmap(file, np.uint8, mode="r", offset=tensor.begin, shape=(size,))
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"{file} cannot be read at {tensor.name!r}: {error}. Was it changed meanwhile? "
+            "Read it again."
+        ) from error
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header, where the entries begin, and the size of the file."""
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
@@ -112,10 +147,7 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
         raise FileError(
             f"{file} is no .safetensors file: its header is no JSON object. Save it again."
         )
-    header.pop("__metadata__", None)
-    tensors = [_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
-    _check_spans(file, tensors, size)
-    return tensors
+    return header, 8 + length, size
 
 
 def looks_like(start: bytes) -> str:

@@ -222,7 +222,8 @@ def spectrum(
         done again in float64 where the bulk would be rounding noise.
     eigensolver : callable, optional
         Takes the symmetric float64 Gram matrix (p, p), returns its p eigenvalues in any order.
-        For another library or device; only with the Gram route.
+        For another library or device; only with the Gram route. Where it has a method `gram`,
+        that makes the Gram matrix too: it is given the array (n, p) and returns (p, p).
 
     Returns
     -------

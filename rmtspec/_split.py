@@ -147,6 +147,20 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     return SplitFactors(outer, inner, k, singular, error, error**2, output_error)
 
 
+def output_energies(W: ArrayLike, input_moment: ArrayLike) -> Float64Array:
+    """Return the squared singular values of W C^(1/2), descending, C regularised as in `split`.
+
+    What each rank of a split with that input moment adds to the energy of the output.
+    """
+    from scipy.linalg import eigvalsh
+
+    array = _checks.matrix(W)
+    root = _root(_moment(input_moment, array.shape[1]))
+    gram, _ = gram_matrix(np.asarray(array, dtype=np.float64) @ root)
+    values: Float64Array = eigvalsh(gram, lower=False, overwrite_a=True, check_finite=False)
+    return np.maximum(values[::-1], 0.0)
+
+
 def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, Float64Array, float]:
     """Return U sqrt(S), sqrt(S) V^T and S of the k largest singular values, and ||array||^2."""
     from scipy.linalg import eigh

@@ -1,4 +1,4 @@
-"""The command line: `rmtspec analyze`, `rmtspec reproduce`, `rmtspec demo`.
+"""The command line: `rmtspec analyze`, `rmtspec prune`, `rmtspec reproduce`, `rmtspec demo`.
 
 Exit status: 0 done; 1 the input could not be used, or nothing in it could be analysed; 2 wrong
 usage; 130 interrupted.
@@ -6,15 +6,14 @@ usage; 130 interrupted.
 
 import contextlib
 import dataclasses
-import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rmtspec import __version__
+from rmtspec._cli_output import nothing, one_line, progress_bar, show
 from rmtspec.errors import RmtspecError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except RmtspecError as error:
-            raise click.ClickException(_one_line(str(error))) from None
+            raise click.ClickException(one_line(str(error))) from None
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(130)
@@ -85,33 +84,94 @@ def analyze(
     **numbers: Any,
 ) -> None:
     """Analyse the matrices in PATH, a .safetensors, .npz or .npy file."""
-    patterns = _pattern(include, "--include"), _pattern(exclude, "--exclude")
     options = {**numbers, "refine": not no_refine, "cutoff": fit_cutoff}
     from rmtspec import checkpoint, report
+    from rmtspec._selection import Selection
 
     with _usage():
+        selection = Selection(include, exclude)
         report.check_options(options)
         report.check_jobs(jobs)
-        if out is not None:
-            from rmtspec._files import check_writable
-
-            report.check_suffix(out)
-            check_writable(out)
+        _check_report(out)
     listed = checkpoint.matrices_in(path)
-    chosen, left_out = _choose(listed.matrices, *patterns)
+    chosen, left_out = selection.choose(listed.matrices)
     skipped = [*listed.skipped, *left_out]
     if not chosen:
-        raise click.ClickException(_nothing(path, skipped))
-    with _progress_bar(len(chosen)) as progress:
+        raise click.ClickException(nothing(path, skipped))
+    with progress_bar() as progress:
         found = report.analyze_many(chosen, n_jobs=jobs, progress=progress, **options)
     found = dataclasses.replace(found, skipped=[*found.skipped, *skipped])
     if not found.rows:
-        raise click.ClickException(_nothing(path, found.skipped))
-    if out is not None:
-        found.save(out)
-    _show(found)
-    if out is not None:
-        click.echo(f"Report written to {out}")
+        raise click.ClickException(nothing(path, found.skipped))
+    _deliver(found, out)
+
+
+@main.command()
+@click.argument("path", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["factors", "dense"]),
+    default="factors",
+    show_default=True,
+    help="Write two factors for each matrix, or their product in its place.",
+)
+@click.option("--bulk-keep", type=float, show_default="0.45", help="Share of the bulk to keep.")
+@click.option("--fit-cutoff", type=float, help="Leave matrices alone whose statistic is above it.")
+@click.option("--include", metavar="RE", help="Only names in which this expression is found.")
+@click.option("--exclude", metavar="RE", help="No names in which this expression is found.")
+@click.option(
+    "--min-saving",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Leave matrices alone that save a smaller share of parameters.",
+)
+@click.option("--budget", type=float, help="Share of parameters to keep, in place of a rule.")
+@click.option("--rank", "ranks", metavar="NAME=K", multiple=True, help="This rank for this name.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Carry out a plan, from a .json.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the plan and write nothing; OUT may be left out."
+)
+@click.option("--jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores.")
+@click.option("--alpha", type=float, show_default="0.2", help="Share left out on each side.")
+@click.option("--beta", type=float, show_default="0.1", help="Chance of a spike in pure noise.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    help="Write the plan here too; the suffix says how: .html, .csv or .json.",
+)
+def prune(
+    path: Path,
+    out: Path | None,
+    ranks: tuple[str, ...],
+    plan: Path | None,
+    dry_run: bool,
+    jobs: int,
+    report_file: Path | None,
+    **request: Any,
+) -> None:
+    """Prune the matrices of IN, a .safetensors file, into OUT, a new or empty folder."""
+    if out is None and not dry_run:
+        raise click.UsageError("Missing argument 'OUT'; only --dry-run goes without.")
+    from rmtspec._prune_file import check_request, prune_file
+    from rmtspec.report import Report
+
+    given = {name: value for name, value in request.items() if value is not None}
+    given.update(ranks=_ranks(ranks), n_jobs=jobs)
+    if plan is not None:
+        given["plan"] = Report.from_json(plan)
+    with _usage():
+        check_request(out, **given)
+        _check_report(report_file)
+    with progress_bar() as progress:
+        done = prune_file(path, out, dry_run=dry_run, progress=progress, **given)
+    _deliver(done, report_file)
+    before, after = done.totals["bytes_before"], done.totals["bytes_after"]
+    click.echo(f"{before:,} bytes of tensors become {after:,} ({after / before:.1%})")
+    click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
 
 
 @main.command()
@@ -162,95 +222,41 @@ def _usage() -> Iterator[None]:
     except MissingDependencyError:
         raise
     except RmtspecError as error:
-        raise click.UsageError(_one_line(str(error))) from None
+        raise click.UsageError(one_line(str(error))) from None
 
 
-def _pattern(expression: str | None, option: str) -> re.Pattern[str] | None:
-    if expression is None:
-        return None
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise click.BadParameter(
-            f"{expression!r} is no regular expression: {error}.", param_hint=option
-        ) from None
+def _check_report(file: Path | None) -> None:
+    """Raise now what writing the report would raise after all the work."""
+    if file is not None:
+        from rmtspec._files import check_writable
+        from rmtspec.report import check_suffix
+
+        check_suffix(file)
+        check_writable(file)
 
 
-def _choose(
-    matrices: dict[str, Any], include: re.Pattern[str] | None, exclude: re.Pattern[str] | None
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Return the matrices whose names pass, and the others as skipped."""
-    chosen, left_out = {}, []
-    for name, matrix in matrices.items():
-        if include is not None and not include.search(name):
-            left_out.append({"name": name, "reason": f"not in --include {include.pattern}"})
-        elif exclude is not None and exclude.search(name):
-            left_out.append({"name": name, "reason": f"in --exclude {exclude.pattern}"})
-        else:
-            chosen[name] = matrix
-    return chosen, left_out
+def _deliver(found: "Report", file: Path | None) -> None:
+    """Write the report, if that was asked for, and show it."""
+    if file is not None:
+        found.save(file)
+    show(found)
+    if file is not None:
+        click.echo(f"Report written to {file}")
 
 
-@contextlib.contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int, int | None, str], None] | None]:
-    """Give a callback that moves a bar on stderr, or None where there is nobody to see it."""
-    if total < 2 or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("analysing", total=total)
-
-        def step(done: int, _: int | None, name: str) -> None:
-            bar.update(task, completed=done)
-
-        yield step
-
-
-def _show(found: "Report") -> None:
-    """Print the table, as wide as it needs to be where no terminal limits it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from rmtspec._sources import grouped
-
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else 100_000, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    header, lines = found.cells()
-    for title in header:
-        numeric = title in ("spikes", "rank", "kept")
-        table.add_column(title, justify="right" if numeric else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    console.print(table)
-    before, after = found.parameters_before, found.parameters_after
-    click.echo(
-        f"{len(found.rows)} analysed, {len(found.skipped)} skipped; "
-        f"{after:,} of {before:,} parameters kept ({after / before:.1%})"
-    )
-    for reason, names in grouped(found.skipped):
-        click.echo(f"skipped {names}: {reason}")
-
-
-def _nothing(path: Path, skipped: list[dict[str, str]]) -> str:
-    from rmtspec._sources import grouped
-
-    lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
-    if not lines:
-        return f"{path} holds no tensors; expected at least one matrix."
-    return "\n".join([f"Nothing in {path} could be analysed.", *lines])
-
-
-def _one_line(message: str) -> str:
-    """Return the message with control characters, which a terminal would obey, spelled out."""
-    from rmtspec._sources import printable
-
-    return printable(message)
+def _ranks(given: tuple[str, ...]) -> dict[str, int]:
+    """Return the ranks of `--rank NAME=K` by name."""
+    ranks: dict[str, int] = {}
+    for words in given:
+        name, equals, rank = words.rpartition("=")
+        if not equals or not rank.strip().isdecimal():
+            raise click.BadParameter(
+                f"{words!r}; expected NAME=K, a name and a whole number.", param_hint="--rank"
+            )
+        if name in ranks:
+            raise click.BadParameter(f"{name!r} has two ranks. Leave one out.", param_hint="--rank")
+        ranks[name] = int(rank)
+    return ranks
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Reports over many matrices: `analyze_many` and the table, files and pages of its `Report`."""
 
 import csv
+import difflib
 import inspect
 import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ import numpy as np
 
 from rmtspec import _checks
 from rmtspec._analysis import MatrixReport, analyze
-from rmtspec._files import PathLike, write_atomically
+from rmtspec._files import PathLike, read_json, write_atomically
 from rmtspec._results import plain, text, versions
 from rmtspec._sources import grouped, named_items, printable
 from rmtspec.errors import (
+    FileError,
     InvalidTypeError,
     InvalidValueError,
     MissingDependencyError,
@@ -28,6 +30,8 @@ from rmtspec.errors import (
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Version of the JSON format.
+SCHEMA = 1
 #: Suffixes that `Report.save` knows.
 SUFFIXES = (".csv", ".json", ".html")
 #: Matrices shown by `repr`.
@@ -52,7 +56,10 @@ class Report:
     versions : dict
         Of rmtspec, numpy, scipy, numba and python.
     matrices : dict of str to MatrixReport
-        The full results by name.
+        The full results by name; empty for a report read from a file.
+    totals : dict of str to int
+        Sizes of the whole model before and after, where an adapter knows it: "parameters_before",
+        "parameters_after", "bytes_before", "bytes_after"; else empty.
     """
 
     rows: list[dict[str, Any]]
@@ -60,6 +67,47 @@ class Report:
     settings: dict[str, Any]
     versions: dict[str, str]
     matrices: dict[str, MatrixReport]
+    totals: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, path: PathLike) -> "Report":
+        """Read a report, or a plan, that `to_json` wrote.
+
+        Raises
+        ------
+        FileError
+            No such file, no JSON, no report, or one of a later version of the format.
+        """
+        content = read_json(path, "a report", SCHEMA)
+        rows, skipped = content.get("rows"), content.get("skipped")
+        settings, made_with = content.get("settings"), content.get("versions")
+        if not (
+            isinstance(rows, list)
+            and isinstance(skipped, list)
+            and all(isinstance(entry, dict) for entry in (*rows, *skipped))
+            and isinstance(settings, dict)
+            and isinstance(made_with, dict)
+        ):
+            raise FileError(
+                f"{path} is no report: expected lists of rows and skipped, settings and versions. "
+                "Write one with Report.to_json."
+            )
+        return cls(rows, skipped, settings, made_with, {}, content.get("totals", {}))
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Return the row of a matrix; in a plan it may be edited ("action", "rank").
+
+        Raises
+        ------
+        InvalidValueError
+            No row has that name.
+        """
+        for row in self.rows:
+            if row["name"] == name:
+                return row
+        near = difflib.get_close_matches(str(name), [row["name"] for row in self.rows], n=3)
+        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise InvalidValueError(f"No row is named {name!r}; there are {len(self.rows)}.{hint}")
 
     @property
     def parameters_before(self) -> int:
@@ -73,12 +121,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""
+        totals = {"totals": plain(self.totals)} if self.totals else {}
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "rows": plain(self.rows),
             "skipped": plain(self.skipped),
             "settings": plain(self.settings),
             "versions": plain(self.versions),
+            **totals,
         }
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -136,9 +186,7 @@ class Report:
             skipped=self.skipped,
             settings=self.settings,
             versions=self.versions,
-            before=f"{self.parameters_before:,}",
-            after=f"{self.parameters_after:,}",
-            share=_share(self.parameters_after, self.parameters_before),
+            kept=self.kept(),
             n_split=sum(row["saves"] for row in self.rows),
             n_accepted=sum(row["accepted"] for row in self.rows),
         )
@@ -170,18 +218,28 @@ class Report:
         writer(path)
         return Path(path)
 
+    def kept(self) -> str:
+        """Return in words the share of parameters kept: of the whole model where it is known."""
+        if self.totals:
+            before, after = self.totals["parameters_before"], self.totals["parameters_after"]
+            return f"{after:,} of the model's {before:,} parameters kept ({_share(after, before)})"
+        before, after = self.parameters_before, self.parameters_after
+        return f"{after:,} of {before:,} parameters kept ({_share(after, before)})"
+
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the lines of the short table that people read, as text."""
         header = ["name", "size", "spikes", "rank", "fit", "kept", "reason"]
-        return header, [_cells(row) for row in self.rows]
+        if any("action" in row for row in self.rows):  # a plan
+            header[-1:] = ["action", "error", "reason"]
+        ends = [(_cells(row), printable(row["reason"])) for row in self.rows]
+        return header, [[*line[: len(header) - 1], reason] for line, reason in ends]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        share = _share(self.parameters_after, self.parameters_before)
         title = f"Report: {len(self.rows)} analysed, {len(self.skipped)} skipped"
-        lines = [f"{title}, {share} of the parameters kept" if self.rows else title]
+        lines = [f"{title}, {self.kept()}" if self.rows else title]
         header, cells = self.cells()
         if cells:
             shown = [header, *cells[:_SHOWN]]
@@ -384,8 +442,17 @@ def _cells(row: dict[str, Any]) -> list[str]:
         str(row["rank"]),
         ("yes" if row["accepted"] else "no") if fitted else "-",
         _share(after, before),
-        printable(row["reason"]),
+        row.get("action", ""),
+        _error(row),
     ]
+
+
+def _error(row: dict[str, Any]) -> str:
+    """Return the relative error of the output, where inputs were given, else of the weight."""
+    output, weight = row.get("output_error"), row.get("weight_error")
+    if output is not None:
+        return f"{output:.3f} (weight {weight:.3f})"
+    return "" if weight is None else f"{weight:.3f}"
 
 
 def _share(part: int, whole: int) -> str:

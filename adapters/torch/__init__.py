@@ -1,4 +1,8 @@
-"""Adapter for PyTorch models; it needs torch and, in this version, exports nothing."""
+"""Adapter for PyTorch: analyse a model, prune it, undo that, save and load the result.
+
+from rmtspec.adapters import torch as rt
+smaller, report = rt.prune(model)
+"""
 
 from rmtspec.errors import MissingDependencyError
 
@@ -10,4 +14,40 @@ except ImportError as error:
         'Install it with: pip install "rmtspec[torch]"'
     ) from error
 
-__all__: list[str] = []
+from rmtspec.adapters.torch._analysis import analyze
+from rmtspec.adapters.torch._layers import (
+    SplitConv1d,
+    SplitConv2d,
+    SplitConv3d,
+    SplitEmbedding,
+    SplitLayer,
+    SplitLinear,
+)
+from rmtspec.adapters.torch._matrices import NamedMatrix, WeightMatrix, weight_matrices
+from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
+from rmtspec.adapters.torch._prune import apply_plan, plan, prune
+from rmtspec.adapters.torch._replace import merge
+from rmtspec.adapters.torch._storage import load, read_state_dict, save
+
+__all__ = [
+    "MLP",
+    "NamedMatrix",
+    "SplitConv1d",
+    "SplitConv2d",
+    "SplitConv3d",
+    "SplitEmbedding",
+    "SplitLayer",
+    "SplitLinear",
+    "WeightMatrix",
+    "analyze",
+    "apply_plan",
+    "count_parameters",
+    "layer_dims",
+    "load",
+    "merge",
+    "plan",
+    "prune",
+    "read_state_dict",
+    "save",
+    "weight_matrices",
+]

@@ -1,0 +1,150 @@
+"""Analysis of a model: every weight matrix through the core, on the CPU or on a device."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmtspec._results import versions
+from rmtspec._selection import Pattern, Selection
+from rmtspec._sources import grouped
+from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
+from rmtspec.adapters.torch._matrices import ROOT, WeightMatrix, weight_matrices
+from rmtspec.errors import InvalidValueError
+from rmtspec.report import Progress, Report, analyze_many
+
+
+def analyze(
+    model: nn.Module,
+    device: str | torch.device | None = None,
+    *,
+    include: Pattern | None = None,
+    exclude: Pattern | None = None,
+    n_jobs: int | None = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Analyse every weight matrix of a model; nothing on the model is changed.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model; see `weight_matrices` for what counts as a matrix.
+    device : str or torch.device, optional
+        Where eigenvalues are computed, in float64. By default where the weights are: on the CPU
+        through LAPACK, on a GPU through `torch.linalg`.
+    include, exclude : str, pattern, predicate on (name, module), or several
+        Which matrices: a regular expression is found anywhere in the name of the layer, of its
+        parameter, or of the matrix.
+    n_jobs, progress
+        As for `rmtspec.analyze_many`.
+    **options
+        Of `rmtspec.analyze`.
+
+    Returns
+    -------
+    Report
+        Its `skipped` lists what could not be analysed, or was not asked for, with the reason.
+
+    Raises
+    ------
+    InvalidTypeError
+        `model` is no module, or a wrapped one.
+    InvalidValueError
+        No matrix is left to analyse; a lazy layer; an unusable device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> _ = torch.manual_seed(0)
+    >>> model = rt.MLP([64, 100, 50, 10])
+    >>> report = rt.analyze(model)
+    >>> [(row["name"], row["rows"], row["columns"]) for row in report.rows]
+    [('layers.0', 100, 64), ('layers.1', 50, 100), ('layers.2', 10, 50)]
+    """
+    return analyze_chosen(Chosen(model, include, exclude), device, n_jobs, progress, options)
+
+
+class Chosen:
+    """The matrices of a model that `include` and `exclude` leave, and the others with the reason.
+
+    Attributes
+    ----------
+    matrices : dict of str to WeightMatrix
+        Chosen, by name; among them those that cannot be read.
+    left_out : list of dict
+        "name" and "reason" of the others.
+    named : set of str
+        Names of matrices that `include` asks for.
+    """
+
+    def __init__(self, model: nn.Module, include: Pattern | None, exclude: Pattern | None) -> None:
+        selection = Selection(include, exclude)
+        modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+        self.model = model
+        self.matrices: dict[str, WeightMatrix] = {}
+        self.left_out: list[dict[str, str]] = []
+        self.named: set[str] = set()
+        for name, matrix in weight_matrices(model):
+            module = modules["" if matrix.layer == ROOT else matrix.layer]
+            reason = selection.refusal(matrix.names, module)
+            if reason:
+                self.left_out.append({"name": name, "reason": reason})
+                continue
+            self.matrices[name] = matrix
+            if selection.named(matrix.names, module):
+                self.named.add(name)
+        self.left_out += [
+            {"name": shown, "reason": "this pattern meets no matrix"} for shown in selection.unmet
+        ]
+        if not any(not matrix.reason for matrix in self.matrices.values()):
+            self._refuse(selection)
+
+    def _refuse(self, selection: Selection) -> None:
+        unread = [{"name": n, "reason": m.reason} for n, m in self.matrices.items()]
+        listed = [*unread, *(e for e in self.left_out if e["name"] not in selection.unmet)]
+        lines = [f"  {names}: {why}" for why, names in grouped(listed)]
+        kind = type(self.model).__name__
+        message = f"No weight matrix of this {kind} is left to analyse"
+        if selection.unmet:
+            message += f"; nothing is met by {', '.join(selection.unmet)}"
+        if not lines:
+            message += ": it has no parameters"
+        raise InvalidValueError(
+            "\n".join([f"{message}. Names are those of model.named_modules().", *lines])
+        )
+
+
+def analyze_chosen(
+    chosen: Chosen,
+    device: str | torch.device | None,
+    n_jobs: int | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> Report:
+    """Return the report on the chosen matrices; raise where none can be analysed."""
+    solver = _eigensolver(chosen, device)
+    if solver is not None and "eigensolver" not in options:
+        options = {**options, "eigensolver": solver}
+    source = list(chosen.matrices.items())
+    report = analyze_many(source, n_jobs=n_jobs, progress=progress, **options)
+    if not report.rows:
+        lines = [f"  {names}: {reason}" for reason, names in grouped(report.skipped)]
+        raise InvalidValueError(
+            "\n".join(["No weight matrix of the model could be analysed.", *lines])
+        )
+    return dataclasses.replace(
+        report, skipped=[*report.skipped, *chosen.left_out], versions=versions("torch")
+    )
+
+
+def _eigensolver(chosen: Chosen, device: str | torch.device | None) -> DeviceEigensolver | None:
+    """Return the eigensolver of a device other than the CPU, which is the core's own."""
+    if device is None:
+        places = {m.parameter.device for m in chosen.matrices.values() if not m.reason}
+        found = next((d for d in sorted(places, key=str) if d.type == "cuda"), None)
+    else:
+        found = usable_device(device)
+    return None if found is None or found.type == "cpu" else DeviceEigensolver(found)

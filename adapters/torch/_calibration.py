@@ -1,0 +1,187 @@
+"""Second moments of the inputs of layers, gathered while a model runs on calibration batches."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+#: Model inputs, or a function that runs the model.
+Calibration = Iterable[Any] | Callable[[nn.Module], object]
+#: Bytes of the float64 rows that are multiplied at a time.
+_BLOCK_BYTES = 2**26
+
+
+def input_moments(
+    model: nn.Module, layers: Mapping[str, nn.Module], calibration: Calibration
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Return X X^T / count of the inputs of each layer, one per group, by name of the layer.
+
+    The model runs in evaluation mode without gradients. Whatever happens, the hooks are removed and
+    the training flags put back.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layers : mapping of str to Module
+        Linear, transformers' Conv1D, or Conv1d to Conv3d.
+    calibration : iterable, or callable
+        Of model inputs: a tensor, a tuple or list of positional arguments, a mapping of keyword
+        arguments. A callable is given the model and runs it.
+
+    Raises
+    ------
+    InvalidTypeError
+        `calibration` is neither, or the model refuses a batch.
+    InvalidValueError
+        No batch, a layer that no batch reaches, or nan in its inputs.
+    """
+    gathered = {name: _Moment(layer) for name, layer in layers.items()}
+    with _hooked(model, layers, gathered), torch.no_grad():
+        if isinstance(calibration, Iterable) and not isinstance(calibration, str | bytes):
+            _run_batches(model, calibration)
+        elif callable(calibration):
+            calibration(model)
+        else:
+            raise InvalidTypeError(
+                f"`calibration` is a {type(calibration).__name__}; expected an iterable of model "
+                "inputs, or a function that is given the model and runs it."
+            )
+    unreached = [name for name, moment in gathered.items() if moment.count == 0]
+    if unreached:
+        shown = ", ".join(map(repr, unreached[:5])) + (" and more" if len(unreached) > 5 else "")
+        raise InvalidValueError(
+            f"`calibration` never reaches {len(unreached)} of {len(gathered)} layers: {shown}. "
+            "Their inputs are not known: give batches that use them, or leave these layers out "
+            "with `exclude`."
+        )
+    return {name: moment.result(name) for name, moment in gathered.items()}
+
+
+def _run_batches(model: nn.Module, batches: Iterable[Any]) -> None:
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    count = 0
+    for count, batch in enumerate(batches, 1):
+        moved = _moved(batch, device)
+        try:
+            if isinstance(moved, Mapping):
+                model(**moved)
+            elif isinstance(moved, list | tuple):
+                model(*moved)
+            else:
+                model(moved)
+        except TypeError as error:
+            raise InvalidTypeError(
+                f"`calibration` batch {count - 1} is a {_shape_of(batch)}, and the model cannot be "
+                f"called with it: {error}. A tuple is taken as positional arguments and a mapping "
+                "as keywords; of pairs (inputs, labels) pass the inputs only: "
+                "(inputs for inputs, _ in loader)."
+            ) from error
+    if count == 0:
+        raise InvalidValueError(
+            "`calibration` is empty; expected at least one batch. An iterator that was used "
+            "before has nothing left: pass a list or a DataLoader."
+        )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on the device of the model."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(item, device) for item in value]
+    return value
+
+
+def _shape_of(batch: Any) -> str:
+    kind = type(batch).__name__
+    return f"{kind} of {len(batch)}" if isinstance(batch, list | tuple | Mapping) else kind
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, layers: Mapping[str, nn.Module], gathered: Mapping[str, "_Moment"]
+) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    handles = []
+    try:
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_pre_hook(gathered[name].hook, with_kwargs=True))
+        model.eval()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Moment:
+    """The running sum of x x^T over the inputs of one layer."""
+
+    def __init__(self, layer: Any) -> None:
+        self.groups = layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 1
+        self.sums: list[torch.Tensor] = []
+        self.count = 0
+
+    def hook(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            for patches in _patches(layer, inputs):  # (count, groups, columns)
+                self._add(patches)
+        else:
+            self._add(inputs.reshape(-1, 1, inputs.shape[-1]))
+
+    def _add(self, rows: torch.Tensor) -> None:
+        count, groups, columns = rows.shape
+        step = max(1, _BLOCK_BYTES // (8 * columns * groups))
+        for start in range(0, count, step):
+            block = rows[start : start + step].detach()
+            block = (block.cpu() if block.device.type == "mps" else block).double()
+            if not self.sums:
+                self.sums = [
+                    torch.zeros(columns, columns, dtype=torch.float64, device=block.device)
+                    for _ in range(groups)
+                ]
+            for group, total in enumerate(self.sums):
+                part = block[:, group].to(total.device)
+                total.addmm_(part.T, part)
+        self.count += count
+
+    def result(self, name: str) -> list[NDArray[np.float64]]:
+        """Return the mean of x x^T of each group."""
+        found = [(total / self.count).cpu().numpy() for total in self.sums]
+        if not all(np.isfinite(moment).all() for moment in found):
+            raise InvalidValueError(
+                f"`calibration` yields nan or inf at the inputs of {name!r}; expected finite "
+                "numbers. Check the batches and the model's dtype."
+            )
+        return found
+
+
+def _patches(layer: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield, by sample, the patches a convolution sees: (count, groups, in/groups * kernel)."""
+    dims = len(layer.kernel_size)
+    if inputs.ndim == dims + 1:
+        inputs = inputs[None]
+    pads = layer._reversed_padding_repeated_twice
+    if isinstance(pads, list | tuple) and any(pads):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs = nn.functional.pad(inputs, tuple(pads), mode=mode)
+    for sample in inputs:
+        windows = sample
+        for axis in range(dims):
+            size = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            windows = windows.unfold(axis + 1, size, layer.stride[axis])
+            windows = windows[..., :: layer.dilation[axis]]
+        # (channels, positions..., kernel...) -> (positions, groups, channels/groups * kernel)
+        count = int(np.prod(windows.shape[1 : dims + 1]))
+        windows = windows.movedim(0, dims).reshape(count, layer.groups, -1)
+        yield windows

@@ -1,0 +1,58 @@
+"""The core's eigensolver seam on a torch device: Gram matrix and eigenvalues in float64 there."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rmtspec.errors import InvalidValueError
+
+#: Bytes of one float64 block on the device.
+_BLOCK_BYTES = 2**28
+
+
+class DeviceEigensolver:
+    """Eigenvalues of Gram matrices by `torch.linalg` on a device, in float64.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        As "cuda" or "cuda:1"; it must have float64.
+    """
+
+    def __init__(self, device: str | torch.device) -> None:
+        self.device = usable_device(device)
+
+    def gram(self, tall: NDArray[Any]) -> NDArray[np.float64]:
+        """Return ``tall.T @ tall`` for an array (n, p), uploaded in its own dtype by row blocks."""
+        n, p = tall.shape
+        total = torch.zeros((p, p), dtype=torch.float64, device=self.device)
+        step = max(1, _BLOCK_BYTES // (8 * p))
+        for start in range(0, n, step):
+            part = np.ascontiguousarray(tall[start : start + step])
+            if part.dtype.kind == "V" or not part.dtype.isnative:
+                part = part.astype(np.float32 if part.dtype.itemsize < 4 else np.float64)
+            block = torch.from_numpy(part).to(self.device).to(torch.float64)
+            total.addmm_(block.T, block)
+        return np.asfortranarray(total.cpu().numpy())
+
+    def __call__(self, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the eigenvalues of a symmetric matrix."""
+        matrix = torch.from_numpy(np.ascontiguousarray(gram)).to(self.device)
+        values: NDArray[np.float64] = torch.linalg.eigvalsh(matrix).cpu().numpy()
+        return values
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return `device` if it is there and computes in float64, or raise."""
+    try:
+        found = torch.device(device)
+        torch.ones(1, dtype=torch.float64, device=found).sum().item()
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidValueError(
+            f"`device` {str(device)!r} cannot be used in float64: {words} Expected a device of "
+            "this machine, as 'cpu' or 'cuda'. Leave it out to use the CPU."
+        ) from None
+    return found

@@ -1,0 +1,442 @@
+"""The weight matrices of a model: one name, one lazily read array, or one reason, each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+_CONV = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
+_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
+_WRAPPERS = {
+    "DistributedDataParallel": "model.module",
+    "DataParallel": "model.module",
+    "FullyShardedDataParallel": "the model before it was wrapped",
+    "OptimizedModule": "model._orig_mod",
+}
+_VECTOR = "1 dimension: a vector has no spectrum"
+#: The name of a model that is a single layer.
+ROOT = "(model)"
+
+
+class SkippedMatrixError(InvalidValueError):
+    """A weight that cannot be read as a matrix; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightMatrix:
+    """One matrix of a model, read when called; `rmtspec.analyze_many` takes it as it is.
+
+    Attributes
+    ----------
+    name : str
+        Of the layer, with the part in brackets where a layer has several: "encoder.0.attn[q]".
+    kind : str
+        "linear", "transposed linear" (transformers' Conv1D), "conv1d" to "conv3d",
+        "transposed conv", "embedding", "attention", "recurrent", "expert" or "parameter".
+    layer : str
+        Fully qualified name of the module.
+    key : str
+        Fully qualified name of the parameter, as in the state dict.
+    shape : tuple of int
+        (rows, columns); rows are outputs.
+    reason : str
+        Why it cannot be read; empty where it can.
+    whole : str
+        Why the layer cannot be split into two, only truncated; empty where it can.
+    tied : str
+        Name of another layer that uses the same weight; empty where there is none.
+    """
+
+    name: str
+    kind: str
+    layer: str
+    key: str
+    shape: tuple[int, ...]
+    reason: str = ""
+    whole: str = ""
+    tied: str = ""
+    parameter: Any = field(default=None, repr=False)
+    part: slice | int | None = field(default=None, repr=False)
+    transposed: bool = field(default=False, repr=False)
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the matrix; on the CPU a view of the model's memory wherever that is possible.
+
+        Raises
+        ------
+        InvalidValueError
+            It cannot be read: the message is `reason`.
+        """
+        if self.reason:
+            raise SkippedMatrixError(self.reason)
+        matrix = to_numpy(self._block()).reshape(self._block().shape[0], -1)
+        return matrix.T if self.transposed else matrix
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self(), dtype=dtype, copy=copy)
+
+    def write(self, matrix: NDArray[Any]) -> None:
+        """Put `matrix` in place of this one, in the memory the model uses."""
+        block = self._block()
+        values = matrix.T if self.transposed else matrix
+        with torch.no_grad():
+            block.copy_(to_tensor(values, block).reshape(block.shape))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an entry."""
+        size: int = self.parameter.element_size()
+        return size
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that `include`, `exclude` and `ranks` may use."""
+        return tuple(dict.fromkeys((self.name, self.layer, self.key)))
+
+    def _block(self) -> torch.Tensor:
+        whole: torch.Tensor = self.parameter.detach()
+        return whole if self.part is None else whole[self.part]
+
+
+class NamedMatrix(NamedTuple):
+    """What `weight_matrices` yields: a pair of name and matrix."""
+
+    name: str
+    matrix: WeightMatrix
+
+    @property
+    def kind(self) -> str:
+        """Of the matrix."""
+        return self.matrix.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return self.matrix.shape
+
+    @property
+    def reason(self) -> str:
+        """Why the matrix cannot be read; empty where it can."""
+        return self.matrix.reason
+
+
+def weight_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
+    """Yield every weight of a model as a named matrix, or with the reason why it is none.
+
+    Nothing is copied, changed or registered on the model; a matrix is read when it is called.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model.
+
+    Yields
+    ------
+    NamedMatrix
+        A pair (name, `WeightMatrix`), in the order of the model's modules.
+
+    Raises
+    ------
+    InvalidTypeError
+        `model` is no module, or one wrapped for parallel work or compiled.
+    InvalidValueError
+        A lazy module that has not seen a batch yet.
+
+    Notes
+    -----
+    ======================  =================================================================
+    layer                   matrices
+    ======================  =================================================================
+    Linear                  out x in
+    Conv1D (transformers)   out x in, the stored weight transposed
+    Conv1d, 2d, 3d          out x (in * kernel), one per group
+    ConvTranspose           in x (out * kernel), one per group
+    Embedding               number x dimension
+    MultiheadAttention      q, k, v
+    LSTM, GRU, RNN, cells   one per gate of each weight
+    other parameters        2-D: the matrix; 3-D: one per expert, the first dimension
+    ======================  =================================================================
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU())
+    >>> for name, matrix in rt.weight_matrices(model):
+    ...     print(name, matrix.shape, matrix.kind or matrix.reason)
+    0 (30, 20) linear
+    0.bias (30,) 1 dimension: a vector has no spectrum
+    """
+    check_model(model)
+    return _all_matrices(model)
+
+
+def matrices_of(layer: nn.Module) -> list[WeightMatrix]:
+    """Return the matrices of the parameters that a layer itself holds, its children's not."""
+    return list(_of_module(ROOT, "", layer, ""))
+
+
+def check_model(model: object) -> None:
+    """Raise unless `model` is a plain module whose weights can be read."""
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(
+            f"`model` is a {type(model).__name__}; expected a torch.nn.Module. For arrays call "
+            "rmtspec.analyze_many({name: array}); for a file, rmtspec.checkpoint.matrices_in."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidTypeError(
+            "`model` is a ScriptModule, whose layers are fixed; expected the module it was made "
+            "from. Pass that, and script the result."
+        )
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind in _WRAPPERS and type(module).__module__.startswith("torch."):
+            place = f" at {name!r}" if name else ""
+            raise InvalidTypeError(
+                f"`model` is wrapped{place} in {kind}; expected the model itself. Pass "
+                f"{_WRAPPERS[kind]}, and wrap the result."
+            )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InvalidValueError(
+                f"{name!r} belongs to a lazy layer that has no weight yet. Run one batch through "
+                "the model first: model(example)."
+            )
+
+
+def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
+    users = _users(model)
+    owners = _owners(model)
+    for path, module in model.named_modules():
+        for matrix in _of_module(path or ROOT, path, module, owners.get(path, "")):
+            yield NamedMatrix(matrix.name, _with_ties(matrix, users))
+
+
+def _with_ties(matrix: WeightMatrix, users: dict[Any, list[str]]) -> WeightMatrix:
+    """Return `matrix` with its ties: the first user is read, the others say where."""
+    if matrix.reason or matrix.parameter is None:
+        return matrix
+    listed = users[memory_of(matrix.parameter)]
+    if len(listed) == 1:
+        return matrix
+    others = [key for key in listed if key != matrix.key]
+    if listed[0] != matrix.key:
+        return replace(matrix, reason=f"tied to {listed[0]}, analysed there")
+    return replace(matrix, tied=f"tied to {', '.join(others)}")
+
+
+def memory_of(tensor: torch.Tensor) -> Any:
+    """Return what two names of one weight share: its memory, or the object where it has none."""
+    if tensor.is_meta or tensor.layout is not torch.strided or not _is_plain(tensor):
+        return id(tensor)
+    return (tensor.device, tensor.data_ptr()) if tensor.numel() else id(tensor)
+
+
+def _users(model: nn.Module) -> dict[Any, list[str]]:
+    """Return the names under which each parameter is reached, shared modules included."""
+    users: dict[Any, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(memory_of(parameter), []).append(name)
+    return users
+
+
+def _owners(model: nn.Module) -> dict[str, str]:
+    """Return the modules whose forward reads the weights of a child: path of child to reason."""
+    owners = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            inner = f"{path}." if path else ""
+            owners[f"{inner}out_proj"] = "MultiheadAttention reads this weight in its own forward"
+    return owners
+
+
+def _is_plain(parameter: torch.Tensor) -> bool:
+    return type(parameter) in (torch.Tensor, nn.Parameter)
+
+
+def unreadable(parameter: Any, *, codes: bool = False) -> str:
+    """Return why a parameter cannot be read as numbers, or ""; integers can be with `codes`."""
+    if not isinstance(parameter, torch.Tensor):
+        return f"a {type(parameter).__name__}, not a tensor"
+    if hasattr(parameter, "placements"):
+        return "DTensor: sharded over devices; gather it first (full_tensor)"
+    if parameter.is_quantized:
+        return f"quantised ({parameter.dtype}); analyse the model before quantising it"
+    if parameter.layout is not torch.strided:
+        return f"sparse ({parameter.layout}); convert it with to_dense"
+    if parameter.is_meta:
+        return "on the meta device: it has no values; load the weights first"
+    if parameter.is_complex() and not codes:
+        return f"{parameter.dtype}: the laws used here are those of real matrices"
+    if not parameter.is_floating_point() and not codes:
+        return f"{parameter.dtype}: codes, not weights; analyse the model before quantising it"
+    if not _is_plain(parameter):
+        return f"{type(parameter).__name__}: a tensor subclass, whose storage is not known here"
+    if parameter.numel() == 0:
+        return "empty"
+    return ""
+
+
+def _of_module(name: str, path: str, module: nn.Module, owner: str) -> Iterator[WeightMatrix]:
+    """Yield the matrices of the parameters that a module itself holds."""
+    prefix = f"{path}." if path else ""
+    computed = _computed_weight(module)
+    if computed:
+        yield WeightMatrix(name, "", name, f"{prefix}weight", (), reason=computed)
+    for short, parameter in module.named_parameters(recurse=False):
+        key = prefix + short
+        base = WeightMatrix(
+            name, "parameter", name, key, tuple(parameter.shape), parameter=parameter
+        )
+        if computed:
+            continue  # its factors are no weights
+        if parameter.ndim < 2:
+            reason = unreadable(parameter)
+            words = reason if "meta" not in reason and reason else _vector(parameter.ndim)
+            yield replace(base, name=key, kind="", reason=words)
+            continue
+        reason = unreadable(parameter)
+        if reason:
+            shown = name if short == "weight" else key
+            yield replace(base, name=shown, reason=reason)
+            continue
+        yield from _parts(base, short, module, owner)
+
+
+def _vector(ndim: int) -> str:
+    return _VECTOR if ndim else "0 dimensions: a number has no spectrum"
+
+
+def _computed_weight(module: nn.Module) -> str:
+    """Return why the weight of a module is no parameter of its own, or ""."""
+    if nn.utils.parametrize.is_parametrized(module):
+        return (
+            "parametrized: its weight is computed anew at each use; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    held = module._parameters
+    if any(f"weight{end}" in held for end in ("_g", "_orig")) and held.get("weight") is None:
+        return (
+            "weight_norm, spectral_norm or pruning computes this weight before each forward; "
+            "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
+        )
+    if callable(getattr(type(module), "weight", None)):  # a method; ours is a property
+        return "quantised: its weight is packed; analyse the model before quantising it"
+    return ""
+
+
+def _parts(base: WeightMatrix, short: str, module: nn.Module, owner: str) -> Iterator[WeightMatrix]:
+    """Yield the matrices in one readable parameter of two dimensions or more."""
+    parameter, name = base.parameter, base.name
+    if short == "weight" and isinstance(module, nn.Linear):
+        whole = owner or _own_forward(module, nn.Linear)
+        yield replace(base, kind="linear", whole=whole)
+    elif short == "weight" and _is_transformers_conv1d(module):
+        rows, columns = parameter.shape[1], parameter.shape[0]
+        yield replace(
+            base,
+            kind="transposed linear",
+            shape=(rows, columns),
+            transposed=True,
+            whole=_own_forward(module, None),
+        )
+    elif short == "weight" and isinstance(module, nn.Embedding):
+        whole = _own_forward(module, nn.Embedding)
+        if module.max_norm is not None:
+            whole = "max_norm rescales the rows of its weight at each use"
+        yield replace(base, kind="embedding", whole=whole)
+    elif short == "weight" and isinstance(module, tuple(_CONV)):
+        family = next(c for c in _CONV if isinstance(module, c))
+        whole = _own_forward(module, family)
+        yield from _groups(base, _CONV[family], int(module.groups), whole)  # type: ignore[arg-type]
+    elif short == "weight" and isinstance(module, _CONV_TRANSPOSE):
+        yield from _groups(base, "transposed conv", module.groups, "a transposed convolution")
+    elif isinstance(module, nn.MultiheadAttention):
+        whole = "MultiheadAttention reads this weight in its own forward"
+        if short == "in_proj_weight":
+            side = module.embed_dim
+            for index, letter in enumerate("qkv"):
+                rows = slice(index * side, (index + 1) * side)
+                yield _part(base, f"{name}[{letter}]", "attention", rows, whole)
+        elif short in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            yield replace(base, name=f"{name}[{short[0]}]", kind="attention", whole=whole)
+        else:
+            yield replace(base, name=base.key, whole=whole)
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        yield from _gates(base, short, module)
+    else:
+        yield from _unknown(base, short, module)
+
+
+def _own_forward(module: nn.Module, family: type[nn.Module] | None) -> str:
+    """Return why a module may do more than its family's forward, or ""."""
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance (accelerate's hooks do that)"
+    if family is not None and type(module).forward is not family.forward:
+        return f"{type(module).__name__} has a forward of its own"
+    if set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules:
+        return f"this {type(module).__name__} holds more than a weight and a bias"
+    return ""
+
+
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _part(
+    base: WeightMatrix, name: str, kind: str, part: slice | int, whole: str = ""
+) -> WeightMatrix:
+    shape = base.parameter[part].shape
+    columns = int(np.prod(shape[1:]))
+    return replace(base, name=name, kind=kind, part=part, shape=(shape[0], columns), whole=whole)
+
+
+def _groups(base: WeightMatrix, kind: str, groups: int, whole: str) -> Iterator[WeightMatrix]:
+    """Yield the matrix of each group of a convolution; the first dimension is in groups."""
+    each = base.parameter.shape[0] // groups
+    if groups > 1 and each == 1:
+        reason = "depthwise: each output has a kernel of its own, and a vector has no spectrum"
+        yield replace(base, kind=kind, reason=reason)
+        return
+    for group in range(groups):
+        name = base.name if groups == 1 else f"{base.name}[{group}]"
+        yield _part(base, name, kind, slice(group * each, (group + 1) * each), whole)
+
+
+def _gates(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
+    family = type(module).__name__
+    whole = f"{family} reads this weight in its own forward"
+    gates = _GATES.get(family, "")
+    if short.startswith("weight_hr") or not gates:
+        yield replace(base, name=base.key, kind="recurrent", whole=whole)
+        return
+    each = base.parameter.shape[0] // len(gates)
+    for index, gate in enumerate(gates):
+        rows = slice(index * each, (index + 1) * each)
+        yield _part(base, f"{base.key}[{gate}]", "recurrent", rows, whole)
+
+
+def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
+    """Yield what a module of unknown type holds: a matrix, a stack of experts, or neither."""
+    family = type(module).__name__
+    whole = f"{family} reads this weight in its own forward"
+    name = base.name if short == "weight" else base.key
+    ndim = base.parameter.ndim
+    if ndim == 2:
+        yield replace(base, name=name, whole=whole)
+    elif ndim == 3:
+        kind = "expert" if base.parameter.shape[0] > 1 else "parameter"
+        for index in range(base.parameter.shape[0]):
+            yield _part(base, f"{name}[{index}]", kind, index, whole)
+    else:
+        reason = f"{ndim} dimensions in a {family}: no layer known here"
+        yield replace(base, name=name, reason=reason)

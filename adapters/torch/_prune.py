@@ -1,0 +1,412 @@
+"""Pruning: a plan for every weight matrix, and carrying it out."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rmtspec._plan import Target, candidates, check_budget, check_rows, make_plan, settle
+from rmtspec._selection import Pattern
+from rmtspec._split import SplitFactors, output_energies, split
+from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
+from rmtspec.adapters.torch._calibration import Calibration, input_moments
+from rmtspec.adapters.torch._layers import SPLIT_TYPES
+from rmtspec.adapters.torch._matrices import ROOT, WeightMatrix, weight_matrices
+from rmtspec.adapters.torch._replace import model_sizes, replace_layers
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.report import Progress, Report
+
+Moments = Mapping[str, list[NDArray[np.float64]]]
+#: Kinds of layer whose inputs a hook sees as they are multiplied.
+_CALIBRATED = ("linear", "transposed linear", "conv1d", "conv2d", "conv3d")
+_ON_REQUEST = {
+    "embedding": "an embedding: cut only where `include` or `ranks` names it",
+    "parameter": "of unknown use: cut only where `include` or `ranks` names it",
+}
+
+
+def plan(
+    model: nn.Module,
+    *,
+    rule: str | None = None,
+    bulk_keep: float | None = None,
+    fit_cutoff: float | None = None,
+    include: Pattern | None = None,
+    exclude: Pattern | None = None,
+    min_saving: float = 0.0,
+    mode: str = "split",
+    calibration: Calibration | None = None,
+    budget: float | None = None,
+    ranks: Mapping[str, int] | None = None,
+    device: str | torch.device | None = None,
+    n_jobs: int | None = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Plan what `prune` would do, without touching the model.
+
+    The plan is a `Report` whose rows have "action" ("split", "truncate", "keep"), "rank", sizes
+    before and after, and the reason where a layer stays as it is. Rows may be edited (action and
+    rank), the plan saved with `to_json`, read with `Report.from_json`, and carried out by
+    `apply_plan`.
+
+    Parameters are those of `prune`. Without a budget, `calibration` plays no part in a plan: give
+    it to `apply_plan`.
+
+    Returns
+    -------
+    Report
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> _ = torch.manual_seed(0)
+    >>> model = rt.MLP([64, 100, 50, 10])
+    >>> planned = rt.plan(model, bulk_keep=0.2)
+    >>> planned.row("layers.0")["action"], planned.row("layers.0")["rank"]
+    ('split', 12)
+    >>> planned.row("layers.0")["rank"] = 8
+    >>> smaller, report = rt.apply_plan(model, planned)
+    >>> smaller.layers[0].rank
+    8
+    """
+    task = _Task(
+        model, rule, bulk_keep, fit_cutoff, include, exclude, min_saving, mode, budget, ranks,
+        device, n_jobs, progress, options,
+    )  # fmt: skip
+    return task.plan(task.moments(calibration) if budget is not None else {})
+
+
+def prune(
+    model: nn.Module,
+    *,
+    rule: str | None = None,
+    bulk_keep: float | None = None,
+    fit_cutoff: float | None = None,
+    include: Pattern | None = None,
+    exclude: Pattern | None = None,
+    min_saving: float = 0.0,
+    inplace: bool = False,
+    mode: str = "split",
+    calibration: Calibration | None = None,
+    budget: float | None = None,
+    ranks: Mapping[str, int] | None = None,
+    device: str | torch.device | None = None,
+    n_jobs: int | None = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Any, Report]:
+    """Prune a model: split the layers where that saves parameters, and report on all of them.
+
+    Each weight matrix is analysed, a rank chosen, and the layer replaced by two thinner ones
+    (the paper, section 4.4). A layer stays as it is, with the reason in the report, where the split
+    saves nothing, the fit is rejected by `fit_cutoff`, no signal is found, the smaller side
+    is below 16, its weight is tied to another layer's, or code of another layer reads it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model, trained; not wrapped for parallel work nor compiled.
+    rule : {"bema"}
+        How the rank follows from the spectrum; by default "bema".
+    bulk_keep : float
+        Share of the bulk that is kept beside the spikes, by default 0.45 as in the paper.
+    fit_cutoff : float, optional
+        The paper's gamma: split only where the fit statistic is at most this. By default
+        any fit will do; the report shows it.
+    include, exclude : str, pattern, predicate on (name, module), or several
+        Which matrices. What `include` names is cut even where it is small or an embedding.
+    min_saving : float
+        Least share of a layer's parameters that a split must save.
+    inplace : bool
+        Change `model` itself. Otherwise it is left untouched, and weights that are replaced are not
+        copied.
+    mode : {"split", "truncate"}
+        "truncate" puts the low-rank approximation in place of the weight: same shapes, nothing
+        saved.
+    calibration : iterable of model inputs, or callable, optional
+        A tensor, a tuple of positional arguments or a mapping of keywords each; a callable is
+        given the model and runs it. The split then keeps the layer's outputs on these inputs
+        as well as that rank allows, instead of its weight.
+    budget : float, optional
+        Share of the parameters of the layers in question to keep; takes the place of `rule` and
+        `bulk_keep`. Rank goes where the relative error falls most per parameter.
+    ranks : mapping of str to int, optional
+        Ranks by name, whatever they save and however the fit is.
+    device, n_jobs, progress
+        As for `analyze`.
+    **options
+        Of `rmtspec.analyze`: `alpha`, `beta`, ...
+
+    Returns
+    -------
+    model : torch.nn.Module
+        The smaller model; `model` itself with `inplace`.
+    report : Report
+        The plan as carried out; errors are measured.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidValueError
+        The model is then untouched.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> _ = torch.manual_seed(0)
+    >>> model = rt.MLP([64, 100, 50, 10])
+    >>> smaller, report = rt.prune(model, bulk_keep=0.2)
+    >>> report.totals["parameters_before"], report.totals["parameters_after"]
+    (12060, 4128)
+    >>> smaller(torch.ones(1, 64)).shape
+    torch.Size([1, 10])
+    """
+    task = _Task(
+        model, rule, bulk_keep, fit_cutoff, include, exclude, min_saving, mode, budget, ranks,
+        device, n_jobs, progress, options,
+    )  # fmt: skip
+    moments = task.moments(calibration)
+    return _carry_out(model, task.plan(moments), task.chosen.matrices, moments, inplace)
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Report,
+    *,
+    inplace: bool = False,
+    calibration: Calibration | None = None,
+) -> tuple[Any, Report]:
+    """Carry out a plan, edited or read from a file, on the model it was made for.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    plan : Report
+        From `plan`, or `Report.from_json`.
+    inplace, calibration
+        As for `prune`.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    report : Report
+
+    Raises
+    ------
+    InvalidTypeError, InvalidValueError
+        The plan is none, has an impossible rank or action, or does not fit the model.
+    """
+    if not isinstance(plan, Report):
+        raise InvalidTypeError(
+            f"`plan` is a {type(plan).__name__}; expected a Report from `plan`, or from "
+            "Report.from_json(path)."
+        )
+    matrices = dict(weight_matrices(model))
+    rows = [dict(row) for row in plan.rows]
+    check_rows(rows)
+    for row in rows:
+        matrix = matrices.get(row["name"])
+        if matrix is None:
+            raise InvalidValueError(
+                f"The plan has a row {row['name']!r}, and this {type(model).__name__} no such "
+                "matrix. Apply it to the model it was made for."
+            )
+        if matrix.reason and row["action"] != "keep":
+            raise InvalidValueError(f"{row['name']!r} cannot be cut: {matrix.reason}.")
+        if not matrix.reason and matrix.shape != (row["rows"], row["columns"]):
+            raise InvalidValueError(
+                f"The plan has {row['name']!r} as {row['rows']} x {row['columns']}; in the model "
+                f"it is {matrix.shape[0]} x {matrix.shape[1]}. Apply it to the model it was made "
+                "for."
+            )
+        held = matrix.tied or _fixed(matrix) or (matrix.whole if row["action"] == "split" else "")
+        if held and row["action"] != "keep":
+            raise InvalidValueError(
+                f"The action of {row['name']!r} is {row['action']!r}, and it cannot be: {held}."
+            )
+    checked = dataclasses.replace(plan, rows=rows)
+    moments: Moments = {}
+    if calibration is not None:
+        cut = [row["name"] for row in rows if row["action"] != "keep"]
+        moments = _moments(model, matrices, cut, calibration)
+    return _carry_out(model, checked, matrices, moments, inplace)
+
+
+class _Task:
+    """The options of one pruning, checked, and the analysis they lead to."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: str | None,
+        bulk_keep: float | None,
+        fit_cutoff: float | None,
+        include: Pattern | None,
+        exclude: Pattern | None,
+        min_saving: float,
+        mode: str,
+        budget: float | None,
+        ranks: Mapping[str, int] | None,
+        device: str | torch.device | None,
+        n_jobs: int | None,
+        progress: Progress | None,
+        options: dict[str, Any],
+    ) -> None:
+        if budget is not None:
+            check_budget(budget, mode)
+            given = [
+                f"`{n}`" for n, v in (("rule", rule), ("bulk_keep", bulk_keep)) if v is not None
+            ]
+            if given:
+                raise InvalidValueError(
+                    f"`budget` and {' and '.join(given)} are given; expected one way to choose the "
+                    "ranks. Leave out one of them."
+                )
+        if "cutoff" in options:
+            raise InvalidTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
+        self.chosen = Chosen(model, include, exclude)
+        self._how: dict[str, Any] = {"mode": mode, "fit_cutoff": fit_cutoff, "ranks": ranks}
+        self._more: dict[str, Any] = {"min_saving": min_saving, "budget": budget}
+        analysis = {
+            **options,
+            "rule": "bema" if rule is None else rule,
+            "bulk_keep": 0.45 if bulk_keep is None else bulk_keep,
+            "cutoff": fit_cutoff,
+        }
+        self.report = analyze_chosen(self.chosen, device, n_jobs, progress, analysis)
+        self.targets = {
+            name: Target(
+                layer=matrix.layer,
+                itemsize=matrix.itemsize,
+                tied=matrix.tied or _fixed(matrix),
+                whole=matrix.whole,
+                on_request=_ON_REQUEST.get(matrix.kind, ""),
+                named=name in self.chosen.named,
+                aliases=(matrix.key,),
+            )
+            for name, matrix in self.chosen.matrices.items()
+            if matrix.parameter is not None and matrix.kind
+        }
+
+    def moments(self, calibration: Calibration | None) -> Moments:
+        """Return the input moments of the layers that may be cut."""
+        if calibration is None:
+            return {}
+        if self._more["budget"] is not None:
+            cut = candidates(self.report, self.targets, **self._how)
+        else:
+            rows = self.plan({}).rows
+            cut = [row["name"] for row in rows if row["action"] != "keep"]
+        return _moments(self.chosen.model, self.chosen.matrices, cut, calibration)
+
+    def plan(self, moments: Moments) -> Report:
+        """Return the plan; with a budget, by the errors of the outputs where moments are given."""
+        energies = {}
+        if self._more["budget"] is not None:
+            for name, matrix in self.chosen.matrices.items():
+                moment = None if matrix.reason else _moment(matrix, moments)
+                if moment is not None:
+                    energies[name] = output_energies(matrix(), moment)
+        made = make_plan(self.report, self.targets, **self._how, **self._more, energies=energies)
+        before = model_sizes(self.chosen.model)
+        saved = {
+            unit: sum(row[f"{unit}_before"] - row[f"{unit}_after"] for row in made.rows)
+            for unit in before
+        }
+        totals = {f"{unit}_before": size for unit, size in before.items()}
+        totals |= {f"{unit}_after": size - saved[unit] for unit, size in before.items()}
+        return dataclasses.replace(made, totals=totals)
+
+
+def _moment(matrix: WeightMatrix, moments: Moments) -> NDArray[np.float64] | None:
+    """Return the input moment of a matrix: that of its group, in a convolution with groups."""
+    found = moments.get(matrix.layer)
+    if found is None:
+        return None
+    if len(found) == 1 or not isinstance(matrix.part, slice):
+        return found[0]
+    return found[int(matrix.part.start) // matrix.shape[0]]
+
+
+def _moments(
+    model: nn.Module,
+    matrices: Mapping[str, WeightMatrix],
+    names: list[str],
+    calibration: Calibration,
+) -> Moments:
+    layers = {}
+    for name in names:
+        matrix = matrices[name]
+        if matrix.kind in _CALIBRATED:
+            layers[matrix.layer] = model.get_submodule(_path(matrix))
+    return input_moments(model, layers, calibration)
+
+
+def _fixed(matrix: WeightMatrix) -> str:
+    """Return why a weight cannot be replaced by factors of its own dtype, or ""."""
+    if matrix.parameter.element_size() == 1:
+        return f"{matrix.parameter.dtype} has no arithmetic: prune the model before quantising it"
+    return ""
+
+
+def _path(matrix: WeightMatrix) -> str:
+    return "" if matrix.layer == ROOT else matrix.layer
+
+
+def _carry_out(
+    model: nn.Module,
+    plan: Report,
+    matrices: Mapping[str, WeightMatrix],
+    moments: Moments,
+    inplace: bool,
+) -> tuple[Any, Report]:
+    """Return the pruned model and the plan with the errors as measured."""
+    before = model_sizes(model)
+    parts: dict[str, list[SplitFactors]] = {}
+    written: list[tuple[str, SplitFactors]] = []
+    new: dict[str, nn.Module] = {}
+    cut = [row for row in plan.rows if row["action"] == "split"]
+    groups = Counter(matrices[row["name"]].layer for row in cut)
+    for row in plan.rows:
+        if row["action"] == "keep":
+            settle(row)
+            continue
+        matrix = matrices[row["name"]]
+        moment = _moment(matrix, moments)
+        found = split(matrix(), row["rank"], input_moment=moment)
+        row["weight_error"] = found.error
+        row["output_error"] = None if moment is None else found.output_error
+        if moments and moment is None:
+            row["note"] = "; ".join(
+                filter(None, [row.get("note"), "inputs not known: weight only"])
+            )
+        if row["action"] == "truncate":
+            written.append((row["name"], found))
+            continue
+        parts.setdefault(matrix.layer, []).append(found)
+        if len(parts[matrix.layer]) == groups[matrix.layer]:
+            path = _path(matrix)
+            layer = SPLIT_TYPES[matrix.kind].from_factors(
+                model.get_submodule(path), parts.pop(matrix.layer)
+            )
+            if inplace:
+                replace_layers(model, {path: layer}, inplace=True)
+            else:
+                new[path] = layer
+    result = model if inplace else replace_layers(model, new, inplace=False)
+    if written:
+        places = dict(weight_matrices(result))
+        for name, found in written:
+            outer, inner = (np.asarray(f, dtype=np.float64) for f in (found.outer, found.inner))
+            places[name].write(outer @ inner)
+    after = model_sizes(result)
+    totals = {f"{unit}_before": size for unit, size in before.items()}
+    totals |= {f"{unit}_after": size for unit, size in after.items()}
+    return result, dataclasses.replace(plan, totals=totals)

@@ -1,0 +1,89 @@
+"""New layers in place of old ones, in a model or in a copy of it, and back."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmtspec.adapters.torch._layers import SplitLayer
+from rmtspec.adapters.torch._matrices import check_model
+from rmtspec.errors import InvalidValueError
+
+
+def merge(model: nn.Module, *, inplace: bool = False) -> Any:
+    """Undo splits: multiply the factors back into layers of the original type.
+
+    The function is the same to the precision of the dtype, and the state dict has the
+    keys of the model before the split. A layer that was split twice becomes one again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With split layers, or without.
+    inplace : bool
+        Change `model` itself.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> smaller, _ = rt.prune(rt.MLP([64, 100, 50, 10]), bulk_keep=0.2)
+    >>> rt.merge(smaller).layers[0]
+    Linear(in_features=64, out_features=100, bias=True)
+    """
+    check_model(model)
+    merged: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{outer}.") or outer == "" for outer in merged)
+        if isinstance(module, SplitLayer) and not inside:
+            merged[path] = module.merged()
+    return replace_layers(model, merged, inplace)
+
+
+def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: bool) -> Any:
+    """Put new layers in place of those at the given paths, in the model or in a copy of it.
+
+    The copy is made around the new layers: what they replace is not copied.
+    """
+    if inplace:
+        if "" in layers:
+            raise InvalidValueError(
+                "`model` is itself the layer to be replaced, which `inplace` cannot do. Take the "
+                "returned model: inplace=False."
+            )
+        for path, layer in layers.items():
+            parent, _, child = path.rpartition(".")
+            model.get_submodule(parent)._modules[child] = layer
+        return model
+    memo: dict[int, Any] = {id(model.get_submodule(path)): new for path, new in layers.items()}
+    try:
+        for new in layers.values():  # what they share with the layers they replace
+            shared = [m for m in new.modules() if m._parameters.get("bias") is not None]
+            for module in shared:
+                module.bias = copy.deepcopy(module.bias, memo)
+            kept = {"_parameters", "_buffers", "_modules"}
+            for name, value in list(new.__dict__.items()):
+                if name not in kept:
+                    new.__dict__[name] = copy.deepcopy(value, memo)
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidValueError(
+            f"`model` cannot be copied: {error}. Pass inplace=True, which changes the model itself."
+        ) from error
+
+
+def model_sizes(model: nn.Module) -> dict[str, int]:
+    """Return the parameters of a model and the bytes of its state dict, shared tensors once."""
+    parameters = sum(p.numel() for p in model.parameters())
+    tensors = {
+        id(value): value.numel() * value.element_size()
+        for value in model.state_dict(keep_vars=True).values()
+        if isinstance(value, torch.Tensor)
+    }
+    return {"parameters": parameters, "bytes": sum(tensors.values())}

@@ -1,0 +1,44 @@
+"""Tensors as NumPy arrays and back, without copies where the memory can be shared."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+#: Floats that NumPy lacks: by the integer of their width, and ml_dtypes' name.
+_SHORT = {
+    torch.bfloat16: (torch.uint16, "bfloat16"),
+    torch.float8_e4m3fn: (torch.uint8, "float8_e4m3fn"),
+    torch.float8_e5m2: (torch.uint8, "float8_e5m2"),
+}
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return the values of a dense tensor; on the CPU a view of its memory."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype not in _SHORT:
+        plain: NDArray[Any] = tensor.numpy()
+        return plain
+    import ml_dtypes
+
+    integer, name = _SHORT[tensor.dtype]
+    short: NDArray[Any] = tensor.view(integer).numpy().view(getattr(ml_dtypes, name))
+    return short
+
+
+def to_tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    """Return `array` as a contiguous tensor of the dtype and on the device of `like`."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.kind == "V":  # ml_dtypes' floats, told apart by name
+        for dtype, (integer, name) in _SHORT.items():
+            if name == array.dtype.name:
+                bits = np.uint16 if integer == torch.uint16 else np.uint8
+                tensor = torch.from_numpy(array.view(bits)).view(dtype)
+                break
+        else:
+            tensor = torch.from_numpy(array.astype(np.float64))
+    else:
+        tensor = torch.from_numpy(array)
+    # Into memory of torch's own, whose alignment decides the last bit of products.
+    return tensor.to(device=like.device, dtype=like.dtype, copy=True)

@@ -1,0 +1,115 @@
+"""Which matrices a user means: `include` and `exclude`, patterns on names or predicates."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+T = TypeVar("T")
+Predicate = Callable[[str, Any], bool]
+#: What `include` and `exclude` take.
+Pattern = str | re.Pattern[str] | Predicate | Iterable[str | re.Pattern[str] | Predicate]
+
+
+class Selection:
+    """Names that pass `include` and do not meet `exclude`; remembers which patterns met nothing.
+
+    Parameters
+    ----------
+    include, exclude : str, compiled pattern, predicate, several of these, or None
+        A regular expression found anywhere in the name (`re.search`), or a callable of
+        (name, object) that returns a truth value. No `include` admits all.
+    """
+
+    def __init__(self, include: Pattern | None = None, exclude: Pattern | None = None) -> None:
+        self._include = _tests(include, "include")
+        self._exclude = _tests(exclude, "exclude")
+        self._met: set[int] = set()
+
+    def refusal(self, names: Iterable[str], value: Any = None) -> str:
+        """Return why the object known under `names` is left out, or "" where it is not."""
+        listed = list(names)
+        # Every pattern is asked, so that one which another made superfluous still counts as met.
+        included = self._include is None or self._any(self._include, listed, value)
+        excluded = self._exclude is not None and self._any(self._exclude, listed, value)
+        if not included:
+            return "not in `include`"
+        return "in `exclude`" if excluded else ""
+
+    def named(self, names: Iterable[str], value: Any = None) -> bool:
+        """Tell whether `include` was given and names the object: the user asked for it."""
+        return self._include is not None and self._any(self._include, list(names), value)
+
+    def choose(self, tensors: Mapping[str, T]) -> tuple[dict[str, T], list[dict[str, str]]]:
+        """Return the tensors of a file that pass, and the "name" and "reason" of the others.
+
+        Each is known under its own name and that of its layer ("fc.weight", "fc").
+        """
+        chosen, left_out = {}, []
+        for name, tensor in tensors.items():
+            reason = self.refusal({name, layer_of(name)}, tensor)
+            if reason:
+                left_out.append({"name": name, "reason": reason})
+            else:
+                chosen[name] = tensor
+        return chosen, left_out
+
+    @property
+    def unmet(self) -> list[str]:
+        """The patterns that have met no name so far, as the user wrote them."""
+        listed = [*(self._include or []), *(self._exclude or [])]
+        return [shown for shown, test in listed if id(test) not in self._met]
+
+    def _any(self, tests: list[tuple[str, Predicate]], names: list[str], value: Any) -> bool:
+        found = False
+        for _, test in tests:
+            if any(test(name, value) for name in names):
+                self._met.add(id(test))
+                found = True
+        return found
+
+
+def layer_of(tensor: str) -> str:
+    """Return the name of the layer whose weight a tensor is, or its own where it is no weight.
+
+    A model that is one layer calls its weight "weight"; the layer's name is then empty.
+    """
+    if tensor == "weight":
+        return ""
+    return tensor.removesuffix(".weight")
+
+
+def _tests(given: Pattern | None, name: str) -> list[tuple[str, Predicate]] | None:
+    """Return (how to show it, predicate) of each pattern; None where none was given."""
+    if given is None:
+        return None
+    if isinstance(given, Iterable) and not isinstance(given, str | re.Pattern):
+        return [_test(one, name) for one in given]
+    return [_test(given, name)]
+
+
+def _test(one: Any, name: str) -> tuple[str, Predicate]:
+    if isinstance(one, str):
+        try:
+            one = re.compile(one)
+        except re.error as error:
+            raise InvalidValueError(
+                f"`{name}` {one!r} is no regular expression: {error}. Escape special characters "
+                "with a backslash, or pass a predicate on (name, module)."
+            ) from None
+    if isinstance(one, re.Pattern):
+        pattern = one
+        return f"{name}={pattern.pattern!r}", lambda text, _: pattern.search(text) is not None
+    if callable(one) and not isinstance(one, type):
+        shown = getattr(one, "__qualname__", type(one).__name__)
+        return f"{name}={shown}", lambda text, value: bool(one(text, value))
+    if isinstance(one, type):
+        raise InvalidTypeError(
+            f"`{name}` is the class {one.__name__}; expected a regular expression, or a predicate "
+            f"on (name, module), as lambda name, module: isinstance(module, {one.__name__})."
+        )
+    raise InvalidTypeError(
+        f"`{name}` is {one!r} ({type(one).__name__}); expected a regular expression, or a "
+        "predicate on (name, module)."
+    )
