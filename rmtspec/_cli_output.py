@@ -54,13 +54,17 @@ def show(found: "Report") -> None:
         click.echo(f"skipped {names}: {reason}")
 
 
-def nothing(path: Path, skipped: list[dict[str, str]]) -> str:
-    """Return the message for a file in which nothing can be analysed."""
+def nothing(path: Path, skipped: list[dict[str, str]], unmet: list[str]) -> str:
+    """Return the message for a file in which nothing can be analysed.
+
+    `unmet` are the patterns that met no name.
+    """
     from rmtspec._sources import grouped
 
     lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
     if not lines:
         return f"{path} holds no tensors; expected at least one matrix."
+    lines += [f"  no name meets {one_line(pattern)}" for pattern in unmet]
     return "\n".join([f"Nothing in {path} could be analysed.", *lines])
 
 

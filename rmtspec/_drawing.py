@@ -1,5 +1,6 @@
-"""What the plots share: Axes to draw on, the view, the bars' edges, remarks in words."""
+"""What the plots share: Axes to draw on, the view, the bars' edges, remarks in words, files."""
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def axes_for(ax: "Axes | None") -> "Axes":
@@ -101,3 +103,10 @@ def say(ax: "Axes", words: str) -> None:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun in the singular or plural."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def png(figure: "Figure") -> bytes:
+    """Return a figure as the content of a PNG file."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()

@@ -127,9 +127,9 @@ class Manifest:
             except FileError:
                 raise
             except OSError as error:
+                cause = (error.strerror or str(error)).lower()
                 raise FileError(
-                    f"{file} cannot be read: {error.strerror or error}. Check that it is a file "
-                    "you may read."
+                    f"{file} cannot be read: {cause}. Check that it is a file you may read."
                 ) from error
             if size != entry["bytes"] or digest != entry["sha256"]:
                 raise FileError(

@@ -283,6 +283,4 @@ def _nothing(path: Path, entries: list[dict[str, str]], selection: Selection) ->
     reasons = [f"{reason}: {names}" for reason, names in grouped(entries)]
     unmet = [f"no name meets {pattern}" for pattern in selection.unmet]
     why = "; ".join([*unmet, *reasons]) or "it holds no tensors"
-    return InvalidValueError(
-        f"Nothing in {path} would be cut, so nothing was written. {why[0].upper()}{why[1:]}."
-    )
+    return InvalidValueError(f"Nothing in {path} would be cut, so nothing was written: {why}.")

@@ -97,12 +97,12 @@ def analyze(
     chosen, left_out = selection.choose(listed.matrices)
     skipped = [*listed.skipped, *left_out]
     if not chosen:
-        raise click.ClickException(nothing(path, skipped))
+        raise click.ClickException(nothing(path, skipped, selection.unmet))
     with progress_bar() as progress:
         found = report.analyze_many(chosen, n_jobs=jobs, progress=progress, **options)
     found = dataclasses.replace(found, skipped=[*found.skipped, *skipped])
     if not found.rows:
-        raise click.ClickException(nothing(path, found.skipped))
+        raise click.ClickException(nothing(path, found.skipped, selection.unmet))
     _deliver(found, out)
 
 

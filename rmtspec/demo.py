@@ -1,6 +1,5 @@
-"""A tour in under a minute: a matrix with a known answer, then a real data matrix."""
+"""A tour in under a minute: a matrix with a known answer, a data matrix, a trained network."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from rmtspec import ensembles
 from rmtspec._analysis import MatrixReport
 from rmtspec._checks import Float64Array
+from rmtspec._drawing import png
 from rmtspec._files import PathLike, output_folder, write_atomically
 from rmtspec._split import split
 from rmtspec.errors import MissingDependencyError
@@ -19,30 +19,36 @@ from rmtspec.report import analyze_many
 Say = Callable[[str], object]
 
 
-def run_demo(out: PathLike, *, n: int = 1000, say: Say | None = None) -> list[Path]:
-    """Run the tour and write its figures and report into a folder.
+def run_demo(
+    out: PathLike, *, n: int = 1000, epochs: int = 30, say: Say | None = None
+) -> list[Path]:
+    """Run the tour and write its figures, reports and pruned network into a folder.
 
-    Part 1 is the paper's Example 3.3, noise with a strong signal; part 2 scikit-learn's digits.
+    Part 1 is the paper's Example 3.3, noise with a strong signal; part 2 scikit-learn's digits;
+    part 3, left out where PyTorch is not installed, a network trained on them and pruned.
 
     Parameters
     ----------
     out : path
         Folder to write into; made if the folder above it exists. Files of the same name in it
-        are replaced.
+        are replaced, those of an earlier demo's network too.
     n : int
         Side of the matrix of part 1.
+    epochs : int
+        Of the training of part 3.
     say : callable, optional
         Receives the text of the tour, piece by piece.
 
     Returns
     -------
     list of Path
-        The files written.
+        The files written, and the folder of the pruned network.
 
     Raises
     ------
     FileError
-        The folder cannot be made or written to.
+        The folder cannot be made or written to, or what is not of an earlier demo has the name
+        of the network's folder in it.
     MissingDependencyError
         scikit-learn, whose digits are the data, is not installed.
 
@@ -51,12 +57,16 @@ def run_demo(out: PathLike, *, n: int = 1000, say: Say | None = None) -> list[Pa
     >>> import tempfile
     >>> from rmtspec.demo import run_demo
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [path.name for path in run_demo(folder, n=200)][-2:]
-    ['report.json', 'report.html']
+    ...     [path.name for path in run_demo(folder, n=200, epochs=1)][:2]
+    ['example-3.3-esd.png', 'example-3.3-cdf.png']
     """
     tell = say if say is not None else _silent
     digits = digits_matrix()
     folder = output_folder(out)
+    if with_network := _has_torch():
+        from rmtspec._demo_network import network_part, old_files
+
+        old_files(folder)  # raises now what saving would raise after all the work
     planted = ensembles.example_3_3(n, rng=0)
 
     tell(f"1. A known answer: Example 3.3 of the paper, {n} x {n}, noise of variance 1 plus signal")
@@ -75,6 +85,13 @@ def run_demo(out: PathLike, *, n: int = 1000, say: Say | None = None) -> list[Pa
     written += _figures(data, folder, "digits")
 
     written += [report.save(folder / name) for name in ("report.json", "report.html")]
+    if with_network:
+        written += network_part(folder, tell, epochs=epochs)
+    else:
+        tell(
+            "3. A trained network: left out, PyTorch is not installed: "
+            'pip install "rmtspec[torch]"\n'
+        )
     tell("Written:\n" + "\n".join(f"  {path}" for path in written))
     return written
 
@@ -122,10 +139,16 @@ def _figures(report: MatrixReport, folder: Path, stem: str) -> list[Path]:
         else:
             plot_scree(report.spectrum, report.fit, ax=ax)
         ax.set_title(report.name)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=150)
-        written.append(write_atomically(folder / f"{stem}-{kind}.png", picture.getvalue()))
+        written.append(write_atomically(folder / f"{stem}-{kind}.png", png(figure)))
     return written
+
+
+def _has_torch() -> bool:
+    try:
+        import rmtspec.adapters.torch  # noqa: F401
+    except MissingDependencyError:
+        return False
+    return True
 
 
 def _silent(text: str) -> None:

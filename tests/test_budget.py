@@ -19,11 +19,10 @@ def layer(rows, columns, energies):
 
 def choices(bought):
     """Return (rank, parameters, error) of every way to keep a layer; rank None is dense."""
-    found = [(None, bought.dense, 0.0)]
-    for k in range(1, len(bought.energies) + 1):
-        if k * bought.unit < bought.dense:
-            found.append((k, k * bought.unit, max(0.0, 1.0 - math.fsum(bought.energies[:k]))))
-    return found
+    left = [max(0.0, 1.0 - math.fsum(bought.energies[:k])) for k in range(len(bought.energies) + 1)]
+    costs = [k * bought.unit for k in range(len(left))]
+    below = [(k, costs[k], left[k]) for k in range(1, len(left)) if costs[k] < bought.dense]
+    return [(None, bought.dense, 0.0), *below]
 
 
 def cost_and_error(layers, ranks):
@@ -99,9 +98,10 @@ def test_equal_steps_are_taken_in_order(bought):
 
 
 def test_what_one_layer_cannot_use_goes_to_the_others():
-    # The first step is to leave "flat" dense, which is too much; "weak" has cheap steps left.
-    layers = {"flat": layer(30, 30, np.ones(30)), "weak": layer(4, 4, [60, 20, 10, 10])}
-    assert spread(layers, 0.5) == {"flat": 7, "weak": None}
+    # The first step is to leave "flat" dense, which is too much by 20; its last rank is 14.
+    weak = layer(10, 10, [980, 10, 8, *np.full(7, 0.1)])
+    layers = {"flat": layer(30, 30, np.ones(30)), "weak": weak}
+    assert spread(layers, 0.9) == {"flat": 14, "weak": 3}
 
 
 def test_whole_budget_leaves_all_dense():

@@ -13,10 +13,12 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import cli, demo, ensembles
+from rmtspec import _cli_output, _prune_file, cli, demo, ensembles
 from rmtspec import reproduce as reproduce_module
+from rmtspec.errors import InvalidValueError
 
 NOISE = ensembles.wishart(80, 50, rng=1)
 PLANTED = ensembles.spiked(120, 90, [5, 20], rng=0)
@@ -100,16 +102,17 @@ def test_options_reach_the_analysis(weights, tmp_path):
     }
     assert expected.items() <= found["settings"].items()
     assert [row["name"] for row in found["rows"]] == ["planted", "noise"]
-    assert {"name": "broken", "reason": "in --exclude ^b"} in found["skipped"]
+    assert {"name": "broken", "reason": "in `exclude`"} in found["skipped"]
 
 
 def test_include_keeps_only_what_it_finds(weights):
     done = run("analyze", weights, "--include", "pla")
     assert "1 analysed, 3 skipped" in done.stdout
-    assert "skipped 2 (noise, broken): not in --include pla" in done.stdout
+    assert "skipped 2 (noise, broken): not in `include`" in done.stdout
     done = run("analyze", weights, "--include", "nowhere")
     assert done.exit_code == 1
-    assert "not in --include nowhere" in done.stderr
+    assert "skipped 3 (planted, noise, broken): not in `include`" in done.stderr
+    assert "  no name meets include='nowhere'" in done.stderr
 
 
 def test_defaults_are_those_of_the_library():
@@ -225,13 +228,12 @@ def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
 
 
 def test_progress_bar_only_for_people(monkeypatch):
-    with cli._progress_bar(5) as step:
+    with _cli_output.progress_bar() as step:
         assert step is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with cli._progress_bar(1) as step:
-        assert step is None
-    with cli._progress_bar(2) as step:
+    with _cli_output.progress_bar() as step:
         step(1, 2, "a")
+        step(2, None, "b")
 
 
 def test_control_characters_in_names_are_spelled_out(tmp_path):
@@ -243,7 +245,13 @@ def test_control_characters_in_names_are_spelled_out(tmp_path):
 
 def test_help_and_version():
     assert run("--version").stdout == f"rmtspec, version {rmtspec.__version__}\n"
-    for words in (["--help"], ["analyze", "--help"], ["reproduce", "--help"], ["demo", "-h"]):
+    for words in (
+        ["--help"],
+        ["analyze", "--help"],
+        ["prune", "-h"],
+        ["reproduce", "--help"],
+        ["demo", "-h"],
+    ):
         assert "Usage:" in run(*words).stdout
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom rmtspec.cli import main\n"
@@ -252,6 +260,157 @@ def test_help_and_version():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "m.safetensors"
+    tensors = {"fc.weight": PLANTED, "fc.bias": np.ones(120), "head.weight": NOISE}
+    save_file({name: array.astype("float32") for name, array in tensors.items()}, path)
+    return path
+
+
+def test_prune_writes_the_factors_and_shows_the_plan(model, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "r.json"
+    done = run("prune", model, out, "--bulk-keep", 0, "--report", report)
+    assert (done.exit_code, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    row = next(line for line in lines if "fc.weight" in line).split()
+    assert row == ["fc.weight", "120", "x", "90", "2", "2", "yes", "3.9%", "split", row[-1]]
+    assert 0 < float(row[-1]) < 1
+    assert "no signal found" in next(line for line in lines if "head.weight" in line)
+    sizes = "4,540 of the model's 14,920 parameters kept (30.4%)"
+    assert f"2 analysed, 1 skipped; {sizes}" in lines
+    assert "59,680 bytes of tensors become 18,160 (30.4%)" in lines
+    assert lines[-1] == f"Written to {out}"
+    assert sorted(load_file(out / "rmtspec.safetensors")) == [
+        "fc.inner.weight",
+        "fc.outer.bias",
+        "fc.outer.weight",
+        "head.weight",
+    ]
+    found = json.loads(report.read_text(), parse_constant=pytest.fail)
+    assert [row["action"] for row in found["rows"]] == ["split", "keep"]
+
+
+def test_prune_dry_run_then_plan(model, tmp_path):
+    plan = tmp_path / "plan.json"
+    done = run("prune", model, "--dry-run", "--report", plan)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1] == "Nothing written (--dry-run)"
+    content = json.loads(plan.read_text())
+    next(row for row in content["rows"] if row["name"] == "fc.weight")["rank"] = 4
+    plan.write_text(json.dumps(content))
+    done = run("prune", model, tmp_path / "out", "--plan", plan, "--as", "dense")
+    assert done.exit_code == 0
+    kept = load_file(tmp_path / "out" / "model.safetensors")["fc.weight"]
+    assert np.linalg.matrix_rank(kept, tol=1e-4) == 4
+
+
+def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
+    seen = {}
+
+    def note(path, out, **given):
+        seen.update(given, path=path, out=out)
+        raise InvalidValueError("enough")
+
+    monkeypatch.setattr(_prune_file, "prune_file", note)
+    text = (
+        "--as dense --bulk-keep .3 --fit-cutoff .1 --include a --exclude b --min-saving .2 "
+        "--rank a.b=3 --rank c==4 --dry-run --jobs 2 --alpha .25 --beta .5"
+    )
+    done = run("prune", model, tmp_path / "out", *text.split())
+    assert (done.exit_code, done.stderr) == (1, "Error: enough\n")
+    expected = {
+        "form": "dense",
+        "bulk_keep": 0.3,
+        "fit_cutoff": 0.1,
+        "include": "a",
+        "exclude": "b",
+        "min_saving": 0.2,
+        "ranks": {"a.b": 3, "c=": 4},
+        "dry_run": True,
+        "n_jobs": 2,
+        "alpha": 0.25,
+        "beta": 0.5,
+        "progress": None,
+        "path": model,
+        "out": tmp_path / "out",
+    }
+    assert seen == expected
+    seen.clear()
+    run("prune", model, tmp_path / "out", "--budget", ".4")
+    assert (seen["budget"], "bulk_keep" in seen, seen["dry_run"]) == (0.4, False, False)
+
+
+def test_prune_defaults_are_those_it_shows():
+    options = [option for option in cli.prune.params if isinstance(option, click.Option)]
+    shown = {option.name: option.show_default for option in options}
+    assert float(shown["bulk_keep"]) == _prune_file.BULK_KEEP
+    defaults = inspect.signature(rmtspec.analyze).parameters
+    assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
+    form = next(option for option in options if option.name == "form")
+    assert tuple(form.type.choices) == _prune_file.FORMS
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("m.safetensors", "Missing argument 'OUT'"),
+        ("m.safetensors full", "full is not empty"),
+        ("m.safetensors m.safetensors", "is a file"),
+        ("m.safetensors a/b", "does not exist"),
+        ("m.safetensors new --as thin", "'thin' is not one of"),
+        ("m.safetensors new --bulk-keep 2", "`bulk_keep` is 2.0"),
+        ("m.safetensors new --budget 2", "`budget` is 2.0"),
+        ("m.safetensors new --budget .5 --bulk-keep .1", "are both given"),
+        ("m.safetensors new --budget .5 --as dense", "saves none"),
+        ("m.safetensors new --plan plan.json --rank a=3", "are both given"),
+        ("m.safetensors new --min-saving -1", "`min_saving` is -1.0"),
+        ("m.safetensors new --fit-cutoff 7", "`cutoff` is 7.0"),
+        ("m.safetensors new --alpha .9", "`alpha` is 0.9"),
+        ("m.safetensors new --jobs 0", "`n_jobs` is 0"),
+        ("m.safetensors new --include (", "no regular expression"),
+        ("m.safetensors new --rank a", "expected NAME=K"),
+        ("m.safetensors new --rank a=x", "expected NAME=K"),
+        ("m.safetensors new --rank a=1 --rank a=2", "'a' has two ranks"),
+        ("m.safetensors new --report r.txt", "suffix '.txt'"),
+        ("m.safetensors new --report a/r.csv", "does not exist"),
+    ],
+)
+def test_prune_wrong_usage_exits_2_before_any_work(model, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_prune_file, "prune_file", lambda *_, **__: pytest.fail("it worked"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    rmtspec.analyze_many({"a": NOISE}).to_json("plan.json")
+    before = sorted(tmp_path.rglob("*"))
+    done = run("prune", *words.split())
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prune_inputs_that_cannot_be_used_exit_1(model, tmp_path):
+    for name, message in unreadable(tmp_path).items():
+        if name not in ("vectors.npz", "nan.npy", "empty.npz"):
+            done = run("prune", tmp_path / name, tmp_path / "out")
+            assert (name, done.exit_code) == (name, 1)
+            assert message in done.stderr
+    cases = {
+        "--exclude .": "in `exclude`: 2 (fc.weight, head.weight)",
+        "--rank nowhere=3": "`ranks` names 'nowhere'",
+        "--budget .001": "rank 1 everywhere",
+        "--plan missing.json": "missing.json cannot be read",
+    }
+    for words, message in cases.items():
+        done = run("prune", model, tmp_path / "out", *words.split())
+        assert (words, done.exit_code) == (words, 1)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
 
 
 def test_reproduce_writes_and_names_its_files(tmp_path):
@@ -308,7 +467,7 @@ def test_demo_without_its_data(tmp_path, monkeypatch):
 
 def test_entry_point_is_a_click_group():
     assert isinstance(cli.main, click.Group)
-    assert sorted(cli.main.commands) == ["analyze", "demo", "reproduce"]
+    assert sorted(cli.main.commands) == ["analyze", "demo", "prune", "reproduce"]
 
 
 @pytest.mark.parametrize("name", ["mlp-784-1000-10-mnist", "resnet20-cifar10"])

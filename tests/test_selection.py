@@ -1,6 +1,7 @@
 """Which names `include` and `exclude` mean, and which patterns meant none."""
 
 import re
+from fractions import Fraction
 
 import pytest
 
@@ -84,6 +85,4 @@ def test_what_is_no_pattern():
     with pytest.raises(InvalidTypeError, match=r"`exclude` is 3 \(int\); expected a regular"):
         Selection(None, 3)
     with pytest.raises(InvalidTypeError, match=r"is the class Fraction;.*isinstance\(module, Fra"):
-        from fractions import Fraction
-
         Selection(Fraction)

@@ -218,16 +218,18 @@ def apply_plan(
                 f"The plan has a row {row['name']!r}, and this {type(model).__name__} no such "
                 "matrix. Apply it to the model it was made for."
             )
-        if matrix.reason and row["action"] != "keep":
+        if row["action"] == "keep":
+            continue
+        if matrix.reason:
             raise InvalidValueError(f"{row['name']!r} cannot be cut: {matrix.reason}.")
-        if not matrix.reason and matrix.shape != (row["rows"], row["columns"]):
+        if matrix.shape != (row["rows"], row["columns"]):
             raise InvalidValueError(
                 f"The plan has {row['name']!r} as {row['rows']} x {row['columns']}; in the model "
                 f"it is {matrix.shape[0]} x {matrix.shape[1]}. Apply it to the model it was made "
                 "for."
             )
         held = matrix.tied or _fixed(matrix) or (matrix.whole if row["action"] == "split" else "")
-        if held and row["action"] != "keep":
+        if held:
             raise InvalidValueError(
                 f"The action of {row['name']!r} is {row['action']!r}, and it cannot be: {held}."
             )

@@ -1,0 +1,306 @@
+"""Part 3 of the demo: train a network, prune it, measure it, save it, put it back together.
+
+Needs PyTorch, so `rmtspec.demo` imports this module only where that is installed.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rmtspec._drawing import png
+from rmtspec._files import write_atomically
+from rmtspec._manifest import MANIFEST, WEIGHTS
+from rmtspec.adapters import torch as rt
+from rmtspec.errors import FileError
+from rmtspec.plot import plot_esd
+from rmtspec.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DIMS = (64, 300, 300, 10)
+_TRAINING_PICTURES = 1200
+_MODEL = "digits-model"
+#: Numbers of singular values at which the accuracy is drawn.
+_RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
+_BATCHES = (1, 256)
+_ROUNDS = 300
+_DATA_FREE, _DATA_AWARE = "#0077bb", "#ee7733"
+
+
+@dataclass(frozen=True, slots=True)
+class _Digits:
+    """scikit-learn's digits, 8 x 8 pixels from 0 to 1 less the mean of the training pictures."""
+
+    train: torch.Tensor
+    train_labels: torch.Tensor
+    test: torch.Tensor
+    test_labels: torch.Tensor
+
+    @classmethod
+    def load(cls) -> "_Digits":
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        order = np.random.default_rng(0).permutation(len(found.target))
+        pixels = torch.from_numpy((found.data[order] / 16.0).astype(np.float32))
+        labels = torch.from_numpy(found.target[order].astype(np.int64))
+        cut = _TRAINING_PICTURES
+        pixels = pixels - pixels[:cut].mean(dim=0)
+        return cls(pixels[:cut], labels[:cut], pixels[cut:], labels[cut:])
+
+    def right(self, model: nn.Module) -> int:
+        """Return how many test pictures the model gets right."""
+        with torch.inference_mode():
+            return int((model(self.test).argmax(dim=1) == self.test_labels).sum())
+
+    def share(self, right: int) -> str:
+        return f"{right / len(self.test):.1%}"
+
+
+def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) -> list[Path]:
+    """Run part 3 of the demo; return what was written: files, and the folder of the model."""
+    with _one_thread():
+        digits = _Digits.load()
+        sizes = f"{len(digits.train)} digits to train on, {len(digits.test)} to test"
+        tell(f"3. A trained network: {'-'.join(map(str, _DIMS))}, {sizes}")
+        start = time.perf_counter()
+        model = _trained(digits, epochs)
+        seconds = time.perf_counter() - start
+        right = digits.right(model)
+        tell(f"Trained for {epochs} epochs in {seconds:.1f} s: {digits.share(right)} correct.")
+        analysis = rt.analyze(model)
+        tell(f"{analysis!r}\n")
+
+        table, small, report = _pruned(model, digits)
+        tell(table)
+        tell(_latency_text(model, small, digits))
+        tell(_kept_text(small, digits, folder))
+        drawings = {"esd": _draw_esd(analysis), "accuracy": _draw_accuracy(model, digits, analysis)}
+    written = [
+        write_atomically(folder / f"{_MODEL}-{name}.png", png(drawing))
+        for name, drawing in drawings.items()
+    ]
+    written += [report.save(folder / f"{_MODEL}-report.{ending}") for ending in ("json", "html")]
+    return [*written, folder / _MODEL]
+
+
+def old_files(folder: Path) -> list[Path]:
+    """Return the files of the model that an earlier demo saved in `folder`, which it replaces.
+
+    Raises
+    ------
+    FileError
+        What has the model's name there is something else, or has other files beside.
+    """
+    place = folder / _MODEL
+    if place.is_dir() and not place.is_symlink():
+        names = {path.name for path in place.iterdir()}
+        if not names or (MANIFEST in names and names <= {MANIFEST, WEIGHTS}):
+            return [place / name for name in sorted(names)]
+    elif not place.exists() and not place.is_symlink():
+        return []
+    raise FileError(
+        f"{place} is in the way: expected no such file or folder, or the {MANIFEST} and {WEIGHTS} "
+        "of an earlier demo and nothing else. Move it, or name another folder."
+    )
+
+
+def latency_words(before: float, after: float, margin: float = 0.05) -> str:
+    """Say in words whether `after` seconds are less than `before`; `margin` is for noise."""
+    change = after / before
+    if change > 1.0 + margin:
+        return f"slower, {change:.2f} times as long"
+    if change < 1.0 - margin:
+        return f"faster, {change:.2f} times as long"
+    return f"no faster and no slower within {margin:.0%}"
+
+
+def _fresh() -> rt.MLP:
+    """Return the untrained network, always the same; the caller's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return rt.MLP(_DIMS)
+
+
+def _trained(digits: _Digits, epochs: int) -> rt.MLP:
+    """Return the network after plain training: SGD with momentum and a little weight decay."""
+    model = _fresh()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    shuffle = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(digits.train), generator=shuffle).split(64):
+            optimizer.zero_grad()
+            outputs = model(digits.train[batch])
+            nn.functional.cross_entropy(outputs, digits.train_labels[batch]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def _pruned(model: nn.Module, digits: _Digits) -> tuple[str, nn.Module, Report]:
+    """Return a table of ways to prune, the model with the spikes only, and its report."""
+    pictures = [digits.train]
+    ways: dict[str, dict[str, Any]] = {
+        "rt.prune(model)": {},
+        "rt.prune(model, bulk_keep=0)": {"bulk_keep": 0.0},
+        "rt.prune(model, bulk_keep=0, calibration=pictures)": {
+            "bulk_keep": 0.0,
+            "calibration": pictures,
+        },
+        "rt.prune(model, budget=0.1, calibration=pictures)": {
+            "budget": 0.1,
+            "calibration": pictures,
+        },
+    }
+    found = {way: rt.prune(model, **options) for way, options in ways.items()}
+    models = {"as trained": model, **{way: result[0] for way, result in found.items()}}
+    whole = rt.count_parameters(model)
+    lines = [f"  {'':50}  {'parameters':>15}  test accuracy"]
+    for way, one in models.items():
+        right, size = digits.right(one), rt.count_parameters(one)
+        sizes = f"{size:,}  {size / whole:6.1%}"
+        lines.append(f"  {way:50}  {sizes:>15}  {digits.share(right)} ({right})")
+    share = digits.right(model) / len(digits.test)
+    error = 100.0 * (share * (1.0 - share) / len(digits.test)) ** 0.5
+    lines += [
+        f"With {len(digits.test)} pictures an accuracy has a standard error of {error:.1f} points.",
+        "The default keeps 45 % of the bulk, for safety; bulk_keep=0 keeps what stands out of the "
+        "noise.",
+        "`calibration` keeps the layers' outputs on the training pictures instead of the weights.",
+    ]
+    small, report = found["rt.prune(model, bulk_keep=0)"]
+    return "\n".join(lines) + "\n", small, report
+
+
+def _latency_text(before: nn.Module, after: nn.Module, digits: _Digits) -> str:
+    """Return how long both models take, as measured."""
+    lines = [f"Time with bulk_keep=0, one thread, medians of {_ROUNDS} alternating measurements:"]
+    slower = False
+    for size in _BATCHES:
+        old, new = _latencies((before, after), digits.test[:size])
+        words = latency_words(old, new)
+        slower |= not words.startswith("faster")
+        lines.append(f"  batch {size:3}: {1e3 * old:.3g} ms, after {1e3 * new:.3g} ms: {words}")
+    if slower:
+        lines.append(
+            "A split layer is two calls instead of one: where there is little to compute, fewer "
+            "parameters\nsave no time."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _latencies(models: tuple[nn.Module, ...], inputs: torch.Tensor) -> list[float]:
+    """Return the median seconds of one call of each model, measured in turn."""
+    seconds: list[list[float]] = [[] for _ in models]
+    calls = 5
+    with torch.inference_mode():
+        for turn in range(-10, _ROUNDS):  # the first ten warm up
+            order = range(len(models)) if turn % 2 else reversed(range(len(models)))
+            for index in order:
+                start = time.perf_counter()
+                for _ in range(calls):
+                    models[index](inputs)
+                if turn >= 0:
+                    seconds[index].append((time.perf_counter() - start) / calls)
+    return [statistics.median(measured) for measured in seconds]
+
+
+def _kept_text(small: nn.Module, digits: _Digits, folder: Path) -> str:
+    """Save the model and load it, and merge it; return how the outputs agree."""
+    for file in old_files(folder):
+        file.unlink()
+    saved = rt.save(small, folder / _MODEL)
+    loaded = rt.load(_fresh, saved).eval()
+    merged = rt.merge(small)
+    with torch.inference_mode():
+        expected = small(digits.test)
+        again, dense = loaded(digits.test), merged(digits.test)
+    size = sum(path.stat().st_size for path in saved.iterdir())
+    return (
+        f"Saved ({size:,} bytes) and loaded back: outputs {_agreement(expected, again)}.\n"
+        f"Merged into dense layers again, {rt.count_parameters(merged):,} parameters: outputs "
+        f"{_agreement(expected, dense)}.\n"
+    )
+
+
+def _agreement(expected: torch.Tensor, found: torch.Tensor) -> str:
+    if torch.equal(expected, found):
+        return "equal bit for bit"
+    gap = float((expected - found).abs().max() / expected.abs().max())
+    return f"differ by at most {gap:.1e} of the largest"
+
+
+def _draw_esd(report: Report) -> "Figure":
+    from matplotlib.figure import Figure
+
+    name, first = next(iter(report.matrices.items()))
+    drawing = Figure(figsize=(7.0, 4.2), layout="constrained")
+    ax = plot_esd(first.spectrum, first.fit, ax=drawing.subplots())
+    row = report.row(name)
+    ax.set_title(f"First layer of the trained network, {row['rows']} x {row['columns']}")
+    return drawing
+
+
+def _draw_accuracy(model: nn.Module, digits: _Digits, report: Report) -> "Figure":
+    """Draw accuracy against the singular values kept in the largest layer, the others untouched."""
+    from matplotlib.figure import Figure
+
+    largest = max(report.rows, key=lambda row: int(row["parameters_before"]))
+    name, whole = largest["name"], 100.0 / len(digits.test)
+    plan = rt.plan(model)
+    for row in plan.rows:
+        row["action"] = "split" if row["name"] == name else "keep"
+    ranks = [rank for rank in _RANKS if rank <= largest["p"]]
+    free, aware = [], []
+    for rank in ranks:
+        plan.row(name)["rank"] = rank
+        free.append(whole * digits.right(rt.apply_plan(model, plan)[0]))
+        calibrated = rt.apply_plan(model, plan, calibration=[digits.train])[0]
+        aware.append(whole * digits.right(calibrated))
+
+    drawing = Figure(figsize=(7.0, 4.2), layout="constrained")
+    ax = drawing.subplots()
+    ax.plot(ranks, free, color=_DATA_FREE, marker="o", markersize=5, label="data-free: weight kept")
+    ax.plot(
+        ranks,
+        aware,
+        color=_DATA_AWARE,
+        marker="s",
+        markersize=5,
+        linestyle="--",
+        label="data-aware: outputs on training data kept",
+    )
+    dense = whole * digits.right(model)
+    ax.axhline(dense, color="#333333", linestyle=":", label=f"as trained, {dense:.1f} %")
+    if spikes := largest["n_spikes"]:
+        ax.axvline(spikes, color="#aa3377", linestyle="-.", label=f"spikes: {spikes}")
+    ax.set_xscale("log")
+    ax.set_xticks([rank for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= ranks[-1]])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.set_ylim(0.0, 104.0)
+    sizes = f"{largest['rows']} x {largest['columns']}"
+    ax.set_xlabel(f"singular values kept, of {largest['p']}")
+    ax.set_ylabel("correct test pictures in %")
+    ax.set_title(f"Largest layer ({name}, {sizes}) split, the others as trained")
+    ax.legend(loc="lower right", fontsize="small", framealpha=0.95)
+    return drawing
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: for such small matrices faster, and the same sums every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
