@@ -11,7 +11,7 @@ CODE := rmtspec adapters tests benchmarks docs
 .PHONY: help demo test test-all lint bench docs build clean
 
 help:
-	@echo "make demo      install, then analyse, split and plot two matrices into rmtspec-demo/"
+	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
 	@echo "make test      install, then run the tests (without the slow ones)"
 	@echo "make test-all  all tests"
 	@echo "make lint      style, types, layer contract"
@@ -27,16 +27,15 @@ $(BIN)/python:
 	  "$(PYTHON) is %d.%d; rmtspec needs 3.11 to 3.13: make ... PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 
+# torch by itself and first: an unpinned one, asked for by another package, is a CUDA build of gigabytes.
 $(VENV)/.demo: requirements/demo.txt pyproject.toml | $(BIN)/python
+	$(PIP) $$(head -n 1 requirements/demo.txt)
 	$(PIP) -r requirements/demo.txt
 	$(PIP) --no-deps -e .
 	@touch $@
 
-# torch by itself and first: an unpinned one, asked for by another package, is a CUDA build of gigabytes.
-$(VENV)/.test: requirements/test.txt requirements/demo.txt pyproject.toml | $(BIN)/python
-	$(PIP) $$(head -n 1 requirements/test.txt)
+$(VENV)/.test: requirements/test.txt $(VENV)/.demo
 	$(PIP) -r requirements/test.txt
-	$(PIP) --no-deps -e .
 	@touch $@
 
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
@@ -44,7 +43,7 @@ $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/rmtspec demo --out rmtspec-demo
+	$(ONE_THREAD) $(BIN)/rmtspec demo --out rmtspec-demo
 
 test: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal

@@ -32,7 +32,7 @@ _MODEL = "digits-model"
 #: Numbers of singular values at which the accuracy is drawn.
 _RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
 _BATCHES = (1, 256)
-_ROUNDS = 300
+_ROUNDS = 500
 _DATA_FREE, _DATA_AWARE = "#0077bb", "#ee7733"
 
 
@@ -65,6 +65,81 @@ class _Digits:
     def share(self, right: int) -> str:
         return f"{right / len(self.test):.1%}"
 
+    def standard_error(self, right: int) -> float:
+        """Return the standard error of a share of the test pictures."""
+        share = right / len(self.test)
+        return float(np.sqrt(share * (1.0 - share) / len(self.test)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Curves:
+    """Correct test pictures by the rank of the largest layer, the other layers as trained."""
+
+    name: str
+    row: dict[str, Any]
+    ranks: list[int]
+    data_free: list[int]
+    data_aware: list[int]
+    dense: int
+    digits: _Digits
+
+    @classmethod
+    def measure(cls, model: nn.Module, digits: _Digits, report: Report) -> "_Curves":
+        row = max(report.rows, key=lambda row: int(row["parameters_before"]))
+        plan = rt.plan(model)
+        for other in plan.rows:
+            other["action"] = "split" if other["name"] == row["name"] else "keep"
+        free, aware = [], []
+        for rank in _RANKS:
+            plan.row(row["name"])["rank"] = rank
+            free.append(digits.right(rt.apply_plan(model, plan)[0]))
+            calibrated = rt.apply_plan(model, plan, calibration=[digits.train])[0]
+            aware.append(digits.right(calibrated))
+        dense = digits.right(model)
+        return cls(row["name"], row, list(_RANKS), free, aware, dense, digits)
+
+    def text(self) -> str:
+        """Return how many singular values are enough for the accuracy of the trained network."""
+        floor = self.dense - len(self.digits.test) * self.digits.standard_error(self.dense)
+        free, aware = (self._enough(rights, floor) for rights in (self.data_free, self.data_aware))
+        return (
+            f"Only {self.name} split: within one standard error of the trained network {free}\n"
+            f"(with calibration {aware}). Beyond the noise are {self.row['n_spikes']}.\n"
+        )
+
+    def _enough(self, rights: list[int], floor: float) -> str:
+        low = [rank for rank, right in zip(self.ranks, rights, strict=True) if right < floor]
+        above = [rank for rank in self.ranks if not low or rank > low[-1]]
+        return f"from {above[0]} singular values on" if above else f"not up to {self.ranks[-1]}"
+
+    def draw(self) -> "Figure":
+        from matplotlib.figure import Figure
+
+        drawing = Figure(figsize=(7.0, 4.2), layout="constrained")
+        ax = drawing.subplots()
+        points = 100.0 / len(self.digits.test)
+        for rights, colour, style, label in (
+            (self.data_free, _DATA_FREE, "o-", "data-free: nearest weight"),
+            (self.data_aware, _DATA_AWARE, "s--", "data-aware: nearest outputs on training data"),
+        ):
+            share = points * np.array(rights)
+            ax.plot(self.ranks, share, style, color=colour, markersize=5, label=label)
+        dense = points * self.dense
+        ax.axhline(dense, color="#333333", linestyle=":", label=f"as trained, {dense:.1f} %")
+        if spikes := self.row["n_spikes"]:
+            ax.axvline(spikes, color="#aa3377", linestyle="-.", label=f"spikes: {spikes}")
+        ax.set_xscale("log")
+        ax.set_xticks([1, 2, 5, 10, 20, 50, 100])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.set_ylim(0.0, 104.0)
+        ax.set_xlabel(f"singular values kept, of {self.row['p']}")
+        ax.set_ylabel("test accuracy in %")
+        size = f"{self.row['rows']} x {self.row['columns']}"
+        ax.set_title(f"Largest layer ({self.name}, {size}) split, the others as trained")
+        ax.legend(loc="lower right", fontsize="small", framealpha=0.95)
+        return drawing
+
 
 def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) -> list[Path]:
     """Run part 3 of the demo; return what was written: files, and the folder of the model."""
@@ -72,19 +147,18 @@ def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) ->
         digits = _Digits.load()
         sizes = f"{len(digits.train)} digits to train on, {len(digits.test)} to test"
         tell(f"3. A trained network: {'-'.join(map(str, _DIMS))}, {sizes}")
-        start = time.perf_counter()
         model = _trained(digits, epochs)
-        seconds = time.perf_counter() - start
-        right = digits.right(model)
-        tell(f"Trained for {epochs} epochs in {seconds:.1f} s: {digits.share(right)} correct.")
+        tell(f"Trained for {epochs} epochs: {digits.share(digits.right(model))} correct.")
         analysis = rt.analyze(model)
-        tell(f"{analysis!r}\n")
-
+        tell(f"{analysis!r}")
+        tell("Pruned, the last layer stays: it is too small to judge. Below, biases count too.\n")
         table, small, report = _pruned(model, digits)
         tell(table)
+        curves = _Curves.measure(model, digits, analysis)
+        tell(curves.text())
         tell(_latency_text(model, small, digits))
-        tell(_kept_text(small, digits, folder))
-        drawings = {"esd": _draw_esd(analysis), "accuracy": _draw_accuracy(model, digits, analysis)}
+        tell(_kept_text(small, report, digits, folder))
+    drawings = {"esd": _draw_esd(analysis), "accuracy": curves.draw()}
     written = [
         write_atomically(folder / f"{_MODEL}-{name}.png", png(drawing))
         for name, drawing in drawings.items()
@@ -105,7 +179,7 @@ def old_files(folder: Path) -> list[Path]:
     if place.is_dir() and not place.is_symlink():
         names = {path.name for path in place.iterdir()}
         if not names or (MANIFEST in names and names <= {MANIFEST, WEIGHTS}):
-            return [place / name for name in sorted(names)]
+            return [place / name for name in sorted(names, reverse=True)]  # the manifest last
     elif not place.exists() and not place.is_symlink():
         return []
     raise FileError(
@@ -118,9 +192,9 @@ def latency_words(before: float, after: float, margin: float = 0.05) -> str:
     """Say in words whether `after` seconds are less than `before`; `margin` is for noise."""
     change = after / before
     if change > 1.0 + margin:
-        return f"slower, {change:.2f} times as long"
+        return f"slower, takes {change:.2f} times as long"
     if change < 1.0 - margin:
-        return f"faster, {change:.2f} times as long"
+        return f"faster, takes {change:.2f} times as long"
     return f"no faster and no slower within {margin:.0%}"
 
 
@@ -137,10 +211,11 @@ def _trained(digits: _Digits, epochs: int) -> rt.MLP:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     shuffle = torch.Generator().manual_seed(0)
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits.train), generator=shuffle).split(64):
+        for batch in torch.split(torch.randperm(len(digits.train), generator=shuffle), 64):
             optimizer.zero_grad()
             outputs = model(digits.train[batch])
-            nn.functional.cross_entropy(outputs, digits.train_labels[batch]).backward()
+            loss = nn.functional.cross_entropy(outputs, digits.train_labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model.eval()
 
@@ -168,13 +243,13 @@ def _pruned(model: nn.Module, digits: _Digits) -> tuple[str, nn.Module, Report]:
         right, size = digits.right(one), rt.count_parameters(one)
         sizes = f"{size:,}  {size / whole:6.1%}"
         lines.append(f"  {way:50}  {sizes:>15}  {digits.share(right)} ({right})")
-    share = digits.right(model) / len(digits.test)
-    error = 100.0 * (share * (1.0 - share) / len(digits.test)) ** 0.5
+    error = 100.0 * digits.standard_error(digits.right(model))
     lines += [
         f"With {len(digits.test)} pictures an accuracy has a standard error of {error:.1f} points.",
         "The default keeps 45 % of the bulk, for safety; bulk_keep=0 keeps what stands out of the "
         "noise.",
         "`calibration` keeps the layers' outputs on the training pictures instead of the weights.",
+        "`budget` is a share of the weights that may be split.",
     ]
     small, report = found["rt.prune(model, bulk_keep=0)"]
     return "\n".join(lines) + "\n", small, report
@@ -200,20 +275,19 @@ def _latency_text(before: nn.Module, after: nn.Module, digits: _Digits) -> str:
 def _latencies(models: tuple[nn.Module, ...], inputs: torch.Tensor) -> list[float]:
     """Return the median seconds of one call of each model, measured in turn."""
     seconds: list[list[float]] = [[] for _ in models]
-    calls = 5
     with torch.inference_mode():
         for turn in range(-10, _ROUNDS):  # the first ten warm up
             order = range(len(models)) if turn % 2 else reversed(range(len(models)))
             for index in order:
                 start = time.perf_counter()
-                for _ in range(calls):
-                    models[index](inputs)
+                models[index](inputs)
+                stop = time.perf_counter()
                 if turn >= 0:
-                    seconds[index].append((time.perf_counter() - start) / calls)
+                    seconds[index].append(stop - start)
     return [statistics.median(measured) for measured in seconds]
 
 
-def _kept_text(small: nn.Module, digits: _Digits, folder: Path) -> str:
+def _kept_text(small: nn.Module, report: Report, digits: _Digits, folder: Path) -> str:
     """Save the model and load it, and merge it; return how the outputs agree."""
     for file in old_files(folder):
         file.unlink()
@@ -224,8 +298,10 @@ def _kept_text(small: nn.Module, digits: _Digits, folder: Path) -> str:
         expected = small(digits.test)
         again, dense = loaded(digits.test), merged(digits.test)
     size = sum(path.stat().st_size for path in saved.iterdir())
+    before = report.totals["bytes_before"]
     return (
-        f"Saved ({size:,} bytes) and loaded back: outputs {_agreement(expected, again)}.\n"
+        f"Saved, {size:,} bytes (weights as trained: {before:,}), and loaded back: outputs "
+        f"{_agreement(expected, again)}.\n"
         f"Merged into dense layers again, {rt.count_parameters(merged):,} parameters: outputs "
         f"{_agreement(expected, dense)}.\n"
     )
@@ -243,55 +319,9 @@ def _draw_esd(report: Report) -> "Figure":
 
     name, first = next(iter(report.matrices.items()))
     drawing = Figure(figsize=(7.0, 4.2), layout="constrained")
-    ax = plot_esd(first.spectrum, first.fit, ax=drawing.subplots())
+    ax = plot_esd(first.spectrum, first.fit, ax=drawing.subplots(), bins=20)
     row = report.row(name)
     ax.set_title(f"First layer of the trained network, {row['rows']} x {row['columns']}")
-    return drawing
-
-
-def _draw_accuracy(model: nn.Module, digits: _Digits, report: Report) -> "Figure":
-    """Draw accuracy against the singular values kept in the largest layer, the others untouched."""
-    from matplotlib.figure import Figure
-
-    largest = max(report.rows, key=lambda row: int(row["parameters_before"]))
-    name, whole = largest["name"], 100.0 / len(digits.test)
-    plan = rt.plan(model)
-    for row in plan.rows:
-        row["action"] = "split" if row["name"] == name else "keep"
-    ranks = [rank for rank in _RANKS if rank <= largest["p"]]
-    free, aware = [], []
-    for rank in ranks:
-        plan.row(name)["rank"] = rank
-        free.append(whole * digits.right(rt.apply_plan(model, plan)[0]))
-        calibrated = rt.apply_plan(model, plan, calibration=[digits.train])[0]
-        aware.append(whole * digits.right(calibrated))
-
-    drawing = Figure(figsize=(7.0, 4.2), layout="constrained")
-    ax = drawing.subplots()
-    ax.plot(ranks, free, color=_DATA_FREE, marker="o", markersize=5, label="data-free: weight kept")
-    ax.plot(
-        ranks,
-        aware,
-        color=_DATA_AWARE,
-        marker="s",
-        markersize=5,
-        linestyle="--",
-        label="data-aware: outputs on training data kept",
-    )
-    dense = whole * digits.right(model)
-    ax.axhline(dense, color="#333333", linestyle=":", label=f"as trained, {dense:.1f} %")
-    if spikes := largest["n_spikes"]:
-        ax.axvline(spikes, color="#aa3377", linestyle="-.", label=f"spikes: {spikes}")
-    ax.set_xscale("log")
-    ax.set_xticks([rank for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= ranks[-1]])
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
-    ax.set_ylim(0.0, 104.0)
-    sizes = f"{largest['rows']} x {largest['columns']}"
-    ax.set_xlabel(f"singular values kept, of {largest['p']}")
-    ax.set_ylabel("correct test pictures in %")
-    ax.set_title(f"Largest layer ({name}, {sizes}) split, the others as trained")
-    ax.legend(loc="lower right", fontsize="small", framealpha=0.95)
     return drawing
 
 

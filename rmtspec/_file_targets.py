@@ -1,19 +1,17 @@
 """What may be done to each tensor of a weight file, which tells names and shapes, not layers."""
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Mapping
 
 from rmtspec._files import PathLike
 from rmtspec._manifest import MANIFEST, WEIGHTS
-from rmtspec._plan import Target, check_rows
+from rmtspec._plan import Target
 from rmtspec._safetensors import StoredTensor, stored_tensors
 from rmtspec._selection import Selection, layer_of
 from rmtspec.checkpoint import Checkpoint, StoredMatrix, matrices_in
-from rmtspec.errors import FileError, InvalidValueError
-from rmtspec.report import Report
+from rmtspec.errors import FileError
 
 #: The last part of the name of a layer that looks rows up.
 _EMBEDDING = re.compile(
@@ -78,55 +76,5 @@ def targets_of(
     return targets
 
 
-def adopted(plan: Report, listed: Checkpoint, targets: Mapping[str, Target], form: str) -> Report:
-    """Return a plan that was given, checked against the file."""
-    rows = [dict(row) for row in plan.rows]
-    seen: set[str] = set()
-    for row in rows:
-        name = str(row.get("name"))
-        if name not in listed.matrices:
-            near = difflib.get_close_matches(name, list(listed.matrices), n=3)
-            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-            raise InvalidValueError(
-                f"The plan names {name!r}, which is no matrix in {listed.path}; expected a plan of "
-                f"this file.{hint}"
-            )
-        if name in seen:
-            raise InvalidValueError(f"The plan has two rows named {name!r}. Leave one out.")
-        seen.add(name)
-        matrix, target = listed.matrices[name], targets[name]
-        sides = _sides(matrix)
-        if (row.get("rows"), row.get("columns")) != sides:
-            raise InvalidValueError(
-                f"The plan has {name!r} as {row.get('rows')} x {row.get('columns')}, and in "
-                f"{listed.path} it is {sides[0]} x {sides[1]}. Make a plan of this file."
-            )
-        row["bytes_before"], row["kind"] = math.prod(sides) * target.itemsize, matrix.kind
-        if form == "dense" and row.get("action") == "split":
-            row["action"] = "truncate"
-        refusal = target.tied or (target.whole if row.get("action") == "split" else "")
-        if refusal and row.get("action") != "keep":
-            raise InvalidValueError(
-                f"The plan's action of {name!r} is {row.get('action')!r}, and it must stay as it "
-                f'is: {refusal}. Set its action to "keep".'
-            )
-    check_rows(rows)
-    for row in rows:
-        row["layer"] = targets[row["name"]].layer
-        cut = row["action"] != "keep"
-        row["reason"] = "" if cut else row.get("reason") or "kept by the plan"
-        row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
-    return dataclasses.replace(plan, rows=rows)
-
-
-def _sides(matrix: StoredMatrix) -> tuple[int, int]:
+def sides_of(matrix: StoredMatrix) -> tuple[int, int]:
     return matrix.shape[0], math.prod(matrix.shape[1:])
-
-
-def sides_only(matrices: Mapping[str, StoredMatrix]) -> Report:
-    """Return a report that knows the sizes of the matrices and nothing else."""
-    rows = [
-        dict(zip(("name", "rows", "columns"), (name, *_sides(matrix)), strict=True))
-        for name, matrix in matrices.items()
-    ]
-    return Report(rows, [], {}, {}, {})

@@ -78,8 +78,11 @@ def empty_folder(path: PathLike) -> Path:
                     f"{folder} is not empty; expected a folder that does not exist yet or has "
                     "nothing in it. Name another one."
                 )
-            if not os.access(folder, os.W_OK):
-                raise FileError(f"{folder} is write-protected. Name another one.")
+            if os.path.ismount(folder) or not os.access(folder.absolute().parent, os.W_OK):
+                raise FileError(
+                    f"{folder} cannot be replaced by the finished folder, being a mount point or "
+                    "in a write-protected place. Name one inside it."
+                )
             return folder
         if folder.exists() or folder.is_symlink():
             raise FileError(f"{folder} is a file; expected a folder. Name another one.")

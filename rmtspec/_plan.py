@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,6 @@ from rmtspec._budget import Purchase, spread
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.report import Report
-
-ACTIONS = ("split", "truncate", "keep")
-MODES = ("split", "truncate")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ def make_plan(
         By name of the matrix; a name without a row (it could not be analysed) keeps its layer
         as it is.
     mode, fit_cutoff, min_saving, ranks, budget
-        As `rmtspec.adapters.torch.prune` describes them.
+        As `rmtspec.adapters.torch.prune` describes them; checked by `analysis_options`.
     energies : mapping of str to ndarray, optional
         Squared singular values (descending) that the budget goes by; those of the matrix itself
         where a name is missing.
@@ -79,15 +76,9 @@ def make_plan(
     Raises
     ------
     InvalidValueError
-        An option outside its range, a rank that does not fit, a budget too small.
+        A rank that does not fit, or a budget too small.
     """
-    _checks.choice(mode, "mode", MODES)
-    min_saving = _checks.inside(
-        min_saving, "min_saving", 0.0, 1.0, closed=True, hint="It is a share of the parameters."
-    )
     given = check_ranks(ranks or {}, report, targets)
-    if budget is not None:
-        budget = check_budget(budget, mode)
     refusals = _refusals(report, targets, mode, fit_cutoff is not None, given)
     rows = [dict(row) for row in report.rows]
     chosen: dict[str, int | None] = {}
@@ -170,35 +161,6 @@ def settle(row: dict[str, Any]) -> None:
         row["weight_error"] = row["output_error"] = None
 
 
-def check_rows(rows: Iterable[dict[str, Any]]) -> None:
-    """Raise where an edited plan cannot be carried out; settle the rows that can."""
-    shared: dict[str, tuple[str, int]] = {}
-    for row in rows:
-        name = row.get("name")
-        missing = [k for k in ("layer", "action", "rank", "rows", "columns") if k not in row]
-        if missing:
-            raise InvalidValueError(
-                f"The row {name!r} has no {missing[0]!r}: this is a report, not a plan. Make one "
-                "with the adapter's `plan`."
-            )
-        if row["action"] not in ACTIONS:
-            raise InvalidValueError(
-                f"The action of {name!r} is {row['action']!r}; expected one of "
-                f"{', '.join(ACTIONS)}."
-            )
-        if row["action"] != "keep":
-            most = min(row["rows"], row["columns"])
-            row["rank"] = _checks.integer(row["rank"], f"rank of {name}", 1, most)
-        if row["action"] == "split":
-            first = shared.setdefault(row["layer"], (str(name), row["rank"]))
-            if first[1] != row["rank"]:
-                raise InvalidValueError(
-                    f"{first[0]!r} has rank {first[1]} and {name!r} {row['rank']}; the matrices of "
-                    "one layer are split at one rank. Set both to the same."
-                )
-        settle(row)
-
-
 def check_ranks(
     ranks: Mapping[str, int], report: Report, targets: Mapping[str, Target]
 ) -> dict[str, int]:
@@ -223,21 +185,6 @@ def check_ranks(
                 raise InvalidValueError(f"`ranks` names {key!r}, which was skipped: {reason}.")
             found[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, sizes[name])
     return found
-
-
-def check_budget(budget: Any, mode: str) -> float:
-    """Return `budget` as a share in (0, 1], or raise."""
-    if mode != "split":
-        raise InvalidValueError(
-            "`budget` is a share of parameters, and mode='truncate' saves none; expected "
-            "mode='split'. Truncate with `rule`, `bulk_keep` or `ranks`."
-        )
-    share = _checks.inside(
-        budget, "budget", 0.0, 1.0, closed=True, hint="It is the share of parameters to keep."
-    )
-    if share == 0.0:
-        raise InvalidValueError("`budget` is 0; expected a share above 0 to keep, as 0.5.")
-    return share
 
 
 def _unit(target: Target, name: str, mode: str) -> str:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from rmtspec import _checks
 from rmtspec._eigenvalues import blocks
-from rmtspec._file_targets import adopted, sides_only, targets_of, tensors_in
+from rmtspec._file_targets import sides_of, targets_of, tensors_in
 from rmtspec._files import PathLike, empty_folder, finished_folder
+from rmtspec._given_plan import adopt
 from rmtspec._manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec._plan import check_ranks, make_plan
+from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._results import versions
 from rmtspec._safetensors import StoredTensor, stored_bytes, stored_metadata
 from rmtspec._safetensors_writer import Outgoing, write_safetensors
@@ -25,13 +27,11 @@ from rmtspec._sources import grouped
 from rmtspec._split import split
 from rmtspec.checkpoint import Checkpoint, StoredMatrix
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
-from rmtspec.report import Progress, Report, analyze_many, check_jobs, check_options
+from rmtspec.report import Progress, Report, analyze_many
 
 FORMS = ("factors", "dense")
 #: The file that the form "dense" writes; factors are in `WEIGHTS`.
 DENSE_WEIGHTS = "model.safetensors"
-#: Share of the bulk that is kept unless something else is asked for.
-BULK_KEEP = 0.45
 _MODE = {"factors": "split", "dense": "truncate"}
 
 
@@ -109,14 +109,22 @@ def prune_file(
     listed, tensors = tensors_in(path)
     targets = targets_of(listed, tensors, selection)
     if plan is not None:
-        decided = adopted(plan, listed, targets, form)
+        decided = adopt(
+            plan,
+            targets,
+            {name: sides_of(matrix) for name, matrix in listed.matrices.items()},
+            {name: matrix.kind for name, matrix in listed.matrices.items()},
+            owner=str(listed.path),
+            dense=form == "dense",
+        )
     else:
         chosen, left_out = selection.choose(listed.matrices)
         skipped = [*listed.skipped, *left_out]
         if not chosen:
             raise _nothing(listed.path, skipped, selection)
         targets = {name: targets[name] for name in chosen}
-        check_ranks(ranks or {}, sides_only(chosen), targets)  # not after hours of analysis
+        sides = {name: sides_of(matrix) for name, matrix in chosen.items()}
+        check_ranks(ranks or {}, sizes_only(sides, {}), targets)  # not after hours of analysis
         found = analyze_many(chosen, n_jobs=n_jobs, progress=progress, **analysis)
         found = dataclasses.replace(found, skipped=[*found.skipped, *skipped])
         decided = make_plan(
@@ -129,7 +137,7 @@ def prune_file(
     outgoing = _outgoing(listed, tensors, decided.rows)
     decided = dataclasses.replace(
         decided,
-        settings={**decided.settings, "form": form},
+        settings={**decided.settings, **selection.settings, "form": form},
         totals={
             "parameters_before": sum(math.prod(t.shape) for t in tensors.values()),
             "parameters_after": sum(math.prod(t.shape) for t in outgoing),
@@ -164,25 +172,16 @@ def check_request(
         "min_saving": min_saving or None, "ranks": ranks or None, "budget": budget, **options,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
-    if "cutoff" in options:
-        raise InvalidTypeError("`cutoff` is called `fit_cutoff` here. Pass that.")
     if plan is not None and given:
         raise InvalidValueError(
             f"`plan` and `{next(iter(given))}` are both given; expected one of them, as the plan "
             "says what is done to each matrix. Edit the plan, or make a new one."
         )
-    if budget is not None and ("bulk_keep" in given or "rule" in given):
-        other = "bulk_keep" if "bulk_keep" in given else "rule"
-        raise InvalidValueError(
-            f"`budget` and `{other}` are both given; expected one of them, as each decides the "
-            "ranks. Leave one out."
-        )
-    analysis = {**options, "cutoff": fit_cutoff}
-    if budget is None:
-        analysis["bulk_keep"] = BULK_KEEP if bulk_keep is None else bulk_keep
-    check_options(analysis)
-    check_jobs(n_jobs)
-    make_plan(sides_only({}), {}, mode=_MODE[form], min_saving=min_saving, budget=budget)
+    rule = options.pop("rule", None)
+    analysis = analysis_options(
+        _MODE[form], rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, min_saving=min_saving,
+        budget=budget, n_jobs=n_jobs, options=options,
+    )  # fmt: skip
     selection = Selection(include, exclude)
     if out is not None:
         empty_folder(out)

@@ -56,6 +56,16 @@ class Selection:
         return chosen, left_out
 
     @property
+    def settings(self) -> dict[str, list[str]]:
+        """The patterns as the user wrote them, for the settings of a report."""
+        pairs = (("include", self._include), ("exclude", self._exclude))
+        return {
+            name: [shown.removeprefix(f"{name}=") for shown, _ in tests]
+            for name, tests in pairs
+            if tests is not None
+        }
+
+    @property
     def unmet(self) -> list[str]:
         """The patterns that have met no name so far, as the user wrote them."""
         listed = [*(self._include or []), *(self._exclude or [])]

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, _prune_file, cli, demo, ensembles
+from rmtspec import _cli_output, _plan_options, _prune_file, cli, ensembles
 from rmtspec import reproduce as reproduce_module
 from rmtspec.errors import InvalidValueError
 
@@ -346,7 +346,7 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
 def test_prune_defaults_are_those_it_shows():
     options = [option for option in cli.prune.params if isinstance(option, click.Option)]
     shown = {option.name: option.show_default for option in options}
-    assert float(shown["bulk_keep"]) == _prune_file.BULK_KEEP
+    assert float(shown["bulk_keep"]) == _plan_options.BULK_KEEP
     defaults = inspect.signature(rmtspec.analyze).parameters
     assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
     form = next(option for option in options if option.name == "form")
@@ -435,34 +435,6 @@ def test_reproduce_wrong_usage(tmp_path, monkeypatch, words, message):
     done = run("reproduce", *words.split())
     assert done.exit_code == 2
     assert message in done.stderr
-
-
-def test_demo(tmp_path, monkeypatch):
-    pytest.importorskip("sklearn")
-    said = []
-    written = demo.run_demo(tmp_path / "out", n=200, say=said.append)
-    assert sorted(tmp_path.joinpath("out").iterdir()) == sorted(written)
-    assert len(written) == 8
-    text = "\n".join(said)
-    assert "MatrixReport Example 3.3" in text
-    assert "digits, 1797 pictures x 61 pixels" in text
-    assert "109,617 parameters become" in text
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["skipped"] == []
-    assert "No split: no signal found" in demo._split_text(NOISE, rmtspec.analyze(NOISE))
-    monkeypatch.setattr(demo.run_demo, "__kwdefaults__", {"n": 60, "say": None})
-    done = run("demo", "--out", tmp_path / "again")
-    assert done.exit_code == 0
-    assert str(tmp_path / "again" / "digits-esd.png") in done.stdout
-    done = run("demo", "--out", tmp_path / "a" / "b")
-    assert done.exit_code == 2
-
-
-def test_demo_without_its_data(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    done = run("demo", "--out", tmp_path / "out")
-    assert done.exit_code == 1
-    assert 'pip install "rmtspec[demo]"' in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_entry_point_is_a_click_group():

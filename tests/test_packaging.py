@@ -90,7 +90,12 @@ def test_torch_adapter_says_what_to_install():
 
 def test_torch_adapter_imports_with_torch():
     pytest.importorskip("torch")
-    assert run("import rmtspec.adapters.torch as rt; print(rt.__all__)") == "[]\n"
+    code = (
+        "import sys, rmtspec.adapters.torch as rt; print(rt.__all__ == sorted(rt.__all__));"
+        "print(all(hasattr(rt, name) for name in rt.__all__));"
+        "print([m for m in ('matplotlib', 'pandas', 'sklearn') if m in sys.modules])"
+    )
+    assert run(code) == "True\nTrue\n[]\n"
 
 
 def test_all_errors_are_ours_and_the_builtin_one_expects():

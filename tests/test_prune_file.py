@@ -360,7 +360,7 @@ def test_a_plan_of_splits_made_dense(model, tmp_path):
         ({"rank": "7"}, "expected a whole number"),
         ({"name": "fd.weight"}, r"names 'fd\.weight', which is no .* Did you mean 'fc\.weight'"),
         ({"name": "head.weight"}, r"two rows named|as 120 x 90"),
-        ({"columns": 91}, r"as 120 x 91, and in .* it is 120 x 90"),
+        ({"columns": 91}, r"as 120 x 91; in .* it is 120 x 90"),
     ],
 )
 def test_plans_that_cannot_be_carried_out(model, tmp_path, changes, message):

@@ -307,7 +307,7 @@ def test_html_is_one_page_and_escapes_names(with_gaps, tmp_path):
 def test_html_without_rows():
     page = rmtspec.analyze_many({"v": np.ones(3)}).to_html()
     assert "0 matrices analysed, 1 skipped" in page
-    assert "0 after (-)" in page
+    assert "0 of 0 parameters kept (-)" in page
 
 
 def test_repr_is_an_aligned_table(with_gaps):

@@ -78,6 +78,10 @@ class Chosen:
         "name" and "reason" of the others.
     named : set of str
         Names of matrices that `include` asks for.
+    apart : dict of str to str
+        Why a weight cannot be split, of which some matrices are chosen and some are not.
+    settings : dict
+        The patterns as given.
     """
 
     def __init__(self, model: nn.Module, include: Pattern | None, exclude: Pattern | None) -> None:
@@ -87,11 +91,14 @@ class Chosen:
         self.matrices: dict[str, WeightMatrix] = {}
         self.left_out: list[dict[str, str]] = []
         self.named: set[str] = set()
+        self.apart: dict[str, str] = {}
+        self.settings = selection.settings
         for name, matrix in weight_matrices(model):
             module = modules["" if matrix.layer == ROOT else matrix.layer]
             reason = selection.refusal(matrix.names, module)
             if reason:
                 self.left_out.append({"name": name, "reason": reason})
+                self.apart[matrix.key] = f"{name} of the same layer is {reason}"
                 continue
             self.matrices[name] = matrix
             if selection.named(matrix.names, module):
@@ -136,7 +143,10 @@ def analyze_chosen(
             "\n".join(["No weight matrix of the model could be analysed.", *lines])
         )
     return dataclasses.replace(
-        report, skipped=[*report.skipped, *chosen.left_out], versions=versions("torch")
+        report,
+        skipped=[*report.skipped, *chosen.left_out],
+        settings={**report.settings, **chosen.settings},
+        versions=versions("torch"),
     )
 
 

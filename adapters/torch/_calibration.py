@@ -37,10 +37,17 @@ def input_moments(
     Raises
     ------
     InvalidTypeError
-        `calibration` is neither, or the model refuses a batch.
+        `calibration` is neither, or the inputs themselves, or the model cannot be called with a
+        batch.
     InvalidValueError
-        No batch, a layer that no batch reaches, or nan in its inputs.
+        The model fails on a batch; no batch; a layer that no batch reaches; inputs that are nan
+        or all zero.
     """
+    if isinstance(calibration, torch.Tensor | Mapping):
+        raise InvalidTypeError(
+            f"`calibration` is a single {type(calibration).__name__}; expected an iterable of "
+            "model inputs. Pass a list with this one in it."
+        )
     gathered = {name: _Moment(layer) for name, layer in layers.items()}
     with _hooked(model, layers, gathered), torch.no_grad():
         if isinstance(calibration, Iterable) and not isinstance(calibration, str | bytes):
@@ -75,8 +82,11 @@ def _run_batches(model: nn.Module, batches: Iterable[Any]) -> None:
                 model(*moved)
             else:
                 model(moved)
-        except TypeError as error:
-            raise InvalidTypeError(
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+            kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
+            raise kind(
                 f"`calibration` batch {count - 1} is a {_shape_of(batch)}, and the model cannot be "
                 f"called with it: {error}. A tuple is taken as positional arguments and a mapping "
                 "as keywords; of pairs (inputs, labels) pass the inputs only: "
@@ -96,12 +106,15 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: _moved(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_moved(item, device) for item in value]
+        moved = [_moved(item, device) for item in value]
+        return tuple(moved) if isinstance(value, tuple) else moved
     return value
 
 
 def _shape_of(batch: Any) -> str:
     kind = type(batch).__name__
+    if isinstance(batch, torch.Tensor):
+        return f"{kind} of shape {tuple(batch.shape)}"
     return f"{kind} of {len(batch)}" if isinstance(batch, list | tuple | Mapping) else kind
 
 
@@ -162,6 +175,11 @@ class _Moment:
             raise InvalidValueError(
                 f"`calibration` yields nan or inf at the inputs of {name!r}; expected finite "
                 "numbers. Check the batches and the model's dtype."
+            )
+        if not all(moment.any() for moment in found):
+            raise InvalidValueError(
+                f"`calibration` yields only zeros at the inputs of {name!r}, by which nothing can "
+                "be told about its weight. Give other batches, or leave it out with `exclude`."
             )
         return found
 

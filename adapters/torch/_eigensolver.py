@@ -31,8 +31,10 @@ class DeviceEigensolver:
         step = max(1, _BLOCK_BYTES // (8 * p))
         for start in range(0, n, step):
             part = np.ascontiguousarray(tall[start : start + step])
-            if part.dtype.kind == "V" or not part.dtype.isnative:
+            if part.dtype.isbuiltin != 1 or part.dtype.itemsize > 8:  # what torch does not read
                 part = part.astype(np.float32 if part.dtype.itemsize < 4 else np.float64)
+            elif not part.flags.writeable:  # which torch would warn of
+                part = part.copy()
             block = torch.from_numpy(part).to(self.device).to(torch.float64)
             total.addmm_(block.T, block)
         return np.asfortranarray(total.cpu().numpy())

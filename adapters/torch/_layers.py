@@ -25,7 +25,8 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-_OURS = frozenset({"rank", "original_type"})
+#: Not handed over: what split layers call by the same name, and the old layer's compiled forward.
+_OURS = frozenset({"rank", "original_type", "inner", "outer", "_compiled_call_impl"})
 
 
 class SplitLayer(nn.Module, abc.ABC):

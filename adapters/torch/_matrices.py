@@ -1,5 +1,6 @@
 """The weight matrices of a model: one name, one lazily read array, or one reason, each."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
+from rmtspec.adapters.torch._tensors import readable, to_numpy, to_tensor
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 _CONV = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
@@ -92,8 +93,8 @@ class WeightMatrix:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an entry."""
-        size: int = self.parameter.element_size()
+        """Bytes of an entry; 0 where there is no parameter to read."""
+        size: int = self.parameter.element_size() if self.parameter is not None else 0
         return size
 
     @property
@@ -215,7 +216,13 @@ def check_model(model: object) -> None:
 def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
     users = _users(model)
     owners = _owners(model)
+    computing = nn.utils.parametrize.ParametrizationList
+    inside: list[str] = []
     for path, module in model.named_modules():
+        if isinstance(module, computing):
+            inside.append(f"{path}.")
+        if f"{path}.".startswith(tuple(inside)):
+            continue  # what a weight is computed from
         for matrix in _of_module(path or ROOT, path, module, owners.get(path, "")):
             yield NamedMatrix(matrix.name, _with_ties(matrix, users))
 
@@ -278,6 +285,8 @@ def unreadable(parameter: Any, *, codes: bool = False) -> str:
         return f"{parameter.dtype}: the laws used here are those of real matrices"
     if not parameter.is_floating_point() and not codes:
         return f"{parameter.dtype}: codes, not weights; analyse the model before quantising it"
+    if not codes and not readable(parameter.dtype):
+        return f"{parameter.dtype} cannot be read here; convert it to bfloat16 or float32 first"
     if not _is_plain(parameter):
         return f"{type(parameter).__name__}: a tensor subclass, whose storage is not known here"
     if parameter.numel() == 0:
@@ -288,49 +297,52 @@ def unreadable(parameter: Any, *, codes: bool = False) -> str:
 def _of_module(name: str, path: str, module: nn.Module, owner: str) -> Iterator[WeightMatrix]:
     """Yield the matrices of the parameters that a module itself holds."""
     prefix = f"{path}." if path else ""
-    computed = _computed_weight(module)
-    if computed:
-        yield WeightMatrix(name, "", name, f"{prefix}weight", (), reason=computed)
+    computed = _computed(module)
+    for short, reason in computed.items():
+        shown = name if short == "weight" else prefix + short
+        yield WeightMatrix(shown, "", name, prefix + short, (), reason=reason)
     for short, parameter in module.named_parameters(recurse=False):
+        if any(short in (f"{of}_orig", f"{of}_g", f"{of}_v") for of in computed):
+            continue  # what a weight is computed from
         key = prefix + short
         base = WeightMatrix(
             name, "parameter", name, key, tuple(parameter.shape), parameter=parameter
         )
-        if computed:
-            continue  # its factors are no weights
         if parameter.ndim < 2:
             reason = unreadable(parameter)
             words = reason if "meta" not in reason and reason else _vector(parameter.ndim)
             yield replace(base, name=key, kind="", reason=words)
             continue
         reason = unreadable(parameter)
-        if reason:
-            shown = name if short == "weight" else key
-            yield replace(base, name=shown, reason=reason)
-            continue
-        yield from _parts(base, short, module, owner)
+        for matrix in _parts(base, short, module, owner):
+            yield replace(matrix, reason=matrix.reason or reason)
 
 
 def _vector(ndim: int) -> str:
     return _VECTOR if ndim else "0 dimensions: a number has no spectrum"
 
 
-def _computed_weight(module: nn.Module) -> str:
-    """Return why the weight of a module is no parameter of its own, or ""."""
+def _computed(module: nn.Module) -> dict[str, str]:
+    """Return which weights of a module are no parameters of its own, and why."""
+    found = {}
     if nn.utils.parametrize.is_parametrized(module):
-        return (
-            "parametrized: its weight is computed anew at each use; call "
-            "torch.nn.utils.parametrize.remove_parametrizations first"
-        )
+        for short in module.parametrizations:  # type: ignore[union-attr]
+            found[short] = (
+                "parametrized: its weight is computed anew at each use; call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
     held = module._parameters
-    if any(f"weight{end}" in held for end in ("_g", "_orig")) and held.get("weight") is None:
-        return (
-            "weight_norm, spectral_norm or pruning computes this weight before each forward; "
-            "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
-        )
-    if callable(getattr(type(module), "weight", None)):  # a method; ours is a property
-        return "quantised: its weight is packed; analyse the model before quantising it"
-    return ""
+    for parameter in held:
+        short, _, end = parameter.rpartition("_")
+        if short and short not in held and (end == "orig" or (end == "g" and f"{short}_v" in held)):
+            found[short] = (
+                "weight_norm, spectral_norm or pruning computes this weight before each forward; "
+                "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
+            )
+    packed = callable(getattr(type(module), "weight", None))  # a method; ours is a property
+    if packed or "_all_weight_values" in module._modules:
+        found["weight"] = "quantised: its weight is packed; analyse the model before quantising it"
+    return found
 
 
 def _parts(base: WeightMatrix, short: str, module: nn.Module, owner: str) -> Iterator[WeightMatrix]:
@@ -369,7 +381,7 @@ def _parts(base: WeightMatrix, short: str, module: nn.Module, owner: str) -> Ite
         elif short in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
             yield replace(base, name=f"{name}[{short[0]}]", kind="attention", whole=whole)
         else:
-            yield replace(base, name=base.key, whole=whole)
+            yield from _unknown(base, short, module)
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         yield from _gates(base, short, module)
     else:
@@ -395,9 +407,14 @@ def _is_transformers_conv1d(module: nn.Module) -> bool:
 def _part(
     base: WeightMatrix, name: str, kind: str, part: slice | int, whole: str = ""
 ) -> WeightMatrix:
-    shape = base.parameter[part].shape
-    columns = int(np.prod(shape[1:]))
-    return replace(base, name=name, kind=kind, part=part, shape=(shape[0], columns), whole=whole)
+    sides = tuple(base.parameter.shape)
+    if isinstance(part, slice):
+        sides = (part.stop - part.start, *sides[1:])
+    else:
+        sides = sides[1:]
+    return replace(
+        base, name=name, kind=kind, part=part, shape=(sides[0], math.prod(sides[1:])), whole=whole
+    )
 
 
 def _groups(base: WeightMatrix, kind: str, groups: int, whole: str) -> Iterator[WeightMatrix]:
@@ -415,7 +432,7 @@ def _groups(base: WeightMatrix, kind: str, groups: int, whole: str) -> Iterator[
 def _gates(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
     family = type(module).__name__
     whole = f"{family} reads this weight in its own forward"
-    gates = _GATES.get(family, "")
+    gates = next((_GATES[c.__name__] for c in type(module).__mro__ if c.__name__ in _GATES), "")
     if short.startswith("weight_hr") or not gates:
         yield replace(base, name=base.key, kind="recurrent", whole=whole)
         return

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec._plan import Target, candidates, check_budget, check_rows, make_plan, settle
+from rmtspec._given_plan import adopt
+from rmtspec._plan import Target, candidates, check_ranks, make_plan, settle
+from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._selection import Pattern
 from rmtspec._split import SplitFactors, output_energies, split
 from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
@@ -18,7 +20,7 @@ from rmtspec.adapters.torch._calibration import Calibration, input_moments
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._matrices import ROOT, WeightMatrix, weight_matrices
 from rmtspec.adapters.torch._replace import model_sizes, replace_layers
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidValueError
 from rmtspec.report import Progress, Report
 
 Moments = Mapping[str, list[NDArray[np.float64]]]
@@ -203,40 +205,18 @@ def apply_plan(
     InvalidTypeError, InvalidValueError
         The plan is none, has an impossible rank or action, or does not fit the model.
     """
-    if not isinstance(plan, Report):
-        raise InvalidTypeError(
-            f"`plan` is a {type(plan).__name__}; expected a Report from `plan`, or from "
-            "Report.from_json(path)."
-        )
     matrices = dict(weight_matrices(model))
-    rows = [dict(row) for row in plan.rows]
-    check_rows(rows)
-    for row in rows:
-        matrix = matrices.get(row["name"])
-        if matrix is None:
-            raise InvalidValueError(
-                f"The plan has a row {row['name']!r}, and this {type(model).__name__} no such "
-                "matrix. Apply it to the model it was made for."
-            )
-        if row["action"] == "keep":
-            continue
-        if matrix.reason:
-            raise InvalidValueError(f"{row['name']!r} cannot be cut: {matrix.reason}.")
-        if matrix.shape != (row["rows"], row["columns"]):
-            raise InvalidValueError(
-                f"The plan has {row['name']!r} as {row['rows']} x {row['columns']}; in the model "
-                f"it is {matrix.shape[0]} x {matrix.shape[1]}. Apply it to the model it was made "
-                "for."
-            )
-        held = matrix.tied or _fixed(matrix) or (matrix.whole if row["action"] == "split" else "")
-        if held:
-            raise InvalidValueError(
-                f"The action of {row['name']!r} is {row['action']!r}, and it cannot be: {held}."
-            )
-    checked = dataclasses.replace(plan, rows=rows)
+    checked = adopt(
+        plan,
+        _targets(matrices, frozenset(), {}),
+        {name: matrix.shape for name, matrix in matrices.items()},
+        {name: matrix.kind for name, matrix in matrices.items()},
+        owner=f"this {type(model).__name__}",
+    )
+    _check_groups(checked, matrices)
     moments: Moments = {}
     if calibration is not None:
-        cut = [row["name"] for row in rows if row["action"] != "keep"]
+        cut = [row["name"] for row in checked.rows if row["action"] != "keep"]
         moments = _moments(model, matrices, cut, calibration)
     return _carry_out(model, checked, matrices, moments, inplace)
 
@@ -261,41 +241,19 @@ class _Task:
         progress: Progress | None,
         options: dict[str, Any],
     ) -> None:
-        if budget is not None:
-            check_budget(budget, mode)
-            given = [
-                f"`{n}`" for n, v in (("rule", rule), ("bulk_keep", bulk_keep)) if v is not None
-            ]
-            if given:
-                raise InvalidValueError(
-                    f"`budget` and {' and '.join(given)} are given; expected one way to choose the "
-                    "ranks. Leave out one of them."
-                )
-        if "cutoff" in options:
-            raise InvalidTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
+        analysis = analysis_options(
+            mode, rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, min_saving=min_saving,
+            budget=budget, n_jobs=n_jobs, options=options,
+        )  # fmt: skip
         self.chosen = Chosen(model, include, exclude)
+        self.targets = _targets(self.chosen.matrices, self.chosen.named, self.chosen.apart)
+        matrices = self.chosen.matrices
+        sides = {name: m.shape for name, m in matrices.items() if not m.reason}
+        unread = {name: m.reason for name, m in matrices.items() if m.reason}
+        check_ranks(ranks or {}, sizes_only(sides, unread), self.targets)
         self._how: dict[str, Any] = {"mode": mode, "fit_cutoff": fit_cutoff, "ranks": ranks}
         self._more: dict[str, Any] = {"min_saving": min_saving, "budget": budget}
-        analysis = {
-            **options,
-            "rule": "bema" if rule is None else rule,
-            "bulk_keep": 0.45 if bulk_keep is None else bulk_keep,
-            "cutoff": fit_cutoff,
-        }
         self.report = analyze_chosen(self.chosen, device, n_jobs, progress, analysis)
-        self.targets = {
-            name: Target(
-                layer=matrix.layer,
-                itemsize=matrix.itemsize,
-                tied=matrix.tied or _fixed(matrix),
-                whole=matrix.whole,
-                on_request=_ON_REQUEST.get(matrix.kind, ""),
-                named=name in self.chosen.named,
-                aliases=(matrix.key,),
-            )
-            for name, matrix in self.chosen.matrices.items()
-            if matrix.parameter is not None and matrix.kind
-        }
 
     def moments(self, calibration: Calibration | None) -> Moments:
         """Return the input moments of the layers that may be cut."""
@@ -346,9 +304,40 @@ def _moments(
     layers = {}
     for name in names:
         matrix = matrices[name]
-        if matrix.kind in _CALIBRATED:
+        if matrix.kind in _CALIBRATED and not matrix.whole:
             layers[matrix.layer] = model.get_submodule(_path(matrix))
     return input_moments(model, layers, calibration)
+
+
+def _targets(
+    matrices: Mapping[str, WeightMatrix], named: Collection[str], apart: Mapping[str, str]
+) -> dict[str, Target]:
+    """Return what may be done to each matrix, whatever its spectrum says."""
+    return {
+        name: Target(
+            layer=matrix.layer,
+            itemsize=matrix.itemsize,
+            tied=matrix.tied or matrix.reason or _fixed(matrix),
+            whole=matrix.whole or apart.get(matrix.key, ""),
+            on_request=_ON_REQUEST.get(matrix.kind, ""),
+            named=name in named,
+            aliases=(matrix.key,),
+        )
+        for name, matrix in matrices.items()
+        if matrix.kind
+    }
+
+
+def _check_groups(plan: Report, matrices: Mapping[str, WeightMatrix]) -> None:
+    """Raise where a plan splits some matrices of a weight and not the others."""
+    cut = {row["name"] for row in plan.rows if row["action"] == "split"}
+    keys = {matrices[name].key: name for name in sorted(cut)}
+    for name, matrix in matrices.items():
+        if matrix.key in keys and name not in cut:
+            raise InvalidValueError(
+                f"The plan splits {keys[matrix.key]!r} and not {name!r}; the groups of a "
+                'convolution are split together. Set the action of all of them to "split".'
+            )
 
 
 def _fixed(matrix: WeightMatrix) -> str:

@@ -1,5 +1,6 @@
 """Saving a pruned model and loading it back: safetensors and a manifest, no pickle."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,11 @@ def load(
     InvalidValueError
         The skeleton does not match: the message lists keys and shapes. It is then untouched.
     """
+    if not (isinstance(skeleton, nn.Module) or callable(skeleton)):
+        raise InvalidTypeError(
+            f"`skeleton` is a {type(skeleton).__name__}; expected a torch.nn.Module, or a "
+            "function that builds one."
+        )
     manifest = Manifest.read(_folder(folder))
     if verify:
         manifest.check_files(folder)
@@ -207,12 +213,14 @@ def _unpickled(file: Path) -> Any:
     import pickle
 
     try:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(file, map_location="cpu", weights_only=True)  # the old format
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # and goes on to read it
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(file, map_location="cpu", weights_only=True)  # the old format
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0]
         raise FileError(
@@ -222,8 +230,8 @@ def _unpickled(file: Path) -> Any:
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise FileError(
-            f"{file} is damaged or no file of torch.save: {str(error).splitlines()[0]} Copy or "
-            "save it again."
+            f"{file} is damaged or no file of torch.save "
+            f"({(str(error).splitlines() or ['it ends too early'])[0]}). Copy or save it again."
         ) from error
 
 
@@ -290,14 +298,7 @@ def _weights_file(folder: PathLike, manifest: Manifest) -> Path:
 
 
 def _built(skeleton: Any) -> nn.Module:
-    model = skeleton
-    if not isinstance(skeleton, nn.Module):
-        if not callable(skeleton):
-            raise InvalidTypeError(
-                f"`skeleton` is a {type(skeleton).__name__}; expected a torch.nn.Module, or a "
-                "function that builds one."
-            )
-        model = skeleton()
+    model = skeleton if isinstance(skeleton, nn.Module) else skeleton()
     check_model(model)
     return model  # type: ignore[no-any-return]
 

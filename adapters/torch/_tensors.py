@@ -12,6 +12,12 @@ _SHORT = {
     torch.float8_e4m3fn: (torch.uint8, "float8_e4m3fn"),
     torch.float8_e5m2: (torch.uint8, "float8_e5m2"),
 }
+_PLAIN = (torch.float16, torch.float32, torch.float64)
+
+
+def readable(dtype: torch.dtype) -> bool:
+    """Tell whether `to_numpy` and the core can read floats of that dtype."""
+    return dtype in _PLAIN or dtype in _SHORT
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
@@ -30,7 +36,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
 def to_tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """Return `array` as a contiguous tensor of the dtype and on the device of `like`."""
     array = np.ascontiguousarray(array)
-    if array.dtype.kind == "V":  # ml_dtypes' floats, told apart by name
+    if array.dtype.isbuiltin != 1:  # ml_dtypes' floats, told apart by name
         for dtype, (integer, name) in _SHORT.items():
             if name == array.dtype.name:
                 bits = np.uint16 if integer == torch.uint16 else np.uint8

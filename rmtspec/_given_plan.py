@@ -1,0 +1,113 @@
+"""A plan that is given, edited or read from a file, checked against what it is to be applied to."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rmtspec import _checks
+from rmtspec._plan import Target, settle
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.report import Report
+
+ACTIONS = ("split", "truncate", "keep")
+#: What a row must say to be carried out.
+_PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before")
+
+
+def adopt(
+    plan: Report,
+    targets: Mapping[str, Target],
+    sides: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, str],
+    *,
+    owner: str,
+    dense: bool = False,
+) -> Report:
+    """Return a plan with its sizes settled, if it can be carried out on these matrices.
+
+    Parameters
+    ----------
+    plan : Report
+        The user's; not changed.
+    targets, sides, kinds : mappings by name of the matrix
+        What may be done to it, its (rows, columns), its kind.
+    owner : str
+        What the matrices belong to, for messages: "model.safetensors".
+    dense : bool
+        Truncate what the plan splits.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidValueError
+        No plan, a plan of something else, or an action or rank that is not possible.
+    """
+    if not isinstance(plan, Report):
+        raise InvalidTypeError(
+            f"`plan` is a {type(plan).__name__}; expected a plan, or Report.from_json(path)."
+        )
+    rows = [dict(row) for row in plan.rows]
+    seen: set[str] = set()
+    for row in rows:
+        name = str(row.get("name"))
+        if name not in targets:
+            near = difflib.get_close_matches(name, list(targets), n=3)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise InvalidValueError(
+                f"The plan names {name!r}, which is no matrix of {owner}; expected the plan that "
+                f"was made for it.{hint}"
+            )
+        if name in seen:
+            raise InvalidValueError(f"The plan has two rows named {name!r}. Leave one out.")
+        seen.add(name)
+        if (row.get("rows"), row.get("columns")) != tuple(sides[name]):
+            raise InvalidValueError(
+                f"The plan has {name!r} as {row.get('rows')} x {row.get('columns')}; in {owner} it "
+                f"is {' x '.join(map(str, sides[name]))}. Apply it to what it was made for."
+            )
+        target = targets[name]
+        row["layer"], row["kind"] = target.layer, kinds[name]
+        row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
+        if dense and row.get("action") == "split":
+            row["action"] = "truncate"
+        refusal = target.tied or (target.whole if row.get("action") == "split" else "")
+        if refusal and row.get("action") != "keep":
+            raise InvalidValueError(
+                f"The plan's action of {name!r} is {row.get('action')!r}, and it must stay as it "
+                f'is: {refusal}. Set its action to "keep".'
+            )
+    _check_rows(rows)
+    for row in rows:
+        kept = row["action"] == "keep"
+        row["reason"] = (row.get("reason") or "kept by the plan") if kept else ""
+        row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
+    return dataclasses.replace(plan, rows=rows)
+
+
+def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
+    """Raise where an edited plan cannot be carried out; settle the rows that can."""
+    shared: dict[str, tuple[str, int]] = {}
+    for row in rows:
+        name = row.get("name")
+        missing = [key for key in _PLANNED if key not in row]
+        if missing:
+            raise InvalidValueError(
+                f"The row {name!r} has no {missing[0]!r}: this is a report, not a plan. Make one "
+                "with the adapter's `plan`."
+            )
+        if row["action"] not in ACTIONS:
+            raise InvalidValueError(
+                f"The action of {name!r} is {row['action']!r}; expected one of "
+                f"{', '.join(ACTIONS)}."
+            )
+        if row["action"] != "keep":
+            most = min(row["rows"], row["columns"])
+            row["rank"] = _checks.integer(row["rank"], f"rank of {name}", 1, most)
+        if row["action"] == "split":
+            first = shared.setdefault(row["layer"], (str(name), row["rank"]))
+            if first[1] != row["rank"]:
+                raise InvalidValueError(
+                    f"{first[0]!r} has rank {first[1]} and {name!r} {row['rank']}; the matrices of "
+                    "one layer are split at one rank. Set both to the same."
+                )
+        settle(row)
