@@ -38,6 +38,10 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 	$(PIP) -r requirements/test.txt
 	@touch $@
 
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.test
+	$(PIP) -r requirements/bench.txt
+	@touch $@
+
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
 	$(PIP) -r requirements/docs.txt
 	@touch $@
@@ -47,12 +51,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
-	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec --ignore=rmtspec/adapters
+	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "kernels and not slow"
 
 test-all: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
-	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec --ignore=rmtspec/adapters
+	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernels
 
 lint: $(VENV)/.test
@@ -61,7 +65,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(ONE_THREAD) $(BIN)/python -m pytest benchmarks/speed -o python_files='bench_*.py' \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name -s
 

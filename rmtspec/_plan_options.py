@@ -41,6 +41,8 @@ def analysis_options(
                     f"`budget` and `{name}` are both given; expected one of them, as each decides "
                     "the ranks. Leave one out."
                 )
+    if fit_cutoff is not None:
+        _checks.positive(fit_cutoff, "fit_cutoff", hint="The paper uses 0.01 to 0.15.")
     analysis = {**options, "cutoff": fit_cutoff}
     analysis["rule"] = "bema" if rule is None else rule
     analysis["bulk_keep"] = BULK_KEEP if bulk_keep is None else bulk_keep

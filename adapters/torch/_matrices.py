@@ -408,13 +408,9 @@ def _part(
     base: WeightMatrix, name: str, kind: str, part: slice | int, whole: str = ""
 ) -> WeightMatrix:
     sides = tuple(base.parameter.shape)
-    if isinstance(part, slice):
-        sides = (part.stop - part.start, *sides[1:])
-    else:
-        sides = sides[1:]
-    return replace(
-        base, name=name, kind=kind, part=part, shape=(sides[0], math.prod(sides[1:])), whole=whole
-    )
+    sides = (part.stop - part.start, *sides[1:]) if isinstance(part, slice) else sides[1:]
+    shape = (sides[0], math.prod(sides[1:]))
+    return replace(base, name=name, kind=kind, part=part, shape=shape, whole=whole)
 
 
 def _groups(base: WeightMatrix, kind: str, groups: int, whole: str) -> Iterator[WeightMatrix]:

@@ -300,7 +300,7 @@ def _weights_file(folder: PathLike, manifest: Manifest) -> Path:
 def _built(skeleton: Any) -> nn.Module:
     model = skeleton if isinstance(skeleton, nn.Module) else skeleton()
     check_model(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 #: Where a factor's weight is found in the file: the key, and whether it is transposed there.

@@ -323,6 +323,23 @@ def test_good_calibration_leaves_flags_and_hooks_too(model):
                  [batch(), torch.ones(1)]])  # fmt: skip
 
 
+def test_tuples_within_a_batch_stay_tuples():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn = nn.LSTM(20, 20)
+            self.fc = nn.Linear(20, 30)
+
+        def forward(self, x, state):
+            assert isinstance(state, tuple)
+            return self.fc(self.rnn(x, state)[0])
+
+    state = (torch.zeros(1, 2, 20), torch.zeros(1, 2, 20))
+    smaller, _ = rt.prune(Net(), ranks={"fc": 3}, calibration=[(torch.ones(4, 2, 20), state)])
+    assert type(smaller.fc) is rt.SplitLinear
+
+
 # ---------------------------------------------------------------------------- options
 
 

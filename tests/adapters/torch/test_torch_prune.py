@@ -107,7 +107,7 @@ def test_impossible_plans_are_refused(model, change, message):
 
 
 def test_a_report_is_no_plan(model):
-    with pytest.raises(InvalidValueError, match="no 'layer'|not a plan"):
+    with pytest.raises(InvalidValueError, match="has no 'action'"):
         rt.apply_plan(model, rt.analyze(model))
     with pytest.raises(TypeError, match="expected a plan"):
         rt.apply_plan(model, rt.plan(model).rows)
@@ -206,7 +206,7 @@ def test_truncate_cuts_what_cannot_be_split():
     attention = nn.MultiheadAttention(32, 4, batch_first=True)
     lstm = nn.LSTM(24, 32)
     both = nn.ModuleDict({"attn": attention, "lstm": lstm})
-    kept, report = rt.prune(both, bulk_keep=0.3)
+    _, report = rt.prune(both, bulk_keep=0.3)
     assert {row["action"] for row in report.rows} == {"keep"}
     assert "own forward" in report.row("attn[q]")["reason"]
     cut, report = rt.prune(both, bulk_keep=0.3, mode="truncate")
@@ -234,7 +234,7 @@ def test_tied_weights_stay():
     assert smaller.head.weight is smaller.table.weight
     assert report.row("table")["reason"] == "tied to head.weight"
     assert {"name": "head", "reason": "tied to table.weight, analysed there"} in report.skipped
-    with pytest.raises(InvalidValueError, match="stays as it is: tied to head.weight"):
+    with pytest.raises(InvalidValueError, match=r"stays as it is: tied to head\.weight"):
         rt.prune(Tied(), ranks={"table": 4})
 
 

@@ -359,7 +359,7 @@ def test_ties_that_the_file_lacks_are_refused(tmp_path):
 def test_unexpected_keys_are_named(tmp_path):
     torch.manual_seed(0)
     folder = rt.save(nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 20)), tmp_path / "m")
-    with pytest.raises(InvalidValueError, match="not in the skeleton: 1.bias, 1.weight|1.weight"):
+    with pytest.raises(InvalidValueError, match=r"not in the skeleton: 1\.bias, 1\.weight"):
         rt.load(nn.Sequential(nn.Linear(20, 30)), folder)
 
 
@@ -398,7 +398,7 @@ def test_a_file_in_place_of_a_folder(tmp_path):
     torch.save(build().state_dict(), tmp_path / "m.pt")
     with pytest.raises(FileError, match="read_state_dict"):
         rt.load(build(), tmp_path / "m.pt")
-    with pytest.raises(InvalidTypeError, match="expected a torch.nn.Module, or a function"):
+    with pytest.raises(InvalidTypeError, match="Module, or a function"):
         rt.load("Net", tmp_path / "m.pt")
 
 
@@ -417,7 +417,7 @@ def test_save_refuses_what_cannot_be_saved(pruned, tmp_path):
         hollow = nn.Linear(20, 20)
     with pytest.raises(InvalidValueError, match="'weight', which cannot be saved: on the meta"):
         rt.save(hollow, tmp_path / "hollow")
-    with pytest.raises(InvalidTypeError, match="expected a torch.nn.Module"):
+    with pytest.raises(InvalidTypeError, match="a OrderedDict; expected"):
         rt.save(model.state_dict(), tmp_path / "dict")
     assert not (tmp_path / "hollow").exists()
 
