@@ -13,7 +13,7 @@ Eigensolver = Callable[[Float64Array], ArrayLike]
 Matrix = NDArray[Any]
 
 #: Bytes of one float64 block.
-_BLOCK_BYTES = 2**25
+_BLOCK_BYTES = 2**24
 #: Largest eigenvalue over bulk beyond which the Gram route is left, per precision.
 _RANGE = {"float64": 1e10, "float32": 1e3}
 #: Entries beyond these have squares that leave the range of float64 when summed.

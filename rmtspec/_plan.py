@@ -215,6 +215,8 @@ def _refusals(
             soft = target.on_request
             if not soft and not row["reliable"]:
                 soft = f"smaller side {row['p']} is below {RELIABLE_FROM}"
+        if not soft and row["largest_eigenvalue"] == 0.0:
+            soft = "all zeros: two factors of zeros would not train"
         if not soft and gated and not row["accepted"]:
             soft = row["reason"] or f"fit rejected: {_fit(row, report.settings)}"
         refusals[name] = hard or ("" if name in given else soft)

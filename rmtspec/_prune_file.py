@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec import _checks
-from rmtspec._eigenvalues import blocks
 from rmtspec._file_targets import sides_of, targets_of, tensors_in
 from rmtspec._files import PathLike, empty_folder, finished_folder
 from rmtspec._given_plan import adopt
@@ -25,6 +23,7 @@ from rmtspec._safetensors_writer import Outgoing, write_safetensors
 from rmtspec._selection import Pattern, Selection
 from rmtspec._sources import grouped
 from rmtspec._split import split
+from rmtspec._truncate import truncate
 from rmtspec.checkpoint import Checkpoint, StoredMatrix
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report import Progress, Report, analyze_many
@@ -239,18 +238,9 @@ class _Factors:
 
 def _truncated(matrix: StoredMatrix, row: dict[str, Any]) -> NDArray[Any]:
     """Return the matrix at the row's rank, rounded to its dtype once, and note the error."""
-    W = matrix()
-    parts = split(np.asarray(W, dtype=np.float64), row["rank"])
-    kept = np.empty(W.shape, W.dtype)
-    lost = energy = 0.0
-    for start, block in blocks(W):
-        here = slice(start, start + len(block))
-        kept[here] = parts.outer[here] @ parts.inner
-        gap = kept[here].astype(np.float64) - block
-        lost += float(np.vdot(gap, gap))
-        energy += float(np.vdot(block, block))
-    row["weight_error"] = math.sqrt(lost / energy) if energy else 0.0
-    return kept
+    found = truncate(matrix(), row["rank"])
+    row["weight_error"] = found.error
+    return found.matrix
 
 
 def _write(

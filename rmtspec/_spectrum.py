@@ -205,7 +205,7 @@ def spectrum(
     n is the larger side and p the smaller, so that `W` and its transpose give the same result.
     Zero rows and columns are left out (and n and p reduced), because padding is no noise. The
     matrix is read in blocks along its larger side: memory is the smaller side squared plus one
-    block of 32 MiB (a few on the SVD route), also for a memory-mapped array.
+    block of 16 MiB (a few on the SVD route), also for a memory-mapped array.
 
     Parameters
     ----------

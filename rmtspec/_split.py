@@ -178,11 +178,13 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
         values_and_vectors = eigh(
             gram, lower=False, subset_by_index=(p - k, p - 1), overwrite_a=True, check_finite=False
         )
-    vectors = values_and_vectors[1][:, ::-1][:, :k]
+    vectors = np.asfortranarray(values_and_vectors[1][:, ::-1][:, :k])  # descending, no others
+    del gram, values_and_vectors
     tall = array.T if wide else array
     other = np.empty((tall.shape[0], k))
     for start, block in blocks(tall):
-        other[start : start + len(block)] = block @ vectors
+        np.matmul(block, vectors, out=other[start : start + len(block)])
+        del block  # before the next one is made
     singular = np.sqrt(np.einsum("ij,ij->j", other, other))
     order = np.argsort(-singular, kind="stable")
     singular, other, vectors = singular[order], other[:, order], vectors[:, order]

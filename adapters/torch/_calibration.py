@@ -150,7 +150,10 @@ class _Moment:
             for patches in _patches(layer, inputs):  # (count, groups, columns)
                 self._add(patches)
         else:
-            self._add(inputs.reshape(-1, 1, inputs.shape[-1]))
+            # Padding is left out of a nested tensor, as nn.TransformerEncoder makes them.
+            rows = inputs.unbind() if inputs.is_nested else [inputs]
+            for part in rows:
+                self._add(part.reshape(-1, 1, part.shape[-1]))
 
     def _add(self, rows: torch.Tensor) -> None:
         count, groups, columns = rows.shape

@@ -1,7 +1,7 @@
 """Split layers: two thinner layers in place of one, as plain modules."""
 
 import abc
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -47,10 +47,18 @@ class SplitLayer(nn.Module, abc.ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]]
-    inner: Any
-    outer: Any
-    rank: int
-    original_type: type[nn.Module]
+    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "kind", "dense_shape"]
+    if TYPE_CHECKING:  # torch.jit.script takes annotations for interfaces
+        inner: Any
+        outer: Any
+        rank: int
+        original_type: type[nn.Module]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise InvalidTypeError(
+            f"A {type(self).__name__} is made from a layer: call "
+            f"{type(self).__name__}.from_layer(layer, rank), or `prune`."
+        )
 
     @classmethod
     def from_layer(cls, layer: nn.Module, rank: int, *, input_moment: Any = None) -> Self:
@@ -118,8 +126,15 @@ class SplitLayer(nn.Module, abc.ABC):
         _hand_over(layer, made)
         return made
 
-    def merged(self) -> Any:
-        """Return one layer of the original type, its weight the product of the factors."""
+    def merged(self, path: str = "") -> Any:
+        """Return one layer of the original type, its weight the product of the factors.
+
+        Raises
+        ------
+        InvalidValueError
+            A factor does more than multiply by its weight; `path` names the layer then.
+        """
+        self._check_factors(path)
         layer: Any = self.original_type.__new__(self.original_type)
         nn.Module.__init__(layer)
         inner, outer = self.inner.weight, self.outer.weight  # of a factor split again: its product
@@ -168,10 +183,30 @@ class SplitLayer(nn.Module, abc.ABC):
         """Return the rank."""
         return f"rank={self.rank}"
 
+    def _check_factors(self, path: str) -> None:
+        """Raise where the factors are not what the split made: a product would lose the rest."""
+        for side, factor in (("inner", self.inner), ("outer", self.outer)):
+            where = f"{path}.{side}".lstrip(".")
+            if isinstance(factor, SplitLayer):
+                factor._check_factors(where)
+                continue
+            held = [m for m in matrices_of(factor) if m.key == "weight"]
+            reason = next((m.reason or m.whole for m in held if m.reason or m.whole), "")
+            if not held:
+                reason = f"a {type(factor).__name__} without a weight of its own"
+            if side == "inner" and getattr(factor, "bias", None) is not None:
+                reason = "it has a bias"
+            if reason:
+                raise InvalidValueError(
+                    f"{where!r} is not as the split made it: {reason}. Expected plain factors; "
+                    "merge what was added into them first."
+                )
+
     @classmethod
     def _matrices(cls, layer: nn.Module) -> list[WeightMatrix]:
         """Return the matrices of a layer's weight, or raise where it is not one to split."""
-        found = [m for m in matrices_of(layer) if m.key == "weight"]
+        known = matrices_of(layer) if isinstance(layer, nn.Module) else []
+        found = [m for m in known if m.key == "weight"]
         reason = next((m.reason or m.whole for m in found if m.reason or m.whole), "")
         if not found or reason or found[0].kind not in cls.kinds:
             raise InvalidTypeError(
@@ -225,6 +260,11 @@ class SplitLinear(SplitLayer):
     """
 
     kinds = ("linear", "transposed linear")
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *SplitLayer.__jit_unused_properties__,
+        "in_features",
+        "out_features",
+    ]
 
     @property
     def kind(self) -> str:
@@ -403,6 +443,14 @@ SPLIT_TYPES: dict[str, type[SplitLayer]] = {
 }
 
 
+def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
+    """Do nothing, as a forward hook on a split layer within a TransformerEncoderLayer.
+
+    In evaluation that layer takes a short cut that reads `weight` and multiplies by it, product of
+    the factors or not; it does not where a child has a hook.
+    """
+
+
 def _is_channels_last(weight: torch.Tensor) -> bool:
     return (
         weight.ndim == 4
@@ -419,4 +467,9 @@ def _hand_over(old: nn.Module, new: nn.Module) -> None:
             held[name] = value
     for name in _HOOKS:
         held[name] = old.__dict__[name]
+    hooks = held["_forward_hooks"]
+    if factors_are_used in hooks.values() and not isinstance(new, SplitLayer):
+        held["_forward_hooks"] = type(hooks)(
+            (key, hook) for key, hook in hooks.items() if hook is not factors_are_used
+        )
     new.train(old.training)

@@ -84,6 +84,10 @@ class WeightMatrix:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self(), dtype=dtype, copy=copy)
 
+    def is_finite(self) -> bool:
+        """Tell whether no entry is nan or infinite."""
+        return bool(torch.isfinite(self._block()).all())
+
     def write(self, matrix: NDArray[Any]) -> None:
         """Put `matrix` in place of this one, in the memory the model uses."""
         block = self._block()
@@ -447,7 +451,9 @@ def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[Weig
     if ndim == 2:
         yield replace(base, name=name, whole=whole)
     elif ndim == 3:
-        kind = "expert" if base.parameter.shape[0] > 1 else "parameter"
+        words = f"{base.key} {family}".lower()
+        several = base.parameter.shape[0] > 1
+        kind = "expert" if several and ("expert" in words or "moe" in words) else "parameter"
         for index in range(base.parameter.shape[0]):
             yield _part(base, f"{name}[{index}]", kind, index, whole)
     else:

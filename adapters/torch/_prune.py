@@ -15,11 +15,12 @@ from rmtspec._plan import Target, candidates, check_ranks, make_plan, settle
 from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._selection import Pattern
 from rmtspec._split import SplitFactors, output_energies, split
+from rmtspec._truncate import truncate
 from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
 from rmtspec.adapters.torch._calibration import Calibration, input_moments
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._matrices import ROOT, WeightMatrix, weight_matrices
-from rmtspec.adapters.torch._replace import model_sizes, replace_layers
+from rmtspec.adapters.torch._replace import check_inplace, model_sizes, replace_layers
 from rmtspec.errors import InvalidValueError
 from rmtspec.report import Progress, Report
 
@@ -214,6 +215,12 @@ def apply_plan(
         owner=f"this {type(model).__name__}",
     )
     _check_groups(checked, matrices)
+    for row in checked.rows:
+        if row["action"] != "keep" and not matrices[row["name"]].is_finite():
+            raise InvalidValueError(
+                f"{row['name']!r} has nan or infinite entries; expected finite numbers. Set its "
+                'action to "keep".'
+            )
     moments: Moments = {}
     if calibration is not None:
         cut = [row["name"] for row in checked.rows if row["action"] != "keep"]
@@ -354,49 +361,57 @@ def _path(matrix: WeightMatrix) -> str:
 def _carry_out(
     model: nn.Module,
     plan: Report,
-    matrices: Mapping[str, WeightMatrix],
+    matrices: dict[str, WeightMatrix],
     moments: Moments,
     inplace: bool,
 ) -> tuple[Any, Report]:
-    """Return the pruned model and the plan with the errors as measured."""
+    """Return the pruned model and the plan with the errors as measured.
+
+    Matrices that are cut are taken out of `matrices`, so that a weight that was replaced in
+    place is free before the next one is split.
+    """
     before = model_sizes(model)
-    parts: dict[str, list[SplitFactors]] = {}
-    written: list[tuple[str, SplitFactors]] = []
     new: dict[str, nn.Module] = {}
-    cut = [row for row in plan.rows if row["action"] == "split"]
-    groups = Counter(matrices[row["name"]].layer for row in cut)
+    written: dict[str, NDArray[Any]] = {}
+    parts: dict[str, dict[int, SplitFactors]] = {}  # by the first row of each group
+    cut = [matrices[row["name"]] for row in plan.rows if row["action"] == "split"]
+    groups = Counter(matrix.layer for matrix in cut)
+    if inplace:
+        check_inplace(map(_path, cut))
+    del cut
     for row in plan.rows:
         if row["action"] == "keep":
             settle(row)
             continue
-        matrix = matrices[row["name"]]
+        matrix = matrices.pop(row["name"])
         moment = _moment(matrix, moments)
-        found = split(matrix(), row["rank"], input_moment=moment)
+        method = truncate if row["action"] == "truncate" else split
+        found: Any = method(matrix(), row["rank"], input_moment=moment)
         row["weight_error"] = found.error
         row["output_error"] = None if moment is None else found.output_error
         if moments and moment is None:
-            row["note"] = "; ".join(
-                filter(None, [row.get("note"), "inputs not known: weight only"])
-            )
+            notes = (row.get("note"), "inputs not known: weight only")
+            row["note"] = "; ".join(filter(None, notes))
         if row["action"] == "truncate":
-            written.append((row["name"], found))
-            continue
-        parts.setdefault(matrix.layer, []).append(found)
-        if len(parts[matrix.layer]) == groups[matrix.layer]:
-            path = _path(matrix)
-            layer = SPLIT_TYPES[matrix.kind].from_factors(
-                model.get_submodule(path), parts.pop(matrix.layer)
-            )
             if inplace:
-                replace_layers(model, {path: layer}, inplace=True)
+                matrix.write(found.matrix)
             else:
-                new[path] = layer
+                written[row["name"]] = found.matrix
+            continue
+        made = parts.setdefault(matrix.layer, {})
+        made[matrix.part.start if isinstance(matrix.part, slice) else 0] = found
+        if len(made) == groups[matrix.layer]:
+            path, kind = _path(matrix), matrix.kind
+            ordered = [factors for _, factors in sorted(made.items())]
+            new[path] = SPLIT_TYPES[kind].from_factors(model.get_submodule(path), ordered)
+            del matrix, found, made, ordered, parts[row["layer"]]
+            if inplace:
+                replace_layers(model, {path: new.pop(path)}, inplace=True)
     result = model if inplace else replace_layers(model, new, inplace=False)
     if written:
         places = dict(weight_matrices(result))
-        for name, found in written:
-            outer, inner = (np.asarray(f, dtype=np.float64) for f in (found.outer, found.inner))
-            places[name].write(outer @ inner)
+        for name, product in written.items():
+            places[name].write(product)
     after = model_sizes(result)
     totals = {f"{unit}_before": size for unit, size in before.items()}
     totals |= {f"{unit}_after": size for unit, size in after.items()}

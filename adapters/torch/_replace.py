@@ -1,13 +1,13 @@
 """New layers in place of old ones, in a model or in a copy of it, and back."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._layers import SplitLayer
+from rmtspec.adapters.torch._layers import SplitLayer, factors_are_used
 from rmtspec.adapters.torch._matrices import check_model
 from rmtspec.errors import InvalidValueError
 
@@ -29,6 +29,11 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
     -------
     torch.nn.Module
 
+    Raises
+    ------
+    InvalidValueError
+        A factor was changed so that it is no plain layer any more (a bias, LoRA, quantised).
+
     Examples
     --------
     >>> import torch
@@ -42,7 +47,7 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") or outer == "" for outer in merged)
         if isinstance(module, SplitLayer) and not inside:
-            merged[path] = module.merged()
+            merged[path] = module.merged(path)
     return replace_layers(model, merged, inplace)
 
 
@@ -51,15 +56,16 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: b
 
     The copy is made around the new layers: what they replace is not copied.
     """
+    parents = {path: model.get_submodule(path.rpartition(".")[0]) for path in layers}
     if inplace:
-        if "" in layers:
-            raise InvalidValueError(
-                "`model` is itself the layer to be replaced, which `inplace` cannot do. Take the "
-                "returned model: inplace=False."
-            )
-        for path, layer in layers.items():
-            parent, _, child = path.rpartition(".")
-            model.get_submodule(parent)._modules[child] = layer
+        check_inplace(layers)
+        places = {id(model.get_submodule(path)): path for path in layers}
+        # A module that is used in two places is replaced in both.
+        for full, module in list(model.named_modules(remove_duplicate=False)):
+            if id(module) in places:
+                parent, _, child = full.rpartition(".")
+                model.get_submodule(parent)._modules[child] = layers[places[id(module)]]
+        _keep_split(layers, parents)
         return model
     memo: dict[int, Any] = {id(model.get_submodule(path)): new for path, new in layers.items()}
     try:
@@ -71,11 +77,29 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: b
             for name, value in list(new.__dict__.items()):
                 if name not in kept:
                     new.__dict__[name] = copy.deepcopy(value, memo)
+        _keep_split(layers, parents)
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise InvalidValueError(
             f"`model` cannot be copied: {error}. Pass inplace=True, which changes the model itself."
         ) from error
+
+
+def check_inplace(paths: Iterable[str]) -> None:
+    """Raise where the model itself would have to be another object."""
+    if "" in list(paths):
+        raise InvalidValueError(
+            "`model` is itself the layer to be replaced, which `inplace` cannot do. Take the "
+            "returned model: inplace=False."
+        )
+
+
+def _keep_split(layers: Mapping[str, nn.Module], parents: Mapping[str, nn.Module]) -> None:
+    """Keep TransformerEncoderLayer from multiplying the factors: see `factors_are_used`."""
+    for path, layer in layers.items():
+        owner = isinstance(parents[path], nn.TransformerEncoderLayer)
+        if owner and isinstance(layer, SplitLayer):
+            layer.register_forward_hook(factors_are_used)
 
 
 def model_sizes(model: nn.Module) -> dict[str, int]:

@@ -148,6 +148,12 @@ def load(
             "`skeleton` has parameters on the meta device, which cannot be filled; pass "
             "assign=True to put the saved ones in their place."
         )
+    empty = [n for n, b in model.named_buffers() if b.is_meta and n not in target.shapes]
+    if empty:
+        raise InvalidValueError(
+            f"{_listed(empty)} of `skeleton` are on the meta device and in no state dict: nothing "
+            "can fill them. Build the skeleton on a real device, or with parameters only on meta."
+        )
     if "" in new:
         model = new[""]
     else:
@@ -336,6 +342,11 @@ def _split_layers(
 
 def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
     """Return the split layer of an entry, made for the skeleton's layer, or raise."""
+    if isinstance(layer, SplitLayer):
+        raise InvalidValueError(
+            f"`skeleton` has {entry.name or ROOT!r} split already; expected the architecture as it "
+            "was before pruning. Build it anew."
+        )
     found = next((m for m in matrices_of(layer) if m.key == "weight"), None)
     kind = "" if found is None else found.kind
     weight = layer._parameters.get("weight")
@@ -468,12 +479,6 @@ class _Target:
                     done[id(old)] = (old, old)
         if device is not None:
             model.to(device)
-        empty = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
-        if empty:
-            raise InvalidValueError(
-                f"{_listed(empty)} of `skeleton` are on the meta device and in no state dict: "
-                "nothing can fill them. Build the skeleton on a real device."
-            )
 
 
 def _listed(names: Iterable[str]) -> str:
