@@ -186,14 +186,13 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
         np.matmul(block, vectors, out=other[start : start + len(block)])
         del block  # before the next one is made
     singular = np.sqrt(np.einsum("ij,ij->j", other, other))
-    order = np.argsort(-singular, kind="stable")
-    singular, other, vectors = singular[order], other[:, order], vectors[:, order]
+    if (np.diff(singular) > 0.0).any():  # among equal ones, by rounding
+        order = np.argsort(-singular, kind="stable")
+        singular, other, vectors = singular[order], other[:, order], vectors[:, order]
     root = np.sqrt(singular)
-    safe = np.where(root > 0.0, root, 1.0)  # a zero singular value has zero columns in `other`
-    long_side, short_side = other / safe, vectors * root
-    if wide:
-        return short_side, long_side.T, singular, energy
-    return long_side, short_side.T, singular, energy
+    other /= np.where(root > 0.0, root, 1.0)  # a zero singular value has zero columns in `other`
+    vectors *= root
+    return (vectors, other.T, singular, energy) if wide else (other, vectors.T, singular, energy)
 
 
 def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:

@@ -102,8 +102,10 @@ class SplitLayer(nn.Module, abc.ABC):
     @classmethod
     def from_factors(cls, layer: Any, parts: list[SplitFactors]) -> Self:
         """Make the split layer from the factors of its matrices, one pair for each group."""
-        inner = np.concatenate([part.inner for part in parts])
-        outer = np.concatenate([part.outer for part in parts])
+        inner, outer = parts[0].inner, parts[0].outer
+        if len(parts) > 1:
+            inner = np.concatenate([part.inner for part in parts])
+            outer = np.concatenate([part.outer for part in parts])
         made = cls.empty_like(layer, parts[0].rank)
         weight = layer.weight.detach()
         for factor, values in made._arranged(inner, outer):

@@ -140,11 +140,11 @@ def status(key):
     return int(line.split()[1]) * 1024
 torch.manual_seed(0)
 rt.prune(torch.nn.Sequential(torch.nn.Linear(64, 64)), ranks={"0": 9})  # loads what is needed
-model = torch.nn.Sequential(*[torch.nn.Linear(2000, 2000) for _ in range(6)])
+model = torch.nn.Sequential(*[torch.nn.Linear(3000, 3000) for _ in range(2)])
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 before = status("VmRSS")
 rt.%s
-print((status("VmHWM") - before) / (2000 * 2000 * 8))
+print((status("VmHWM") - before) / (3000 * 3000 * 8))
 """
     found = {}
     calls = (

@@ -1,4 +1,4 @@
-"""What only shows in use: order, failures midway, owners that read weights, factors changed later."""
+"""What shows in use: order, failures midway, owners that read weights, factors changed later."""
 
 import time
 
@@ -71,6 +71,7 @@ def encoder():
     return nn.TransformerEncoder(layer, 2).eval()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_calibration_with_a_padding_mask():
     """The encoder turns padded batches into nested tensors, and what is padded does not count."""
     model = encoder()
@@ -130,8 +131,8 @@ def test_a_split_encoder_is_faster_where_it_has_less_to_do():
 
 
 class Low(nn.Linear):
-    def forward(self, input):
-        return super().forward(input) + input.sum()
+    def forward(self, x):
+        return super().forward(x) + x.sum()
 
 
 @pytest.mark.parametrize("change", ["bias", "forward", "sequence"])
