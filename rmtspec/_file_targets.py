@@ -60,9 +60,9 @@ def targets_of(
         elif taken:
             whole = f"the file has a tensor {taken[0]!r} already"
         if matrix.kind == "conv":
-            on_request = "convolution, groups not in the file: split only where `include` names it"
+            on_request = "convolution, groups not in the file: cut only where `include` names it"
         elif matrix.kind == "embedding":
-            on_request = "embedding: split only where `include` names it"
+            on_request = "embedding: cut only where `include` names it"
         elif "weight" not in name.rpartition(".")[2]:
             on_request = "not called a weight: cut only where `include` names it"
         targets[name] = Target(

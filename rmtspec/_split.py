@@ -1,6 +1,7 @@
 """Split: a matrix as the product of two thinner ones that keep its largest singular values."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,10 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     outer, inner = outer.astype(dtype), inner.astype(dtype)
     if discarded > _PLAIN_ENERGY and _checks.resolution(dtype)[0] < 1e-6:
         return SplitFactors(outer, inner, k, singular, math.sqrt(discarded), discarded, math.nan)
-    error, output_error = _errors(array, outer, inner, moment)
+    factor = np.asarray(inner, dtype=np.float64)
+    error, output_error = relative_errors(
+        array, lambda a, b: np.asarray(outer[a:b], dtype=np.float64) @ factor, moment
+    )
     return SplitFactors(outer, inner, k, singular, error, error**2, output_error)
 
 
@@ -244,21 +248,26 @@ def _balance(outer: Float64Array, inner: Float64Array) -> tuple[Float64Array, Fl
     return outer * scale, inner / scale[:, None]
 
 
-def _errors(
-    array: NDArray[Any], outer: NDArray[Any], inner: NDArray[Any], moment: Float64Array | None
+def relative_errors(
+    array: NDArray[Any],
+    approximation: Callable[[int, int], Float64Array],
+    moment: ArrayLike | None,
 ) -> tuple[float, float]:
-    """Return the relative Frobenius errors of the weight and, with a moment, of the output."""
+    """Return the relative Frobenius errors of a matrix and, with a moment, of its output (or nan).
+
+    `approximation` gives the rows from the first to before the second number.
+    """
     lost = whole = lost_output = whole_output = 0.0
-    factor = np.asarray(inner, dtype=np.float64)
+    known = None if moment is None else np.asarray(moment, dtype=np.float64)
     for start, block in blocks(array):
-        gap = np.asarray(outer[start : start + len(block)], dtype=np.float64) @ factor
-        gap -= block
+        gap = approximation(start, start + len(block)) - block
         lost += float(np.vdot(gap, gap))
         whole += float(np.vdot(block, block))
-        if moment is not None:
-            lost_output += max(0.0, float(np.vdot(gap @ moment, gap)))
-            whole_output += max(0.0, float(np.vdot(block @ moment, block)))
+        if known is not None:
+            lost_output += max(0.0, float(np.vdot(gap @ known, gap)))
+            whole_output += max(0.0, float(np.vdot(block @ known, block)))
+        del block, gap  # before the next one is made
     error = math.sqrt(lost / whole) if whole else 0.0
-    if moment is None:
+    if known is None:
         return error, math.nan
     return error, math.sqrt(lost_output / whole_output) if whole_output else 0.0

@@ -149,8 +149,8 @@ def test_what_is_left_alone_and_why(model):
     reasons = {row["name"]: row["reason"] for row in done.rows}
     assert reasons == {
         "fc.weight": "",
-        "token_embed.weight": "embedding: split only where `include` names it",
-        "conv.weight": "convolution, groups not in the file: split only where `include` names it",
+        "token_embed.weight": "embedding: cut only where `include` names it",
+        "conv.weight": "convolution, groups not in the file: cut only where `include` names it",
         "in_proj_weight": "its name does not end in .weight, so its layer is not known",
         "A_log": "its name does not end in .weight, so its layer is not known",
         "head.weight": "smaller side 10 is below 16",

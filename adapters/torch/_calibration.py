@@ -100,7 +100,9 @@ def _run_batches(model: nn.Module, batches: Iterable[Any]) -> None:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on the device of the model."""
+    """Return a batch as tensors on the device of the model."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
