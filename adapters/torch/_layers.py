@@ -34,7 +34,8 @@ class SplitLayer(nn.Module, abc.ABC):
 
     The bias is the outer factor's. All plain attributes of the layer (`in_features`, `stride`,
     ...) can be read as before. Hooks on its forward and backward go along, as the inputs and
-    outputs are the same, and their handles still remove them; hooks on its state dict do not.
+    outputs are the same, and their handles still remove them (in a copy of the model they do not,
+    as with `copy.deepcopy`); hooks on its state dict stay behind.
 
     Attributes
     ----------
