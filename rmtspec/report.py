@@ -17,6 +17,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._files import PathLike, read_json, write_atomically
+from rmtspec._report_table import row_cells, share_of
 from rmtspec._results import plain, text, versions
 from rmtspec._sources import grouped, named_items, printable
 from rmtspec.errors import (
@@ -222,16 +223,18 @@ class Report:
         """Return in words the share of parameters kept: of the whole model where it is known."""
         if self.totals:
             before, after = self.totals["parameters_before"], self.totals["parameters_after"]
-            return f"{after:,} of the model's {before:,} parameters kept ({_share(after, before)})"
+            return (
+                f"{after:,} of the model's {before:,} parameters kept ({share_of(after, before)})"
+            )
         before, after = self.parameters_before, self.parameters_after
-        return f"{after:,} of {before:,} parameters kept ({_share(after, before)})"
+        return f"{after:,} of {before:,} parameters kept ({share_of(after, before)})"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the lines of the short table that people read, as text."""
         header = ["name", "size", "spikes", "rank", "fit", "kept", "reason"]
         if any("action" in row for row in self.rows):  # a plan
             header[-1:] = ["action", "error", "reason"]
-        ends = [(_cells(row), printable(row["reason"])) for row in self.rows]
+        ends = [(row_cells(row), printable(row["reason"])) for row in self.rows]
         return header, [[*line[: len(header) - 1], reason] for line, reason in ends]
 
     def __len__(self) -> int:
@@ -430,33 +433,6 @@ def _outcome(name: str, value: Any, options: dict[str, Any]) -> MatrixReport | s
     except Exception as error:
         error.add_note(f"This happened with the matrix {name!r}.")
         raise
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    fitted = row["variance"] is not None
-    before, after = row["parameters_before"], row["parameters_after"]
-    return [
-        printable(row["name"]),
-        f"{row['rows']} x {row['columns']}",
-        str(row["n_spikes"]) if fitted else "-",
-        str(row["rank"]),
-        ("yes" if row["accepted"] else "no") if fitted else "-",
-        _share(after, before),
-        row.get("action", ""),
-        _error(row),
-    ]
-
-
-def _error(row: dict[str, Any]) -> str:
-    """Return the relative error of the output, where inputs were given, else of the weight."""
-    output, weight = row.get("output_error"), row.get("weight_error")
-    if output is not None:
-        return f"{output:.3f} (weight {weight:.3f})"
-    return "" if weight is None else f"{weight:.3f}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _written(content: str, path: PathLike | None) -> str:

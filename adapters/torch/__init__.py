@@ -20,14 +20,17 @@ from rmtspec.adapters.torch._layers import (
     SplitConv2d,
     SplitConv3d,
     SplitEmbedding,
-    SplitLayer,
     SplitLinear,
 )
-from rmtspec.adapters.torch._matrices import NamedMatrix, WeightMatrix, weight_matrices
+from rmtspec.adapters.torch._loading import load
+from rmtspec.adapters.torch._matrices import NamedMatrix, weight_matrices
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._prune import apply_plan, plan, prune
 from rmtspec.adapters.torch._replace import merge
-from rmtspec.adapters.torch._storage import load, read_state_dict, save
+from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._state_dict import read_state_dict
+from rmtspec.adapters.torch._storage import save
+from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 
 __all__ = [
     "MLP",

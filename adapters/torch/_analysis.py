@@ -10,7 +10,9 @@ from rmtspec._results import versions
 from rmtspec._selection import Pattern, Selection
 from rmtspec._sources import grouped
 from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
-from rmtspec.adapters.torch._matrices import ROOT, WeightMatrix, weight_matrices
+from rmtspec.adapters.torch._layer_kinds import ROOT
+from rmtspec.adapters.torch._matrices import weight_matrices
+from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
 from rmtspec.report import Progress, Report, analyze_many
 

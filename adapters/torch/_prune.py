@@ -18,9 +18,11 @@ from rmtspec._split import SplitFactors, output_energies, split
 from rmtspec._truncate import truncate
 from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
 from rmtspec.adapters.torch._calibration import Calibration, input_moments
+from rmtspec.adapters.torch._layer_kinds import ROOT
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
-from rmtspec.adapters.torch._matrices import ROOT, WeightMatrix, weight_matrices
+from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._replace import check_inplace, model_sizes, replace_layers
+from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
 from rmtspec.report import Progress, Report
 

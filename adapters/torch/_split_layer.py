@@ -1,0 +1,266 @@
+"""What all split layers have in common: made from a layer, merged back into one."""
+
+import abc
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rmtspec._split import SplitFactors, split
+from rmtspec.adapters.torch._layer_kinds import matrices_of
+from rmtspec.adapters.torch._tensors import to_tensor
+from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+#: What every module of torch holds; the rest of a layer's attributes are its own.
+_OF_TORCH = frozenset(nn.Module().__dict__)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+#: Not handed over: what split layers call by the same name, and the old layer's compiled forward.
+_OURS = frozenset({"rank", "original_type", "inner", "outer", "_compiled_call_impl"})
+
+
+class SplitLayer(nn.Module, abc.ABC):
+    """What all split layers have in common: `inner`, then `outer`, and nothing between.
+
+    The bias is the outer factor's. All plain attributes of the layer (`in_features`, `stride`,
+    ...) can be read as before. Hooks on its forward and backward go along, as the inputs and
+    outputs are the same, and their handles still remove them (in a copy of the model they do not,
+    as with `copy.deepcopy`); hooks on its state dict stay behind.
+
+    Attributes
+    ----------
+    inner, outer : torch.nn.Module
+        The factors.
+    rank : int
+        Width between them; of each group of a convolution.
+    original_type : type
+        Of the layer that was split, to which `merge` returns.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
+    has_bias: ClassVar[bool] = True
+    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "kind", "dense_shape"]
+    if TYPE_CHECKING:  # torch.jit.script takes annotations for interfaces
+        inner: Any
+        outer: Any
+        rank: int
+        original_type: type[nn.Module]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise InvalidTypeError(
+            f"A {type(self).__name__} is made from a layer: call "
+            f"{type(self).__name__}.from_layer(layer, rank), or `prune`."
+        )
+
+    @classmethod
+    def from_layer(cls, layer: nn.Module, rank: int, *, input_moment: Any = None) -> Self:
+        """Split one layer, which itself stays as it was; the bias and the hooks are shared.
+
+        Parameters
+        ----------
+        layer : torch.nn.Module
+            Of the type this class is for.
+        rank : int
+            Singular values to keep, whether or not that saves parameters; in a convolution
+            those of each group.
+        input_moment : array_like of shape (columns, columns), or a list of them, optional
+            Second moment of the inputs (of a convolution: of the patches, one for each group),
+            as `rmtspec.split` takes it.
+
+        Returns
+        -------
+        SplitLayer
+
+        Raises
+        ------
+        InvalidTypeError
+            A layer of another type, or one whose weight is not its own (parametrized, quantised).
+        InvalidValueError
+            A rank outside 1 to the smaller side, or nan in the weight.
+        """
+        matrices = cls._matrices(layer)
+        moments = input_moment if isinstance(input_moment, list) else [input_moment]
+        if len(moments) == 1:
+            moments = moments * len(matrices)
+        if len(moments) != len(matrices):
+            raise InvalidValueError(
+                f"`input_moment` lists {len(moments)} moments; expected one for each of the "
+                f"{len(matrices)} groups."
+            )
+        pairs = zip(matrices, moments, strict=True)
+        parts = [split(matrix(), rank, input_moment=moment) for matrix, moment in pairs]
+        return cls.from_factors(layer, parts)
+
+    @classmethod
+    def from_factors(cls, layer: Any, parts: list[SplitFactors]) -> Self:
+        """Make the split layer from the factors of its matrices, one pair for each group."""
+        inner, outer = parts[0].inner, parts[0].outer
+        if len(parts) > 1:
+            inner = np.concatenate([part.inner for part in parts])
+            outer = np.concatenate([part.outer for part in parts])
+        made = cls.empty_like(layer, parts[0].rank)
+        weight = layer.weight.detach()
+        for factor, values in made._arranged(inner, outer):
+            tensor = to_tensor(values, weight).reshape(factor.weight.shape)
+            if _is_channels_last(weight):
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            factor.weight = nn.Parameter(tensor, requires_grad=layer.weight.requires_grad)
+        if layer._parameters.get("bias") is not None:
+            made.outer.bias = layer.bias
+        return made
+
+    @classmethod
+    def empty_like(cls, layer: Any, rank: int) -> Self:
+        """Return the split layer of that rank with factors on the meta device, to be filled."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.rank = rank
+        made.original_type = type(layer)
+        made.inner, made.outer = cls._factors(layer, rank, layer.weight.dtype)
+        _hand_over(layer, made)
+        return made
+
+    def merged(self, path: str = "") -> Any:
+        """Return one layer of the original type, its weight the product of the factors.
+
+        Raises
+        ------
+        InvalidValueError
+            A factor does more than multiply by its weight; `path` names the layer then.
+        """
+        self._check_factors(path)
+        layer: Any = self.original_type.__new__(self.original_type)
+        nn.Module.__init__(layer)
+        inner, outer = self.inner.weight, self.outer.weight  # of a factor split again: its product
+        exact = self._product(inner.detach().double(), outer.detach().double())
+        tensor = exact.to(outer.dtype).contiguous()
+        if _is_channels_last(inner):
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        trained = inner.requires_grad or outer.requires_grad
+        layer.weight = nn.Parameter(tensor, requires_grad=trained)
+        if self.has_bias:
+            layer.register_parameter("bias", self.bias)
+        _hand_over(self, layer)
+        return layer
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's own name)
+        """Return the layer's output, up to the error of the split."""
+        output: torch.Tensor = self.outer(self.inner(input))
+        return output
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The product of the factors in the shape of the layer's weight, computed when asked for.
+
+        Read-only, for code that looks at it. Code that multiplies by it saves nothing.
+        """
+        return self._product(self.inner.weight, self.outer.weight)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias of the outer factor, or None."""
+        bias: torch.Tensor | None = self.outer.bias
+        return bias
+
+    @property
+    def kind(self) -> str:
+        """Kind of the layer that was split, as `weight_matrices` calls it."""
+        return self.kinds[0]
+
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of `weight`, which is not computed for it."""
+        inner, outer = (f.weight.detach().to("meta") for f in (self.inner, self.outer))
+        return tuple(self._product(inner, outer).shape)
+
+    def extra_repr(self) -> str:
+        """Return the rank."""
+        return f"rank={self.rank}"
+
+    def _check_factors(self, path: str) -> None:
+        """Raise where the factors are not what the split made: a product would lose the rest."""
+        for side, factor in (("inner", self.inner), ("outer", self.outer)):
+            where = f"{path}.{side}".lstrip(".")
+            if isinstance(factor, SplitLayer):
+                factor._check_factors(where)
+                continue
+            held = [m for m in matrices_of(factor) if m.key == "weight"]
+            reason = next((m.reason or m.whole for m in held if m.reason or m.whole), "")
+            if not held:
+                reason = f"a {type(factor).__name__} without a weight of its own"
+            if side == "inner" and getattr(factor, "bias", None) is not None:
+                reason = "it has a bias"
+            if reason:
+                raise InvalidValueError(
+                    f"{where!r} is not as the split made it: {reason}. Expected plain factors; "
+                    "merge what was added into them first."
+                )
+
+    @classmethod
+    def _matrices(cls, layer: nn.Module) -> list[WeightMatrix]:
+        """Return the matrices of a layer's weight, or raise where it is not one to split."""
+        known = matrices_of(layer) if isinstance(layer, nn.Module) else []
+        found = [m for m in known if m.key == "weight"]
+        reason = next((m.reason or m.whole for m in found if m.reason or m.whole), "")
+        if not found or reason or found[0].kind not in cls.kinds:
+            raise InvalidTypeError(
+                f"`layer` is a {type(layer).__name__}{': ' if reason else ''}{reason}; "
+                f"{cls.__name__} splits layers of kind {' or '.join(cls.kinds)}."
+            )
+        return found
+
+    @classmethod
+    @abc.abstractmethod
+    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+        """Return the inner and the outer module, on the meta device."""
+
+    @abc.abstractmethod
+    def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
+        """Return each factor module with its weight's values, from the factors of the matrix."""
+
+    @abc.abstractmethod
+    def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        """Return the weight of the layer from those of the factors."""
+
+
+def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
+    """Do nothing, as a forward hook on a split layer within a TransformerEncoderLayer.
+
+    In evaluation that layer takes a short cut that reads `weight` and multiplies by it, product of
+    the factors or not; it does not where a child has a hook.
+    """
+
+
+def _is_channels_last(weight: torch.Tensor) -> bool:
+    return (
+        weight.ndim == 4
+        and not weight.is_contiguous()
+        and weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _hand_over(old: nn.Module, new: nn.Module) -> None:
+    """Give `new` the plain attributes, hooks and training flag of `old`."""
+    held = new.__dict__
+    for name, value in old.__dict__.items():
+        if name not in _OF_TORCH and name not in _OURS:
+            held[name] = value
+    for name in _HOOKS:
+        held[name] = old.__dict__[name]
+    hooks = held["_forward_hooks"]
+    if factors_are_used in hooks.values() and not isinstance(new, SplitLayer):
+        held["_forward_hooks"] = type(hooks)(
+            (key, hook) for key, hook in hooks.items() if hook is not factors_are_used
+        )
+    new.train(old.training)
