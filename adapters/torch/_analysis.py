@@ -10,7 +10,7 @@ from rmtspec._results import versions
 from rmtspec._selection import Pattern, Selection
 from rmtspec._sources import grouped
 from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
-from rmtspec.adapters.torch._layer_kinds import ROOT
+from rmtspec.adapters.torch._layer_kinds import ON_REQUEST, ROOT
 from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
@@ -47,7 +47,8 @@ def analyze(
     Returns
     -------
     Report
-        Its `skipped` lists what could not be analysed, or was not asked for, with the reason.
+        Its `skipped` lists what could not be analysed, or was not asked for, with the reason. A
+        layer that `prune` would not split (tied, an embedding, attention) counts as kept whole.
 
     Raises
     ------
@@ -66,7 +67,17 @@ def analyze(
     >>> [(row["name"], row["rows"], row["columns"]) for row in report.rows]
     [('layers.0', 100, 64), ('layers.1', 50, 100), ('layers.2', 10, 50)]
     """
-    return analyze_chosen(Chosen(model, include, exclude), device, n_jobs, progress, options)
+    chosen = Chosen(model, include, exclude)
+    report = analyze_chosen(chosen, device, n_jobs, progress, options)
+    for row in report.rows:  # what `prune` would not split saves nothing
+        matrix = chosen.matrices[row["name"]]
+        held = matrix.tied or matrix.whole
+        if not held and row["name"] not in chosen.named:
+            held = ON_REQUEST.get(matrix.kind, "")
+        if held:
+            row["reason"] = "; ".join(filter(None, (row["reason"], held)))
+            row["saves"], row["parameters_after"] = False, row["parameters_before"]
+    return report
 
 
 class Chosen:

@@ -18,7 +18,7 @@ from rmtspec._split import SplitFactors, output_energies, split
 from rmtspec._truncate import truncate
 from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
 from rmtspec.adapters.torch._calibration import Calibration, input_moments
-from rmtspec.adapters.torch._layer_kinds import ROOT
+from rmtspec.adapters.torch._layer_kinds import ON_REQUEST, ROOT
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._replace import check_inplace, model_sizes, replace_layers
@@ -29,10 +29,6 @@ from rmtspec.report import Progress, Report
 Moments = Mapping[str, list[NDArray[np.float64]]]
 #: Kinds of layer whose inputs a hook sees as they are multiplied.
 _CALIBRATED = ("linear", "transposed linear", "conv1d", "conv2d", "conv3d")
-_ON_REQUEST = {
-    "embedding": "an embedding: cut only where `include` or `ranks` names it",
-    "parameter": "of unknown use: cut only where `include` or `ranks` names it",
-}
 
 
 def plan(
@@ -328,7 +324,7 @@ def _targets(
             itemsize=matrix.itemsize,
             tied=matrix.tied or matrix.reason or _fixed(matrix),
             whole=matrix.whole or apart.get(matrix.key, ""),
-            on_request=_ON_REQUEST.get(matrix.kind, ""),
+            on_request=ON_REQUEST.get(matrix.kind, ""),
             named=name in named,
             aliases=(matrix.key,),
         )

@@ -39,6 +39,18 @@ def test_a_plan_that_meets_nan_changes_nothing(mode):
     assert torch.equal(model[0].weight, before)
 
 
+def test_analysis_counts_no_saving_that_prune_would_not_make():
+    model = nn.ModuleDict({"table": nn.Embedding(300, 64), "lstm": nn.LSTM(32, 64),
+                           "fc": nn.Linear(200, 100)})  # fmt: skip
+    report = rt.analyze(model, bulk_keep=0.2)
+    for row in report.rows:
+        kept_whole = row["parameters_after"] == row["parameters_before"]
+        assert kept_whole == (row["name"] != "fc"), row["name"]
+        assert bool(row["reason"]) == kept_whole
+    planned = rt.plan(model, bulk_keep=0.2)
+    assert planned.parameters_after == report.parameters_after
+
+
 def test_all_zero_weights_are_left_alone():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     nn.init.zeros_(model[1].weight)
