@@ -92,6 +92,8 @@ class MatrixReport:
             "fit_pvalue": test.pvalue,
             "accepted": test.accepted,
             "rank": rank.rank,
+            "rule": rank.rule,
+            "keep": rank.keep,
             "break_even": rank.break_even,
             "saves": rank.saves,
             "parameters_before": self.parameters_before,
@@ -124,8 +126,9 @@ class MatrixReport:
                 ("threshold", fit.threshold),
                 ("spikes", f"{fit.n_spikes} of {spec.p} ({_FITS[fit.refinement]})"),
                 ("fit", f"{verdict}, statistic {test.statistic:.4g}, p-value {test.pvalue:.3g}"),
-                ("rank", f"{rank.rank} (a split saves below {rank.break_even:.1f})"),
             ]
+        if rank.rank or not fit.reason:
+            pairs.append(("rank", f"{rank.rank} (a split saves below {rank.break_even:.1f})"))
             before, after = self.parameters_before, self.parameters_after
             share = f"{after:,} of {before:,} ({after / before:.1%})"
             pairs.append(("parameters", share if rank.saves else f"{before:,}, nothing saved"))
@@ -152,6 +155,7 @@ def analyze(
     level: float = 0.05,
     rule: str = "bema",
     bulk_keep: float = 0.0,
+    keep: float | None = None,
     min_rank: int = 0,
 ) -> MatrixReport:
     """Analyse one matrix: where its noise ends, what is signal, whether to believe it.
@@ -170,7 +174,7 @@ def analyze(
         Of `bema`.
     cutoff, level
         Of `fit_test`.
-    rule, bulk_keep, min_rank
+    rule, bulk_keep, keep, min_rank
         Of `choose_rank`.
 
     Returns
@@ -199,7 +203,7 @@ def analyze(
         spec = spectrum(W, method, precision=precision, eigensolver=eigensolver)
     fit = bema(spec, alpha, beta, quantiles=quantiles, refine=refine)
     test = fit_test(spec, fit, cutoff=cutoff, level=level)
-    rank = choose_rank(spec, fit, rule=rule, bulk_keep=bulk_keep, min_rank=min_rank)
+    rank = choose_rank(spec, fit, rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank)
     reliable = spec.p >= RELIABLE_FROM
     reasons = [fit.reason]
     if not reliable:

@@ -21,14 +21,24 @@ def write_atomically(path: PathLike, content: str | bytes) -> Path:
     The content goes to a new file in the same folder, which then takes the name. Whatever fails,
     a file that was there before is kept as it was. The folder must exist.
     """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with finished_file(path) as temporary, temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return Path(path)
+
+
+@contextlib.contextmanager
+def finished_file(path: PathLike) -> Iterator[Path]:
+    """Give a new file beside `path` to write to; it takes that name when all went well.
+
+    Whatever fails, a file that was there before is kept as it was. The folder must exist.
+    """
     target = file_target(path)
     temporary = _create_beside(target)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         if target.exists():
             temporary.chmod(target.stat().st_mode & 0o7777)
         temporary.replace(target)
@@ -41,7 +51,6 @@ def write_atomically(path: PathLike, content: str | bytes) -> Path:
                 "free space or choose another place."
             ) from error
         raise
-    return Path(path)
 
 
 def read_json(path: PathLike, what: str, schema: int) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def make_plan(
         for row in members:
             row["layer"] = targets[row["name"]].layer
             row["rule"] = rule
+            if rule in ("given", "budget"):
+                row["keep"] = None
             row["action"] = "keep" if reason else mode
             row["rank"] = rank
             row["reason"] = reason
@@ -123,8 +125,8 @@ def make_plan(
         "budget": budget,
     }
     if budget is not None:
-        settings.pop("rule", None)
-        settings.pop("bulk_keep", None)
+        for decider in ("rule", "bulk_keep", "keep"):
+            settings.pop(decider, None)
     return dataclasses.replace(report, rows=rows, settings=settings)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmtspec import _checks
+from rmtspec._rank import RULES, refuse_bulk_keep
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.report import Report, check_jobs, check_options
 
 MODES = ("split", "truncate")
-#: Share of the bulk that a plan keeps beside the spikes, unless told otherwise; the paper's.
+#: Share of the bulk that a plan keeps beside the spikes (rule "bema"), unless told otherwise; the
+#: paper's.
 BULK_KEEP = 0.45
 
 
@@ -25,7 +27,7 @@ def analysis_options(
 ) -> dict[str, Any]:
     """Return the options of `analyze_many` that a plan needs, or raise for a wrong option.
 
-    `options` are those of `rmtspec.analyze` that the user gave beside.
+    `options` are those of `rmtspec.analyze` that the user gave beside; `keep` may be among them.
     """
     _checks.choice(mode, "mode", MODES)
     _checks.inside(
@@ -35,7 +37,8 @@ def analysis_options(
         raise InvalidTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
     if budget is not None:
         _check_budget(budget, mode)
-        for name, value in (("rule", rule), ("bulk_keep", bulk_keep)):
+        given = {"rule": rule, "bulk_keep": bulk_keep, "keep": options.get("keep")}
+        for name, value in given.items():
             if value is not None:
                 raise InvalidValueError(
                     f"`budget` and `{name}` are both given; expected one of them, as each decides "
@@ -43,9 +46,12 @@ def analysis_options(
                 )
     if fit_cutoff is not None:
         _checks.positive(fit_cutoff, "fit_cutoff", hint="The paper uses 0.01 to 0.15.")
-    analysis = {**options, "cutoff": fit_cutoff}
-    analysis["rule"] = "bema" if rule is None else rule
-    analysis["bulk_keep"] = BULK_KEEP if bulk_keep is None else bulk_keep
+    rule = "bema" if rule is None else rule
+    if bulk_keep is None:
+        bulk_keep = BULK_KEEP if rule == "bema" else 0.0
+    elif rule in RULES and rule != "bema":
+        refuse_bulk_keep(rule, bulk_keep)
+    analysis = {**options, "cutoff": fit_cutoff, "rule": rule, "bulk_keep": bulk_keep}
     check_options(analysis)
     check_jobs(n_jobs)
     return analysis

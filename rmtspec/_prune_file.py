@@ -65,7 +65,7 @@ def prune_file(
         (outer @ inner, in the layout in which it was stored; the bias becomes ``x.outer.bias``)
         and a manifest; "dense" their product, under the names and in the shapes of `path`.
     bulk_keep : float, optional
-        Share of the bulk to keep beside the spikes; 0.45, unless `budget` decides.
+        Share of the bulk to keep beside the spikes; 0.45, unless `budget` or another rule decides.
     fit_cutoff : float, optional
         Leave matrices alone whose fit has a statistic above it; no gate by default.
     include, exclude : pattern, predicate or several, optional
@@ -84,7 +84,7 @@ def prune_file(
     n_jobs, progress
         Of `analyze_many`.
     **options
-        Of `analyze`.
+        Of `analyze`: `rule` and `keep`, `alpha`, `beta`, ...
 
     Returns
     -------

@@ -2,18 +2,27 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from rmtspec import _checks
 from rmtspec._bema import BulkFit
 from rmtspec._fit_test import check_fit
 from rmtspec._results import aligned, plain
 from rmtspec._spectrum import Spectrum
+from rmtspec.errors import InvalidValueError
 
-RULES = ("bema",)
+#: All but "bema" keep a share (`keep`) and need no fit.
+RULES = ("bema", "energy", "fraction")
+_HINTS = {
+    "energy": "keep=0.9 to keep 90 % of the sum of squares.",
+    "fraction": "keep=0.25 to keep a quarter of the singular values.",
+}
+_EPS = float(np.finfo(np.float64).eps)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class RankDecision:
     """How many singular values a rule keeps; usable as a whole number (``split(W, decision)``).
 
@@ -30,7 +39,9 @@ class RankDecision:
     n_spikes : int
         Spikes of the fit; nan when nothing could be fitted.
     bulk_keep : float
-        Share of the bulk that is kept beside the spikes.
+        Share of the bulk that is kept beside the spikes (rule "bema").
+    keep : float
+        Share that the rules "energy" and "fraction" keep; nan for "bema".
     min_rank : int
         Least rank asked for.
     reason : str
@@ -43,20 +54,30 @@ class RankDecision:
     saves: bool
     n_spikes: int
     bulk_keep: float
+    keep: float
     min_rank: int
     reason: str
 
     def __index__(self) -> int:
         return self.rank
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RankDecision):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()  # where nan, which equals nothing, is None
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.to_dict().values()))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (nan as None)."""
         return {name: plain(getattr(self, name)) for name in self.__slots__}
 
     def __repr__(self) -> str:
+        share = f"bulk_keep {self.bulk_keep:g}" if self.rule == "bema" else f"keep {self.keep:g}"
         pairs: list[tuple[str, object]] = [
             ("rank", self.rank),
-            ("rule", f"{self.rule}, bulk_keep {self.bulk_keep:g}, min_rank {self.min_rank}"),
+            ("rule", f"{self.rule}, {share}, min_rank {self.min_rank}"),
             ("break even", f"{self.break_even:.1f}"),
             ("saves", self.saves),
         ]
@@ -71,11 +92,22 @@ def choose_rank(
     *,
     rule: str = "bema",
     bulk_keep: float = 0.0,
+    keep: float | None = None,
     min_rank: int = 0,
 ) -> RankDecision:
     """Choose how many singular values to keep (the paper, sections 4.2 and 4.4).
 
-    The rule "bema" keeps the r spikes and the largest ``floor(bulk_keep (p - r))`` of the others.
+    ========== ===================================================================== ==========
+    rule       keeps                                                                 needs
+    ========== ===================================================================== ==========
+    "bema"     the r spikes and the largest ``floor(bulk_keep (p - r))`` of the rest a fit
+    "energy"   the fewest largest with a share ``keep`` of the sum of all squares    `keep`
+    "fraction" the largest ``floor(keep p)``, but at least one                       `keep`
+    ========== ===================================================================== ==========
+
+    "energy" and "fraction" are what is often done without a law of the noise, for comparison. They
+    ask nothing of the fit and decide also where there is none ("no bulk"). p does not count zero
+    rows and columns.
 
     Parameters
     ----------
@@ -83,25 +115,29 @@ def choose_rank(
         The spectrum.
     fit : BulkFit
         From `bema` on that spectrum.
-    rule : {"bema"}
+    rule : {"bema", "energy", "fraction"}
         The rule.
     bulk_keep : float
-        In [0, 1]. 0 removes the whole bulk. 0.45 reproduces the paper's layer sizes (its text
-        says that 45 % are removed; its numbers and its code keep 45 %).
+        In [0, 1], of the rule "bema". 0 removes the whole bulk. 0.45 reproduces the paper's layer
+        sizes (its text says that 45 % are removed; its numbers and its code keep 45 %).
+    keep : float, optional
+        In (0, 1], of the rules "energy" and "fraction", which need it: the share that they keep.
     min_rank : int
         Never choose less, from 0 to p.
 
     Returns
     -------
     RankDecision
-        Rank 0 with the reason where there is no spike and none of the bulk is kept, or no fit.
+        Rank 0 with the reason where "bema" has no fit, or no spike and none of the bulk is kept,
+        and where "energy" has a matrix of zeros.
 
     Raises
     ------
     InvalidTypeError
-        `spec` is no Spectrum, or `fit` no BulkFit.
+        `spec` is no Spectrum, `fit` no BulkFit, or a share no number.
     InvalidValueError
-        A fit of another matrix size, an unknown rule, or an option outside its range.
+        A fit of another matrix size, an unknown rule, an option outside its range, or a share of
+        another rule.
 
     Examples
     --------
@@ -112,22 +148,84 @@ def choose_rank(
     3
     >>> rmtspec.choose_rank(spec, fit, bulk_keep=0.45).rank
     354
+    >>> rmtspec.choose_rank(spec, fit, rule="energy", keep=0.9).rank
+    370
+    >>> rmtspec.choose_rank(spec, fit, rule="fraction", keep=0.25).rank
+    196
     """
     check_fit(spec, fit)
+    bulk_keep, share = _shares(rule, bulk_keep, keep)
+    min_rank = _checks.integer(min_rank, "min_rank", 0, spec.p)
+    rows, columns = spec.shape
+    break_even = rows * columns / (rows + columns)
+    missing = ""
+    if rule == "energy":
+        found = _energy_rank(spec, share)
+    elif rule == "fraction":
+        found = max(1, _floor(share * spec.p))
+    elif fit.reason:
+        found, missing = 0, fit.reason
+    else:
+        found = fit.n_spikes + _floor(bulk_keep * (spec.p - fit.n_spikes))
+    rank = max(min_rank, found)
+    saves = 1 <= rank < break_even
+    reason = ""
+    if rank == 0:
+        reason = missing or "no signal found"
+    elif not saves:
+        reason = f"rank {rank} is not below break-even {break_even:.1f}"
+    return RankDecision(
+        rank, rule, break_even, saves, fit.n_spikes, bulk_keep, share, min_rank, reason
+    )
+
+
+def refuse_bulk_keep(rule: str, bulk_keep: object) -> NoReturn:
+    """Raise for a share of the bulk given to a rule that knows no bulk."""
+    raise InvalidValueError(
+        f"`bulk_keep` is {bulk_keep!r} and `rule` {rule!r}; `bulk_keep` belongs to rule 'bema'. "
+        "Leave it out: `keep` is the share that is kept."
+    )
+
+
+def _shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
+    """Return `bulk_keep` and `keep` checked: the second is nan for the rule that has none."""
     _checks.choice(rule, "rule", RULES)
     bulk_keep = _checks.inside(
         bulk_keep, "bulk_keep", 0.0, 1.0, closed=True, hint="It is a share: 0.45 keeps 45 %."
     )
-    min_rank = _checks.integer(min_rank, "min_rank", 0, spec.p)
-    rows, columns = spec.shape
-    break_even = rows * columns / (rows + columns)
-    rank = min_rank
-    if not fit.reason:
-        rank = max(rank, fit.n_spikes + math.floor(bulk_keep * (spec.p - fit.n_spikes) + 1e-9))
-    saves = 1 <= rank < break_even
-    reason = ""
-    if rank == 0:
-        reason = fit.reason or "no signal found"
-    elif not saves:
-        reason = f"rank {rank} is not below break-even {break_even:.1f}"
-    return RankDecision(rank, rule, break_even, saves, fit.n_spikes, bulk_keep, min_rank, reason)
+    if rule == "bema":
+        if keep is not None:
+            raise InvalidValueError(
+                f"`keep` is {keep!r} and `rule` 'bema'; `keep` belongs to the rules 'energy' and "
+                "'fraction'. Pass one of them, or `bulk_keep`, the share of the bulk to keep."
+            )
+        return bulk_keep, math.nan
+    if bulk_keep > 0.0:
+        refuse_bulk_keep(rule, bulk_keep)
+    if keep is None:
+        raise InvalidValueError(
+            f"`rule` is {rule!r} and `keep` is not given; expected a share in (0, 1]. "
+            f"Pass {_HINTS[rule]}"
+        )
+    share = _checks.inside(
+        keep, "keep", 0.0, 1.0, closed=True, hint=f"It is a share: {_HINTS[rule]}"
+    )
+    if share == 0.0:
+        raise InvalidValueError("`keep` is 0; expected a share above 0 to keep, as 0.9.")
+    return bulk_keep, share
+
+
+def _energy_rank(spec: Spectrum, share: float) -> int:
+    """Return the fewest largest singular values that hold `share` of the sum of squares."""
+    largest = float(spec.eigenvalues[-1])
+    if largest == 0.0:
+        return 0
+    sums = np.cumsum(spec.eigenvalues[::-1] / largest)
+    # Equal values must not need one more, nor rounded zeros count, for the last digits of a sum.
+    enough = (share - 4.0 * spec.p * _EPS) * sums[-1]
+    return int(np.searchsorted(sums, enough)) + 1
+
+
+def _floor(number: float) -> int:
+    """Return the whole part of a count, in which 0.29 * 100 is 29."""
+    return math.floor(number + 1e-9)

@@ -19,7 +19,12 @@ from rmtspec.errors import RmtspecError
 if TYPE_CHECKING:
     from rmtspec.report import Report
 
+_RULES = ("bema", "energy", "fraction")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
+
+_RULE_HELP = "What decides the rank: the noise's edge, a share of the squares, a share of the rank."
+_BULK_KEEP_HELP = "Share of the bulk to keep, of rule bema."
+_KEEP_HELP = "Share to keep, of rules energy and fraction."
 
 
 class _Group(click.Group):
@@ -57,8 +62,10 @@ def main() -> None:
     "--beta", type=float, default=0.1, show_default=True, help="Chance of a spike in pure noise."
 )
 @click.option(
-    "--bulk-keep", type=float, default=0.0, show_default=True, help="Share of the bulk to keep."
+    "--rule", type=click.Choice(_RULES), default="bema", show_default=True, help=_RULE_HELP
 )
+@click.option("--bulk-keep", type=float, default=0.0, show_default=True, help=_BULK_KEEP_HELP)
+@click.option("--keep", type=float, help=_KEEP_HELP)
 @click.option(
     "--quantiles",
     type=click.Choice(["midpoint", "paper"]),
@@ -117,7 +124,9 @@ def analyze(
     show_default=True,
     help="Write two factors for each matrix, or their product in its place.",
 )
-@click.option("--bulk-keep", type=float, show_default="0.45", help="Share of the bulk to keep.")
+@click.option("--rule", type=click.Choice(_RULES), show_default="bema", help=_RULE_HELP)
+@click.option("--bulk-keep", type=float, show_default="0.45", help=_BULK_KEEP_HELP)
+@click.option("--keep", type=float, help=_KEEP_HELP)
 @click.option("--fit-cutoff", type=float, help="Leave matrices alone whose statistic is above it.")
 @click.option("--include", metavar="RE", help="Only names in which this expression is found.")
 @click.option("--exclude", metavar="RE", help="No names in which this expression is found.")

@@ -23,3 +23,7 @@ class FileError(RmtspecError, OSError):
 
 class MissingDependencyError(RmtspecError, ImportError):
     """An optional package is needed; the message names the extra to install."""
+
+
+class RmtspecWarning(UserWarning):
+    """Something was left undone, or done another way than asked; the message says what to do."""

@@ -66,3 +66,19 @@ def fit_statistic(eigenvalues, ratio, scale, alpha):
         for k in _ranks(size, alpha)
     ]
     return max(gaps)
+
+
+def energy_rank(squares, share):
+    """Fewest of the largest that sum to at least that share of all; in exact numbers if given."""
+    total = sum(squares)
+    part = 0
+    for count, square in enumerate(sorted(squares, reverse=True), 1):
+        part += square
+        if part >= share * total:
+            return count if total > 0 else 0
+    raise AssertionError("a share above 1")
+
+
+def fraction_rank(size, share):
+    """Whole part of a share of a size, at least 1; in exact numbers if given."""
+    return max(1, math.floor(share * size))

@@ -55,6 +55,19 @@ def test_no_bulk_is_nan_with_a_reason():
     assert "no bulk" in repr(rmtspec.analyze(np.ones((80, 40))))
 
 
+def test_a_rule_without_a_law_shows_its_rank_without_a_fit():
+    report = rmtspec.analyze(np.ones((80, 40)), rule="energy", keep=0.9)
+    row = report.to_dict()
+    assert (row["rank"], row["rule"], row["keep"], row["saves"]) == (1, "energy", 0.9, True)
+    assert (row["reason"], row["parameters_after"]) == ("no bulk", 120)
+    assert "rank        1 (a split saves below 26.7)" in repr(report)
+    assert "spikes" not in repr(report)
+    row = rmtspec.analyze(np.zeros((80, 40)), rule="energy", keep=0.9).to_dict()
+    assert (row["rank"], row["reason"]) == (0, "no bulk; no signal found")
+    row = rmtspec.analyze(np.ones((80, 40))).to_dict()
+    assert (row["rule"], row["keep"]) == ("bema", None)
+
+
 @pytest.mark.parametrize("p", [1, 2, 15])
 def test_small_side_is_unreliable(p):
     report = rmtspec.analyze(ensembles.wishart(100, p, rng=0))

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import click
+import naive
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, _plan_options, _prune_file, cli, ensembles
+from rmtspec import _cli_output, _plan_options, _prune_file, _rank, cli, ensembles
 from rmtspec import reproduce as reproduce_module
 from rmtspec.errors import InvalidValueError
 
@@ -105,6 +106,25 @@ def test_options_reach_the_analysis(weights, tmp_path):
     assert {"name": "broken", "reason": "in `exclude`"} in found["skipped"]
 
 
+def test_analyze_by_another_rule(weights, tmp_path):
+    out = tmp_path / "r.json"
+    assert (
+        run("analyze", weights, "--out", out, "--rule", "fraction", "--keep", ".2").exit_code == 0
+    )
+    found = json.loads(out.read_text())
+    assert [(row["rank"], row["rule"], row["keep"]) for row in found["rows"]] == [
+        (18, "fraction", 0.2),
+        (10, "fraction", 0.2),
+    ]
+    for words, message in (
+        ("--rule energy", "`keep` is not given"),
+        ("--rule energy --keep .9 --bulk-keep .45", "`bulk_keep` belongs to rule 'bema'"),
+        ("--keep .9", "`keep` belongs to the rules 'energy' and 'fraction'"),
+    ):
+        done = run("analyze", weights, *words.split())
+        assert (done.exit_code, message in done.stderr) == (2, True)
+
+
 def test_include_keeps_only_what_it_finds(weights):
     done = run("analyze", weights, "--include", "pla")
     assert "1 analysed, 3 skipped" in done.stdout
@@ -118,8 +138,11 @@ def test_include_keeps_only_what_it_finds(weights):
 def test_defaults_are_those_of_the_library():
     defaults = inspect.signature(rmtspec.analyze).parameters
     for option in cli.analyze.params:
-        if option.name in ("alpha", "beta", "bulk_keep", "quantiles", "level"):
+        if option.name in ("alpha", "beta", "rule", "bulk_keep", "quantiles", "level"):
             assert option.default == defaults[option.name].default
+    for command in (cli.analyze, cli.prune):
+        rule = next(option for option in command.params if option.name == "rule")
+        assert tuple(rule.type.choices) == _rank.RULES
     assert cli._FIGURES == reproduce_module.FIGURES
 
 
@@ -341,6 +364,27 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
     seen.clear()
     run("prune", model, tmp_path / "out", "--budget", ".4")
     assert (seen["budget"], "bulk_keep" in seen, seen["dry_run"]) == (0.4, False, False)
+    seen.clear()
+    run("prune", model, tmp_path / "out", "--rule", "energy", "--keep", ".9")
+    assert (seen["rule"], seen["keep"], "bulk_keep" in seen) == ("energy", 0.9, False)
+
+
+def test_prune_by_energy(model, tmp_path):
+    plan = tmp_path / "plan.json"
+    words = ("--rule", "energy", "--keep", "0.6", "--report", plan)
+    done = run("prune", model, tmp_path / "out", *words)
+    assert done.exit_code == 0
+    written = load_file(tmp_path / "out" / "rmtspec.safetensors")
+    squares = np.linalg.svd(load_file(model)["fc.weight"], compute_uv=False) ** 2
+    rank = naive.energy_rank(squares, 0.6)
+    assert written["fc.inner.weight"].shape[0] == rank
+    row = json.loads(plan.read_text())["rows"][0]
+    assert (row["name"], row["rule"], row["keep"], row["rank"]) == (
+        "fc.weight",
+        "energy",
+        0.6,
+        rank,
+    )
 
 
 def test_prune_defaults_are_those_it_shows():
@@ -348,6 +392,7 @@ def test_prune_defaults_are_those_it_shows():
     shown = {option.name: option.show_default for option in options}
     assert float(shown["bulk_keep"]) == _plan_options.BULK_KEEP
     defaults = inspect.signature(rmtspec.analyze).parameters
+    assert shown["rule"] == defaults["rule"].default
     assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
     form = next(option for option in options if option.name == "form")
     assert tuple(form.type.choices) == _prune_file.FORMS
@@ -364,6 +409,13 @@ def test_prune_defaults_are_those_it_shows():
         ("m.safetensors new --bulk-keep 2", "`bulk_keep` is 2.0"),
         ("m.safetensors new --budget 2", "`budget` is 2.0"),
         ("m.safetensors new --budget .5 --bulk-keep .1", "are both given"),
+        ("m.safetensors new --budget .5 --keep .9", "`budget` and `keep` are both given"),
+        ("m.safetensors new --rule magic", "'magic' is not one of"),
+        ("m.safetensors new --rule energy", "`rule` is 'energy' and `keep` is not given"),
+        ("m.safetensors new --rule energy --keep 0", "`keep` is 0"),
+        ("m.safetensors new --rule energy --keep .9 --bulk-keep 0", "belongs to rule 'bema'"),
+        ("m.safetensors new --keep .9", "`keep` is 0.9 and `rule` 'bema'"),
+        ("m.safetensors new --plan plan.json --rule energy --keep .9", "are both given"),
         ("m.safetensors new --budget .5 --as dense", "saves none"),
         ("m.safetensors new --plan plan.json --rank a=3", "are both given"),
         ("m.safetensors new --min-saving -1", "`min_saving` is -1.0"),

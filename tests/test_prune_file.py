@@ -6,6 +6,7 @@ import json
 import shutil
 
 import ml_dtypes
+import naive
 import numpy as np
 import pytest
 import safetensors
@@ -291,6 +292,31 @@ def test_ranks_budget_cutoff_and_saving(model):
     assert done.row("fc.weight")["rank"] == int(0.2 * 120 * 90 / 210)
     assert (done.settings["budget"], "bulk_keep" in done.settings) == (0.2, False)
     assert prune_file(model, None, dry_run=True).settings["bulk_keep"] == 0.45
+
+
+@pytest.mark.parametrize("rule", ["energy", "fraction"])
+def test_rules_without_a_law_decide_the_ranks(model, tmp_path, rule):
+    done = prune_file(model, tmp_path / "out", rule=rule, keep=0.3)
+    row = done.row("fc.weight")
+    squares = np.linalg.svd(TENSORS["fc.weight"].astype(np.float64), compute_uv=False) ** 2
+    expected = naive.energy_rank(squares, 0.3) if rule == "energy" else 27
+    assert (row["action"], row["rank"], row["rule"], row["keep"]) == ("split", expected, rule, 0.3)
+    if rule == "energy":
+        assert row["weight_error"] <= 0.7**0.5
+    settings = done.settings
+    assert (settings["rule"], settings["keep"], settings["bulk_keep"]) == (rule, 0.3, 0.0)
+    inner = load_file(tmp_path / "out" / WEIGHTS)["fc.inner.weight"]
+    assert inner.shape == (expected, 90)
+
+
+def test_a_given_rank_or_a_budget_has_no_share(model):
+    options = {"rule": "energy", "keep": 0.3, "ranks": {"fc": 4}}
+    done = prune_file(model, None, dry_run=True, **options)
+    assert (done.row("fc.weight")["rule"], done.row("fc.weight")["keep"]) == ("given", None)
+    assert done.row("head.weight")["keep"] == 0.3
+    done = prune_file(model, None, dry_run=True, budget=0.2)
+    assert {row["keep"] for row in done.rows} == {None}
+    assert "keep" not in done.settings
     done = prune_file(model, None, dry_run=True, fit_cutoff=1e-4)
     assert done.row("fc.weight")["reason"].startswith("fit rejected: statistic")
     done = prune_file(model, None, dry_run=True, min_saving=0.999)
@@ -381,7 +407,10 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
     twice = dataclasses.replace(plan, rows=[plan.rows[0], plan.rows[0]])
     with pytest.raises(InvalidValueError, match="two rows named"):
         prune_file(model, tmp_path / "out", plan=twice)
-    for given in ({"bulk_keep": 0.1}, {"ranks": {"fc": 3}}, {"include": "fc"}, {"alpha": 0.2}):
+    for given in (
+        {"bulk_keep": 0.1}, {"ranks": {"fc": 3}}, {"include": "fc"}, {"alpha": 0.2},
+        {"rule": "energy", "keep": 0.9}, {"keep": 0.9},
+    ):  # fmt: skip
         with pytest.raises(InvalidValueError, match=f"`plan` and `{next(iter(given))}` are both"):
             prune_file(model, tmp_path / "out", plan=edited(model, tmp_path), **given)
     kept = edited(model, tmp_path, action="keep")
@@ -400,6 +429,15 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
         ({"budget": 0.5, "form": "dense"}, InvalidValueError, "mode='truncate' saves none"),
         ({"budget": 0.5, "bulk_keep": 0.1}, InvalidValueError, "`budget` and `bulk_keep` are both"),
         ({"budget": 0.5, "rule": "bema"}, InvalidValueError, "`budget` and `rule` are both"),
+        ({"budget": 0.5, "keep": 0.9}, InvalidValueError, "`budget` and `keep` are both"),
+        ({"rule": "energy"}, InvalidValueError, "`rule` is 'energy' and `keep` is not given"),
+        ({"keep": 0.9}, InvalidValueError, "`keep` is 0.9 and `rule` 'bema'"),
+        (
+            {"rule": "energy", "keep": 0.9, "bulk_keep": 0},
+            InvalidValueError,
+            "`bulk_keep` is 0 and `rule` 'energy'; `bulk_keep` belongs to rule 'bema'",
+        ),
+        ({"rule": "magic", "bulk_keep": 0}, InvalidValueError, "`rule` is 'magic'"),
         ({"include": "("}, InvalidValueError, "no regular expression"),
         ({"exclude": 3}, InvalidTypeError, "`exclude` is 3"),
         ({"n_jobs": 0}, InvalidValueError, "`n_jobs` is 0"),

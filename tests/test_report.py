@@ -138,6 +138,8 @@ def test_unusable_source(source, error, message, n_jobs):
         ({"level": 0}, InvalidValueError, r"`level` is 0"),
         ({"rule": "none"}, InvalidValueError, r"`rule` is 'none'"),
         ({"bulk_keep": 1.5}, InvalidValueError, r"`bulk_keep` is 1.5"),
+        ({"rule": "energy"}, InvalidValueError, "`rule` is 'energy' and `keep` is not given"),
+        ({"keep": 0.9}, InvalidValueError, "`keep` belongs to the rules 'energy' and 'fraction'"),
         ({"min_rank": -1}, InvalidValueError, r"`min_rank` is -1"),
         ({"method": "qr"}, InvalidValueError, r"`method` is 'qr'"),
         ({"precision": "half"}, InvalidValueError, r"`precision` is 'half'"),
@@ -155,6 +157,16 @@ def test_wrong_options_are_refused_before_any_work(options, error, message):
     with pytest.raises(error, match=message):
         rmtspec.analyze_many({"a": lambda: called.append(1)}, **options)
     assert called == []
+
+
+def test_keep_is_in_settings_and_rows(tmp_path):
+    report = rmtspec.analyze_many(SOURCE, rule="fraction", keep=0.1)
+    assert [row["rank"] for row in report.rows] == [row["p"] // 10 for row in report.rows]
+    assert {(row["rule"], row["keep"]) for row in report.rows} == {("fraction", 0.1)}
+    assert (report.settings["rule"], report.settings["keep"]) == ("fraction", 0.1)
+    report.to_json(tmp_path / "r.json")
+    assert rmtspec.Report.from_json(tmp_path / "r.json").rows == report.rows
+    assert rmtspec.analyze_many(SOURCE).settings["keep"] is None
 
 
 def test_min_rank_beyond_one_matrix_skips_that_one():

@@ -1,6 +1,7 @@
 """Analysis of a model: every weight matrix through the core, on the CPU or on a device."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,6 +81,10 @@ def analyze(
     return report
 
 
+class NothingToAnalyzeError(InvalidValueError):
+    """No weight matrix is left of those a user chose."""
+
+
 class Chosen:
     """The matrices of a model that `include` and `exclude` leave, and the others with the reason.
 
@@ -95,9 +100,17 @@ class Chosen:
         Why a weight cannot be split, of which some matrices are chosen and some are not.
     settings : dict
         The patterns as given.
+
+    `leave` may tell of further matrices why they are left out.
     """
 
-    def __init__(self, model: nn.Module, include: Pattern | None, exclude: Pattern | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        include: Pattern | None,
+        exclude: Pattern | None,
+        leave: Callable[[WeightMatrix], str] | None = None,
+    ) -> None:
         selection = Selection(include, exclude)
         modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
         self.model = model
@@ -108,7 +121,8 @@ class Chosen:
         self.settings = selection.settings
         for name, matrix in weight_matrices(model):
             module = modules["" if matrix.layer == ROOT else matrix.layer]
-            reason = selection.refusal(matrix.names, module)
+            refusal = selection.refusal(matrix.names, module)
+            reason = refusal or (leave(matrix) if leave is not None else "")
             if reason:
                 self.left_out.append({"name": name, "reason": reason})
                 self.apart[matrix.key] = f"{name} of the same layer is {reason}"
@@ -132,7 +146,7 @@ class Chosen:
             message += f"; nothing is met by {', '.join(selection.unmet)}"
         if not lines:
             message += ": it has no parameters"
-        raise InvalidValueError(
+        raise NothingToAnalyzeError(
             "\n".join([f"{message}. Names are those of model.named_modules().", *lines])
         )
 

@@ -65,6 +65,12 @@ class WeightMatrix:
         matrix = to_numpy(self._block()).reshape(self._block().shape[0], -1)
         return matrix.T if self.transposed else matrix
 
+    def tensor(self) -> torch.Tensor:
+        """Return the matrix as a view of the parameter, through which gradients flow."""
+        block = self.parameter if self.part is None else self.parameter[self.part]
+        matrix: torch.Tensor = block.flatten(1)
+        return matrix.mT if self.transposed else matrix
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self(), dtype=dtype, copy=copy)
 

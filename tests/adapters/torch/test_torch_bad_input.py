@@ -343,7 +343,7 @@ def test_tuples_within_a_batch_stay_tuples():
 # ---------------------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("other", [{"rule": "bema"}, {"bulk_keep": 0.2}])
+@pytest.mark.parametrize("other", [{"rule": "bema"}, {"bulk_keep": 0.2}, {"keep": 0.2}])
 def test_budget_together_with_a_rule(model, other):
     (name,) = other
     refuse(model, f"`budget` and `{name}` are both given", budget=0.5, **other)
@@ -428,6 +428,15 @@ def test_a_rank_for_what_is_left_out(model):
         ({"rule": "magic"}, InvalidValueError, "`rule` is 'magic'"),
         ({"mode": "cut"}, InvalidValueError, "`mode` is 'cut'; expected one of split, truncate"),
         ({"mode": "cut", "budget": 0.5}, InvalidValueError, "`mode` is 'cut'"),
+        ({"rule": "energy"}, InvalidValueError, "`rule` is 'energy' and `keep` is not given"),
+        ({"keep": 0.9}, InvalidValueError, "`keep` belongs to the rules 'energy' and 'fraction'"),
+        ({"rule": "energy", "keep": 90}, InvalidValueError, "`keep` is 90; expected a number"),
+        ({"rule": "fraction", "keep": 0.0}, InvalidValueError, "`keep` is 0; expected a share"),
+        (
+            {"rule": "fraction", "keep": 0.5, "bulk_keep": 0.0},
+            InvalidValueError,
+            "`bulk_keep` belongs to rule 'bema'",
+        ),
         ({"bulk_keep": 1.5}, InvalidValueError, r"`bulk_keep` is 1\.5"),
         ({"bulk_keep": "all"}, InvalidTypeError, "`bulk_keep` is 'all'"),
         ({"min_saving": 1.5}, InvalidValueError, r"`min_saving` is 1\.5"),

@@ -2,6 +2,7 @@
 
 import copy
 
+import naive
 import numpy as np
 import pytest
 import torch
@@ -60,6 +61,32 @@ def test_plan_says_what_is_done_to_each_layer_and_why(model):
     assert planned.totals["parameters_after"] == 45_310 - 24_000 + 960
     assert "split" in repr(planned)
     assert "no signal found" in repr(planned)
+
+
+def test_prune_by_energy_or_by_a_fraction(model):
+    smaller, report = rt.prune(model, rule="energy", keep=0.5)
+    for name in ("0", "2"):
+        W = model.get_submodule(name).weight.detach().double().numpy()
+        rank = naive.energy_rank(np.linalg.svd(W, compute_uv=False) ** 2, 0.5)
+        row = report.row(name)
+        assert (row["action"], row["rank"], row["rule"]) == ("split", rank, "energy")
+        assert (row["keep"], row["weight_error"] <= 0.5**0.5) == (0.5, True)
+        assert smaller.get_submodule(name).rank == rank
+    settings = report.settings
+    assert (settings["rule"], settings["keep"], settings["bulk_keep"]) == ("energy", 0.5, 0.0)
+    planned = rt.plan(model, rule="fraction", keep=0.1)
+    assert [row["rank"] for row in planned.rows] == [12, 10, 1]
+    assert [row["action"] for row in planned.rows] == ["split", "split", "keep"]
+    assert [row["rank"] for row in rt.analyze(model, rule="fraction", keep=0.1).rows] == [12, 10, 1]
+
+
+def test_zeros_stay_whatever_the_rule():
+    zeros = nn.Linear(40, 30)
+    nn.init.zeros_(zeros.weight)
+    for rule, rank in (("energy", 0), ("fraction", 15)):
+        row = rt.plan(nn.Sequential(zeros), rule=rule, keep=0.5).row("0")
+        assert (row["action"], row["rank"]) == ("keep", rank)
+        assert row["reason"] == "all zeros: two factors of zeros would not train"
 
 
 def test_plan_leaves_the_model_alone(model):
@@ -371,7 +398,7 @@ def test_budget_keeps_that_share_where_it_counts_most():
     tight = rt.plan(model, budget=0.16)
     assert tight.row("0")["rank"] > 5 * tight.row("1")["rank"]
     assert tight.row("0")["rule"] == "budget"
-    assert "bulk_keep" not in tight.settings
+    assert tight.settings.keys().isdisjoint({"rule", "bulk_keep", "keep"})
     all_of_it = rt.plan(model, budget=1.0)
     assert {row["action"] for row in all_of_it.rows} == {"keep"}
 

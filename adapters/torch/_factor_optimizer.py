@@ -1,0 +1,300 @@
+"""The user's optimizer through a split: its groups, its state, and the length of its steps."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rmtspec import _checks
+from rmtspec._split import SplitFactors
+from rmtspec.adapters.torch._layers import SplitEmbedding
+from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._step_matching import RULES, step_share
+from rmtspec.adapters.torch._tensors import to_tensor
+from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
+
+#: State of SGD, Adam and AdamW: linear in the gradients, or in their squares.
+_FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
+_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+#: What `match_step=True` means for each kind of optimizer, as measured.
+MATCHED = {"sgd": "largest", "adam": "entries"}
+
+
+class FactorOptimizer:
+    """An optimizer whose parameters are replaced by factors while it is in use.
+
+    Factors take the place of the weight in its group, so that learning rate, weight decay, order
+    and schedulers stay. A factor's step is shortened after the optimizer has made it.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    matching : bool or str
+        Whether steps on factors are matched to those on the weight, or by which rule.
+    decay : {"factors", "weight"}
+        What weight decay shrinks: both factors, or their product as before the split.
+    """
+
+    def __init__(self, optimizer: Any, matching: bool | str, decay: str) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InvalidTypeError(
+                f"`optimizer` is a {type(optimizer).__name__}; expected a torch.optim.Optimizer "
+                "over the model's parameters. Where a library wraps it, pass the optimizer inside."
+            )
+        self.optimizer = optimizer
+        self.kind = _kind(optimizer)
+        self._rule = _rule(matching, self.kind)
+        self._decay = decay
+        if not self.kind:
+            warnings.warn(
+                f"The state of {type(optimizer).__name__} is not carried through a split, nor its "
+                "step matched: that is known for SGD, Adam and AdamW. Factors start with a fresh "
+                "state.",
+                RmtspecWarning,
+                stacklevel=4,
+            )
+        if decay == "weight" and not self.kind:
+            raise InvalidValueError(
+                f"decay='weight' is known for SGD, Adam and AdamW, not for "
+                f"{type(optimizer).__name__}. Leave it at 'factors'."
+            )
+        #: By path, with the share of the step of each direction, or one for all.
+        self._layers: dict[str, tuple[SplitLayer, list[float]]] = {}
+        self._share: dict[nn.Parameter, float | torch.Tensor] = {}
+        self._old: dict[nn.Parameter, torch.Tensor] = {}
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+
+    def holds(self, parameter: torch.Tensor) -> bool:
+        """Tell whether the optimizer changes that parameter."""
+        return self._place(parameter) is not None
+
+    def replace(
+        self,
+        path: str,
+        weight: nn.Parameter,
+        matrices: Sequence[WeightMatrix],
+        parts: Sequence[SplitFactors],
+        layer: SplitLayer,
+    ) -> None:
+        """Put the factors of a layer in the place of its weight, and map the weight's state."""
+        state = self.optimizer.state.get(weight, {})
+        mapped = _mapped(state, weight, matrices, parts, layer) if self.kind else {}
+        self.adopt(path, weight, layer, self._shares(weight, parts))
+        for factor, values in mapped.items():
+            self.optimizer.state[factor] = values
+
+    def adopt(self, path: str, weight: nn.Parameter, layer: SplitLayer, share: list[float]) -> None:
+        """Put the factors in the place of the weight, with an empty state."""
+        factors = [layer.inner.weight, layer.outer.weight]
+        place = self._place(weight)
+        if place is not None:
+            group, index = place
+            group["params"][index : index + 1] = factors
+        self.optimizer.state.pop(weight, None)
+        self._share.pop(weight, None)
+        self._old.pop(weight, None)
+        self._layers[path] = (layer, share)
+        for factor, part in zip(factors, _spread(layer, share), strict=True):
+            self._share[factor] = part
+
+    def share_of(self, path: str) -> list[float]:
+        """Return the share of the step of each direction of a layer, or one for all."""
+        return self._layers[path][1]
+
+    @property
+    def newest(self) -> nn.Parameter:
+        """A factor of the layer that was split last."""
+        layer, _ = next(reversed(self._layers.values()))
+        return _own(layer)[-1]
+
+    def tensors_of(self, layer: SplitLayer) -> list[torch.Tensor]:
+        """Return the factors of a layer and their state."""
+        factors = _own(layer)
+        held = [v for f in factors for v in self.optimizer.state.get(f, {}).values()]
+        return [*factors, *(v for v in held if isinstance(v, torch.Tensor))]
+
+    def _place(self, parameter: torch.Tensor) -> tuple[dict[str, Any], int] | None:
+        for group in self.optimizer.param_groups:
+            for index, held in enumerate(group["params"]):
+                if held is parameter:
+                    return group, index
+        return None
+
+    def _shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
+        """Return the share of the step for each direction, or one number for all."""
+        known = self._share.get(weight, 1.0)  # of a factor that is split again
+        inherited = known if isinstance(known, float) else float(known.min())
+        if not self._rule:
+            return [inherited]
+        shares = [step_share(self._rule, part.outer, part.inner) for part in parts]
+        if shares[0].ndim:
+            return [inherited * float(value) for value in np.concatenate(shares)]
+        return [inherited * min(map(float, shares))]
+
+    @torch.no_grad()
+    def _before_step(self, *_: Any) -> None:
+        """Remember the factors, and give the gradient the decay of their product."""
+        for layer, share in self._layers.values():
+            for factor in _own(layer):
+                if factor.grad is not None and (share != [1.0] or self._decay == "weight"):
+                    if factor not in self._old:
+                        self._old[factor] = torch.empty_like(factor)
+                    self._old[factor].copy_(factor)
+            if self._decay == "weight":
+                self._decay_product(layer)
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        """Let each factor keep its share of the step."""
+        groups = self._groups() if self._decay == "weight" else {}
+        for factor, old in self._old.items():
+            if factor.grad is None:
+                continue
+            share = self._share[factor]
+            kept: Any = 1.0 - share
+            group = groups.get(factor)
+            if group is not None and self._decoupled(group):
+                shrink = 1.0 - float(group["lr"]) * group["weight_decay"]
+                kept = max(shrink, 0.0) ** 0.5 - shrink * share
+            factor.mul_(share)
+            if isinstance(kept, torch.Tensor):
+                factor.addcmul_(old, kept)
+            else:
+                factor.add_(old, alpha=kept)
+
+    def _decay_product(self, layer: SplitLayer) -> None:
+        """Change the gradients so that the decay added to them is that of the product.
+
+        With W = B A the penalty |W|^2 / 2 has the gradients B A A^T and B^T B A, where the
+        optimizer adds B and A.
+        """
+        groups = self._groups()
+        inner, outer = _stacked(layer)
+        terms = {
+            "inner": (layer.inner, outer.mT @ outer @ inner),
+            "outer": (layer.outer, outer @ (inner @ inner.mT)),
+        }
+        if isinstance(layer, SplitEmbedding):
+            terms = {
+                "inner": (layer.inner, outer @ (inner @ inner.mT)),
+                "outer": (layer.outer, (outer.mT @ outer @ inner).mT),
+            }
+        for module, term in terms.values():
+            if isinstance(module, SplitLayer) or module.weight.grad is None:
+                continue
+            factor = module.weight
+            group = groups.get(factor)
+            if group is None or not group["weight_decay"] or self._decoupled(group):
+                continue
+            scale = -group["weight_decay"] if group.get("maximize") else group["weight_decay"]
+            loss_scale = getattr(self.optimizer, "grad_scale", None)
+            if loss_scale is not None:  # a fused step divides the gradient by it
+                scale = scale * float(loss_scale)
+            factor.grad.add_(term.reshape(factor.shape) - factor, alpha=scale)
+
+    def _groups(self) -> dict[torch.Tensor, dict[str, Any]]:
+        return {p: group for group in self.optimizer.param_groups for p in group["params"]}
+
+    def _decoupled(self, group: dict[str, Any]) -> bool:
+        adamw = isinstance(self.optimizer, torch.optim.AdamW)
+        return adamw or bool(group.get("decoupled_weight_decay"))
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> str:
+    """Return which of the known optimizers it is, or ""."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return "sgd"
+    return "adam" if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else ""
+
+
+def _rule(matching: bool | str, kind: str) -> str:
+    """Return the rule of the step, or "" for none."""
+    if isinstance(matching, str):
+        return _checks.choice(matching, "match_step", tuple(RULES))
+    if not isinstance(matching, bool):
+        raise InvalidTypeError(
+            f"`match_step` is {matching!r}; expected True, False or one of {', '.join(RULES)}."
+        )
+    return MATCHED.get(kind, "") if matching else ""
+
+
+def _own(layer: SplitLayer) -> list[nn.Parameter]:
+    """Return the factors of a layer that were not split again."""
+    return [m.weight for m in (layer.inner, layer.outer) if not isinstance(m, SplitLayer)]
+
+
+def _stacked(layer: SplitLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors of the matrix, (groups, rank, columns) and (groups, rows, rank)."""
+    inner, outer = layer.inner.weight, layer.outer.weight
+    if isinstance(layer, SplitEmbedding):
+        inner, outer = outer.mT, inner
+    groups = int(getattr(layer, "groups", 1))
+    return inner.reshape(groups, layer.rank, -1), outer.reshape(groups, -1, layer.rank)
+
+
+def _spread(layer: SplitLayer, share: list[float]) -> list[float | torch.Tensor]:
+    """Return the share of the step of the inner and of the outer factor's entries."""
+    if len(share) == 1:
+        return [share[0], share[0]]
+    inner, outer = (tensor.detach() for tensor in _stacked(layer))
+    values = np.reshape(np.asarray(share), (len(inner), layer.rank))
+    rows = np.broadcast_to(values[:, :, None], inner.shape).reshape(-1, inner.shape[2])
+    columns = np.broadcast_to(values[:, None, :], outer.shape).reshape(-1, layer.rank)
+    return [tensor for _, tensor in _tensors(layer, rows, columns, layer.inner.weight)]
+
+
+def _tensors(
+    layer: SplitLayer, inner: NDArray[Any], outer: NDArray[Any], like: torch.Tensor
+) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Return what lies along the factors of the matrix, laid out as their parameters are."""
+    return [
+        (module.weight, to_tensor(values, like).reshape(module.weight.shape))
+        for module, values in layer._arranged(inner, outer)
+    ]
+
+
+def _mapped(
+    state: dict[str, Any],
+    weight: nn.Parameter,
+    matrices: Sequence[WeightMatrix],
+    parts: Sequence[SplitFactors],
+    layer: SplitLayer,
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """Return the state of the factors: what it would be, had the gradients been theirs.
+
+    With W = B A, the gradient G of W is B^T G for A and G A^T for B. First moments are linear in
+    the gradients. Second ones map with the factors' squares, as for gradients of independent
+    entries, and so stay positive.
+    """
+    factors: dict[nn.Parameter, dict[str, Any]] = {
+        layer.inner.weight: {},
+        layer.outer.weight: {},
+    }
+    for key, value in state.items():
+        if key in (*_FIRST_MOMENTS, *_SECOND_MOMENTS):
+            if value is None:
+                continue
+            power = 1 if key in _FIRST_MOMENTS else 2
+            inner, outer = [], []
+            for matrix, part in zip(matrices, parts, strict=True):
+                moment = dataclasses.replace(matrix, parameter=value)()
+                moment = np.asarray(moment, dtype=np.result_type(moment.dtype, np.float32))
+                left, right = (
+                    side.astype(moment.dtype) ** power for side in (part.outer, part.inner)
+                )
+                inner.append(left.T @ moment)
+                outer.append(moment @ right.T)
+            laid = _tensors(layer, np.concatenate(inner), np.concatenate(outer), value)
+            for factor, tensor in laid:
+                factors[factor][key] = tensor.to(factor.device)
+        else:
+            for held in factors.values():
+                held[key] = value.clone() if isinstance(value, torch.Tensor) else value
+    return factors

@@ -1,0 +1,144 @@
+"""Regularisers that act on the noise of weight matrices: on the bulk, or on all singular values."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmtspec import _checks
+from rmtspec._analysis import analyze
+from rmtspec._selection import Pattern
+from rmtspec._split import split
+from rmtspec.adapters.torch._analysis import Chosen
+from rmtspec.adapters.torch._tensors import to_tensor
+from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.errors import InvalidTypeError
+
+NORMS = ("l1", "l2")
+
+
+class BulkPenalty:
+    """A penalty on what lies within the bulk of each weight matrix, to be added to the loss.
+
+    The spikes are free: with U the left singular vectors of the spikes, as of the last `refresh`,
+    the penalty is ``strength / 2 * |W - U U^T W|^2`` ("l2") or ``strength`` times the sum of
+    the absolute entries of W - U U^T W ("l1"). See arXiv:2310.03165.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    strength : float
+        Above 0.
+    norm : {"l1", "l2"}
+    include, exclude
+        As for `prune`.
+    **options
+        Of `rmtspec.analyze`: `alpha`, `beta`, ...
+
+    Raises
+    ------
+    InvalidTypeError, InvalidValueError
+        Options out of range, or no matrix to act on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> _ = torch.manual_seed(0)
+    >>> model = rt.MLP([64, 100, 10])
+    >>> penalty = rt.BulkPenalty(model, 1e-3)
+    >>> loss = model(torch.ones(8, 64)).square().mean() + penalty()
+    >>> loss.backward()
+    >>> penalty.refresh()  # once per epoch
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float,
+        *,
+        norm: str = "l2",
+        include: Pattern | None = None,
+        exclude: Pattern | None = None,
+        **options: Any,
+    ) -> None:
+        self.strength = _checks.positive(strength, "strength")
+        self.norm = _checks.choice(norm, "norm", NORMS)
+        self._model = model
+        self._chosen = (include, exclude)
+        self._options = options
+        self._terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for the spikes anew: once per epoch, and after every split."""
+        self._terms = []
+        for matrix in _trained(Chosen(self._model, *self._chosen)):
+            values = matrix()
+            spikes = analyze(values, **self._options).fit.n_spikes
+            if spikes != spikes:  # nothing could be fitted: no bulk to act on
+                continue
+            vectors = None
+            if spikes:
+                outer = to_tensor(split(values, spikes).outer, matrix.parameter)
+                vectors = outer / outer.norm(dim=0)
+            self._terms.append((matrix, vectors))
+
+    def __call__(self) -> torch.Tensor:
+        """Return the penalty, a scalar that gradients flow through."""
+        total = torch.zeros(())
+        for matrix, vectors in self._terms:
+            weight = matrix.tensor()
+            bulk = weight if vectors is None else weight - vectors @ (vectors.mT @ weight)
+            size = bulk.abs().sum() if self.norm == "l1" else 0.5 * bulk.square().sum()
+            total = total.to(size.device) + self.strength * size
+        return total
+
+
+@torch.no_grad()
+def shrink_singular_values(
+    model: nn.Module,
+    amount: float,
+    *,
+    include: Pattern | None = None,
+    exclude: Pattern | None = None,
+) -> None:
+    """Lower all singular values of the weight matrices by `amount`, to 0 at least, in place.
+
+    The proximal step of a nuclear-norm penalty: for a penalty of strength c on the loss, taken once
+    per epoch, `amount` is c times the sum of the epoch's learning rates.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    amount : float
+        Above 0.
+    include, exclude
+        As for `prune`.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidValueError
+        An amount out of range, or no matrix to act on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmtspec.adapters import torch as rt
+    >>> model = rt.MLP([64, 100, 10])
+    >>> rt.shrink_singular_values(model, 0.3)
+    >>> int(torch.linalg.matrix_rank(model.layers[0].weight)) < 64
+    True
+    """
+    amount = _checks.positive(amount, "amount")
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"`model` is a {type(model).__name__}; expected a torch.nn.Module.")
+    for matrix in _trained(Chosen(model, include, exclude)):
+        left, values, right = torch.linalg.svd(matrix.tensor(), full_matrices=False)
+        lowered = (left * (values - amount).clamp(min=0.0)) @ right
+        matrix.tensor().copy_(lowered)
+
+
+def _trained(chosen: Chosen) -> list[WeightMatrix]:
+    """Return the matrices that can be read and are trained."""
+    return [m for m in chosen.matrices.values() if not m.reason and m.parameter.requires_grad]

@@ -1,0 +1,95 @@
+"""The split layers of a pruner's state, made again on a freshly built model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmtspec.adapters.torch._layer_kinds import matrices_of
+from rmtspec.adapters.torch._layers import SPLIT_TYPES
+from rmtspec.adapters.torch._replace import replace_layers
+from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.report import Report
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Return what tells a model's architecture from another's: names and shapes of parameters."""
+    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
+    return {"type": type(model).__name__, "parameters": shapes}
+
+
+class Rebuilt:
+    """A state that was checked against a model, to be made again on it.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidValueError
+        It is no state of a pruner, or one of another model.
+    """
+
+    def __init__(
+        self, state: dict[str, Any], model: nn.Module, built: dict[str, Any], schema: int
+    ) -> None:
+        keys = ("model", "schedule", "splits", "history", "schema")
+        if not isinstance(state, dict) or any(key not in state for key in keys):
+            raise InvalidTypeError(
+                "The state is none of a pruner; expected what RMTPruner.state_dict returned."
+            )
+        if state["schema"] > schema:
+            raise InvalidValueError(
+                f"The state has schema {state['schema']}; this version of rmtspec reads up to "
+                f"{schema}. Update rmtspec: pip install --upgrade rmtspec."
+            )
+        saved = state["model"]
+        if saved["parameters"] != built["parameters"]:
+            raise InvalidValueError(
+                f"The state is of another model: {_difference(saved, built)}. Build the model as "
+                "it was before any split."
+            )
+        if fingerprint(model)["parameters"] != built["parameters"]:
+            raise InvalidValueError(
+                "The model has changed since the pruner was made, by a split perhaps; expected "
+                "one that was freshly built. Build model, optimizer and pruner anew, then load."
+            )
+        self._model = model
+        self._splits: list[dict[str, Any]] = state["splits"]
+        self.schedule: dict[str, Any] = state["schedule"]
+        self.history = [
+            Report(r["rows"], r["skipped"], r["settings"], r["versions"], {}, r.get("totals", {}))
+            for r in state["history"]
+        ]
+
+    def layers(self) -> Iterator[tuple[str, nn.Parameter, SplitLayer, dict[str, Any]]]:
+        """Replace the layers one after the other, and yield each with the weight it had."""
+        for entry in self._splits:
+            layer: Any = self._model.get_submodule(entry["name"])
+            weight = layer.weight
+            kind = next(m.kind for m in matrices_of(layer) if m.key == "weight")
+            made = SPLIT_TYPES[kind].empty_like(layer, entry["rank"])
+            for factor in (made.inner, made.outer):
+                values = torch.zeros_like(factor.weight, device=weight.device)
+                factor.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
+            if layer._parameters.get("bias") is not None:
+                made.outer.bias = layer.bias
+            replace_layers(self._model, {entry["name"]: made}, inplace=True)
+            yield entry["name"], weight, made, dict(entry)
+
+
+def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
+    """Return what differs between two fingerprints."""
+    old, new = saved["parameters"], built["parameters"]
+    parts = []
+    for what, names in (
+        ("not in this one", [name for name in old if name not in new]),
+        ("not in the state's", [name for name in new if name not in old]),
+        ("of another shape", [
+            f"{name} {tuple(old[name])}, here {tuple(new[name])}"
+            for name in old if name in new and old[name] != new[name]
+        ]),
+    ):  # fmt: skip
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            parts.append(f"{what}: {', '.join(names[:4])}{more}")
+    return "; ".join(parts) or f"a {saved['type']}"

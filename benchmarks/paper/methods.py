@@ -1,0 +1,159 @@
+"""What is done to a net while it trains: nothing, or one of the ways that are compared."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmtspec.adapters import torch as rt
+
+#: The cycle whose spectra are written down, for Tables 1 and 2.
+SPECTRA_OF_CYCLE = 2
+
+
+class Method:
+    """A run that is left alone; what the others change of it."""
+
+    #: Epochs in which a run cannot differ from the unsplit one.
+    unchanged_epochs = 0
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return what is added to the loss of a batch."""
+        return None
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Act after an epoch, and return what was done to each matrix."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+
+
+class Split(Method):
+    """Layers split by `RMTPruner`, with its options.
+
+    `fresh_optimizer` forgets the optimizer's state at a split, as the paper's notebook does.
+    `from_start` splits before the first epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        fresh_optimizer: bool = False,
+        from_start: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, optimizer)
+        self.fresh = fresh_optimizer
+        self.pruner = rt.RMTPruner(model, optimizer, **options)
+        self.unchanged_epochs = 0 if from_start else self.pruner.next_epoch or 0
+        if from_start:
+            self.pruner.step()
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Act as the pruner does."""
+        report = self.pruner.step(loss)
+        if report is None:
+            return None
+        changed = [row for row in report.rows if row["action"] != "keep"]
+        if changed and self.fresh:
+            self.optimizer.state.clear()
+        spectra = {
+            name: {"n": found.spectrum.n, "eigenvalues": rounded(found.spectrum.eigenvalues)}
+            for name, found in report.matrices.items()
+            if len(self.pruner.history) == SPECTRA_OF_CYCLE
+        }
+        shown = ("name", "action", "rank", "n_spikes", "fit_statistic", "threshold", "reason")
+        rows = [{key: row[key] for key in shown} for row in report.rows]
+        return {"matrices": rows, "spectra": spectra}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the pruner's state."""
+        return self.pruner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give it back to the pruner."""
+        self.pruner.load_state_dict(state)
+
+
+class BulkPenalised(Split):
+    """A penalty on the bulk in every batch until the first split, which it prepares."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        norm: str,
+        strength: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, optimizer, **options)
+        self.unchanged_epochs = 0
+        self._penalty: rt.BulkPenalty | None = rt.BulkPenalty(model, strength, norm=norm)
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return the penalty on the bulk."""
+        return None if self._penalty is None else self._penalty()
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Act as the pruner does; look for the spikes anew."""
+        change = super().after_epoch(loss)
+        if change:
+            self._penalty = None
+        elif self._penalty is not None:
+            self._penalty.refresh()
+        return change
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give it back to the pruner; after a split there is no penalty."""
+        super().load_state_dict(state)
+        if self.pruner.history:
+            self._penalty = None
+        elif self._penalty is not None:
+            self._penalty.refresh()
+
+
+class NuclearNorm(Split):
+    """A nuclear-norm penalty as a proximal step after each epoch, until the first split."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        strength: float,
+        steps: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, optimizer, **options)
+        self.unchanged_epochs = 0
+        group = optimizer.param_groups[0]
+        self._amount = strength * steps * group["lr"] / (1 - group.get("momentum", 0.0))
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Shrink the singular values, then act as the pruner does."""
+        if not self.pruner.history:
+            rt.shrink_singular_values(self.model, self._amount)
+        return super().after_epoch(loss)
+
+
+def rounded(values: Any) -> list[float]:
+    """Return numbers with the six digits that a figure needs."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+METHODS: dict[str, type[Method]] = {
+    "unsplit": Method,
+    "paper": Split,  # the algorithm with the options of the paper
+    "edge": Split,  # all of the bulk removed, once
+    "split": Split,  # any other options
+    "bulk-penalty": BulkPenalised,
+    "nuclear-norm": NuclearNorm,
+}
