@@ -371,18 +371,18 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
 
 def test_prune_by_energy(model, tmp_path):
     plan = tmp_path / "plan.json"
-    words = ("--rule", "energy", "--keep", "0.6", "--report", plan)
+    words = ("--rule", "energy", "--keep", "0.9", "--report", plan)
     done = run("prune", model, tmp_path / "out", *words)
     assert done.exit_code == 0
     written = load_file(tmp_path / "out" / "rmtspec.safetensors")
     squares = np.linalg.svd(load_file(model)["fc.weight"], compute_uv=False) ** 2
-    rank = naive.energy_rank(squares, 0.6)
+    rank = naive.energy_rank(squares, 0.9)
     assert written["fc.inner.weight"].shape[0] == rank
     row = json.loads(plan.read_text())["rows"][0]
     assert (row["name"], row["rule"], row["keep"], row["rank"]) == (
         "fc.weight",
         "energy",
-        0.6,
+        0.9,
         rank,
     )
 

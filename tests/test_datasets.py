@@ -206,10 +206,11 @@ def test_files_are_found_in_every_place(places, place, suffix):
 
 
 def test_places_are_searched_in_order(places, tmp_path):
-    order = [tmp_path / "given", places["data"], places["cache"], places["beside"]]
-    for folder in reversed(order):
+    for folder in reversed([places["data"], places["cache"], places["beside"]]):
         write_set(folder)
-        assert module.locate(folder=tmp_path / "given") == folder
+        assert module.locate() == folder
+    given = write_set(tmp_path / "given")
+    assert module.locate(folder=str(given)) == given
 
 
 def test_plain_and_packed_files_may_be_mixed_and_plain_ones_win(places):
@@ -218,16 +219,12 @@ def test_plain_and_packed_files_may_be_mixed_and_plain_ones_win(places):
     assert module.load().train_labels.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_given_folder_that_is_passed_over_is_said(places, tmp_path, caplog):
+def test_a_given_folder_is_the_only_place(places, tmp_path):
     write_set(places["beside"])
     given = write_set(tmp_path / "given")
-    assert same(module.load(folder=str(given)))
-    assert not caplog.records
     (given / TEST_LABELS).unlink()
-    assert same(module.load(folder=given))
-    assert caplog.messages == [
-        f"mnist is read from {places['beside']}: {given} has no {TEST_LABELS}"
-    ]
+    with pytest.raises(FileError, match=f"{given} \\(no {TEST_LABELS}\\)"):
+        module.load(folder=given)
 
 
 def test_without_variables_the_cache_is_in_the_home_folder(monkeypatch, tmp_path):
@@ -243,9 +240,9 @@ def test_missing_files_say_where_was_looked_and_what_to_do(places, tmp_path):
     write_set(places["beside"])
     (places["beside"] / LABELS).unlink()
     with pytest.raises(FileError) as caught:
-        module.load(folder=tmp_path / "given")
+        module.load()
     message = str(caught.value)
-    for place in (tmp_path / "given", *places.values()):
+    for place in places.values():
         assert f"  {place}" in message
     assert f"{places['beside']} (no {LABELS})\n" in message
     assert f"{places['data']}\n" in message

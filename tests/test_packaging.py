@@ -91,7 +91,7 @@ def test_torch_adapter_says_what_to_install():
 def test_torch_adapter_imports_with_torch():
     pytest.importorskip("torch")
     code = (
-        "import sys, rmtspec.adapters.torch as rt; print(rt.__all__ == sorted(rt.__all__));"
+        "import sys, rmtspec.adapters.torch as rt; print(len(set(rt.__all__)) == len(rt.__all__));"
         "print(all(hasattr(rt, name) for name in rt.__all__));"
         "print([m for m in ('matplotlib', 'pandas', 'sklearn') if m in sys.modules])"
     )

@@ -294,17 +294,22 @@ def test_ranks_budget_cutoff_and_saving(model):
     assert prune_file(model, None, dry_run=True).settings["bulk_keep"] == 0.45
 
 
-@pytest.mark.parametrize("rule", ["energy", "fraction"])
-def test_rules_without_a_law_decide_the_ranks(model, tmp_path, rule):
-    done = prune_file(model, tmp_path / "out", rule=rule, keep=0.3)
+@pytest.mark.parametrize(("rule", "share"), [("energy", 0.9), ("fraction", 0.3)])
+def test_rules_without_a_law_decide_the_ranks(model, tmp_path, rule, share):
+    done = prune_file(model, tmp_path / "out", rule=rule, keep=share)
     row = done.row("fc.weight")
     squares = np.linalg.svd(TENSORS["fc.weight"].astype(np.float64), compute_uv=False) ** 2
-    expected = naive.energy_rank(squares, 0.3) if rule == "energy" else 27
-    assert (row["action"], row["rank"], row["rule"], row["keep"]) == ("split", expected, rule, 0.3)
+    expected = naive.energy_rank(squares, share) if rule == "energy" else 27
+    assert (row["action"], row["rank"], row["rule"], row["keep"]) == (
+        "split",
+        expected,
+        rule,
+        share,
+    )
     if rule == "energy":
-        assert row["weight_error"] <= 0.7**0.5
+        assert row["weight_error"] <= (1 - share) ** 0.5
     settings = done.settings
-    assert (settings["rule"], settings["keep"], settings["bulk_keep"]) == (rule, 0.3, 0.0)
+    assert (settings["rule"], settings["keep"], settings["bulk_keep"]) == (rule, share, 0.0)
     inner = load_file(tmp_path / "out" / WEIGHTS)["fc.inner.weight"]
     assert inner.shape == (expected, 90)
 

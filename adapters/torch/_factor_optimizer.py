@@ -22,8 +22,8 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 #: State of SGD, Adam and AdamW: linear in the gradients, or in their squares.
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
-#: What `match_step=True` means for each kind of optimizer, as measured.
-MATCHED = {"sgd": "largest", "adam": "entries"}
+#: What `match_step=True` means, as measured for SGD and Adam.
+MATCHED = "largest"
 
 
 class FactorOptimizer:
@@ -222,7 +222,7 @@ def _rule(matching: bool | str, kind: str) -> str:
         raise InvalidTypeError(
             f"`match_step` is {matching!r}; expected True, False or one of {', '.join(RULES)}."
         )
-    return MATCHED.get(kind, "") if matching else ""
+    return MATCHED if matching and kind else ""
 
 
 def _own(layer: SplitLayer) -> list[nn.Parameter]:

@@ -4,8 +4,8 @@ A gradient step of length lr on the factors of W = B A moves W by -lr (B B^T G +
 the step on W itself moves it by -lr G. With strengths e_i = |column i of B|^2 + |row i of A|^2 (at
 a balanced split twice the singular value), the first is up to max e times the second.
 
-Adam's step has the same length however large the gradient is, so what counts is the factors' size
-itself: a change D of A with entries of size lr moves W by B D.
+Adam's step has the same length however large the gradient is, and so the argument does not carry
+over; measured, the same rule serves it best all the same.
 """
 
 from collections.abc import Callable
@@ -41,23 +41,12 @@ def _root_largest(outer: Array, inner: Array) -> Array:
     return np.asarray((2.0 * strengths(outer, inner).max()) ** -0.5)
 
 
-def _entries(outer: Array, inner: Array) -> Array:
-    """Return the share at which a step of independent signs changes the entries of W as much.
-
-    With entries of the step +-lr, B D has entries of size lr |row of B| and D A of lr |column of
-    A|, independent of each other.
-    """
-    energy = np.square(outer).sum() / outer.shape[0] + np.square(inner).sum() / inner.shape[1]
-    return np.asarray(energy**-0.5)
-
-
 #: Share of its step that a factor takes, by rule: one number, or one for each direction.
 RULES: dict[str, Rule] = {
     "largest": _largest,
     "geometric mean": _geometric,
     "each direction": _directions,
     "root of largest": _root_largest,
-    "entries": _entries,
 }
 
 

@@ -66,7 +66,7 @@ class RMTPruner:
         The paper's gamma: split only where the fit statistic is at most this. None for any fit.
     match_step : bool or str
         Shorten the steps on the factors so that they move the product about as far as the
-        optimizer moved the weight. True takes the rule that did best for the optimizer; see Notes.
+        optimizer moved the weight. True takes the rule that did best; see Notes.
     decay : {"factors", "weight"}
         What the optimizer's weight decay shrinks after a split: each factor, which on the product
         acts like a nuclear norm; or the product, as before the split (of a factor that is split
@@ -100,12 +100,10 @@ class RMTPruner:
     ``e_i = |column i of B|^2 + |row i of A|^2``, twice the singular value at the split:
 
     ================  ===========================================================
-    "largest"         1 / max e; what True means for SGD
+    "largest"         1 / max e; what True means
     "geometric mean"  1 / geometric mean of e
     "each direction"  1 / e_i for direction i
     "root of largest" 1 / sqrt(2 max e)
-    "entries"         entries of the weight change as much as Adam changed them;
-                      what True means for Adam and AdamW
     ================  ===========================================================
 
     Examples

@@ -15,7 +15,7 @@ from comparison import Way, runner
 DIMS = (784, 1000, 500, 10)
 SPLIT_AFTER = 2
 RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
-RULES = (False, "largest", "geometric mean", "each direction", "root of largest", "entries")
+RULES = (False, "largest", "geometric mean", "each direction", "root of largest")
 
 
 def main() -> None:
