@@ -313,8 +313,7 @@ def analyze_many(
     """
     settings = check_options(options)
     n_jobs = check_jobs(n_jobs)
-    if progress is not None and not callable(progress):
-        raise InvalidTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
+    check_progress(progress)
     total, items = named_items(source)
     results = _outcomes(items, total, n_jobs, progress, options)
     matrices: dict[str, MatrixReport] = {}
@@ -372,6 +371,12 @@ def check_jobs(n_jobs: Any) -> int | None:
     if number == 0:
         raise InvalidValueError(f"`n_jobs` is 0; expected a whole number other than 0. {hint}")
     return number
+
+
+def check_progress(progress: Any) -> None:
+    """Raise unless `progress` can be called, or is None."""
+    if progress is not None and not callable(progress):
+        raise InvalidTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
 
 
 def check_suffix(path: PathLike) -> str:

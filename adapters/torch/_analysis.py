@@ -82,7 +82,11 @@ def analyze(
 
 
 class NothingToAnalyzeError(InvalidValueError):
-    """No weight matrix is left of those a user chose."""
+    """No weight matrix is left of those a user chose; `skipped` says why, as in a report."""
+
+    def __init__(self, message: str, skipped: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.skipped = skipped or []
 
 
 class Chosen:
@@ -147,7 +151,8 @@ class Chosen:
         if not lines:
             message += ": it has no parameters"
         raise NothingToAnalyzeError(
-            "\n".join([f"{message}. Names are those of model.named_modules().", *lines])
+            "\n".join([f"{message}. Names are those of model.named_modules().", *lines]),
+            [*unread, *self.left_out],
         )
 
 

@@ -47,18 +47,15 @@ class FactorOptimizer:
                 f"`optimizer` is a {type(optimizer).__name__}; expected a torch.optim.Optimizer "
                 "over the model's parameters. Where a library wraps it, pass the optimizer inside."
             )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise InvalidValueError(
+                "`optimizer` is LBFGS, which keeps one state for all parameters together: they "
+                "cannot be exchanged while it is in use. Use SGD, Adam or AdamW."
+            )
         self.optimizer = optimizer
         self.kind = _kind(optimizer)
         self._rule = _rule(matching, self.kind)
         self._decay = decay
-        if not self.kind:
-            warnings.warn(
-                f"The state of {type(optimizer).__name__} is not carried through a split, nor its "
-                "step matched: that is known for SGD, Adam and AdamW. Factors start with a fresh "
-                "state.",
-                RmtspecWarning,
-                stacklevel=4,
-            )
         if decay == "weight" and not self.kind:
             raise InvalidValueError(
                 f"decay='weight' is known for SGD, Adam and AdamW, not for "
@@ -67,9 +64,22 @@ class FactorOptimizer:
         #: By path, with the share of the step of each direction, or one for all.
         self._layers: dict[str, tuple[SplitLayer, list[float]]] = {}
         self._share: dict[nn.Parameter, float | torch.Tensor] = {}
+        #: Factors as they were before the step that is being made.
         self._old: dict[nn.Parameter, torch.Tensor] = {}
-        optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
+
+    def watch(self) -> None:
+        """Act on the optimizer's steps from now on; warn where little is known of it."""
+        if not self.kind:
+            unmatched = "" if self._rule else ", nor its step matched"
+            warnings.warn(
+                f"The state of {type(self.optimizer).__name__} is not carried through a split"
+                f"{unmatched}: that is known for SGD, Adam and AdamW. Factors start with a fresh "
+                "state.",
+                RmtspecWarning,
+                stacklevel=3,
+            )
+        self.optimizer.register_step_pre_hook(self._before_step)
+        self.optimizer.register_step_post_hook(self._after_step)
 
     def holds(self, parameter: torch.Tensor) -> bool:
         """Tell whether the optimizer changes that parameter."""
@@ -82,11 +92,12 @@ class FactorOptimizer:
         matrices: Sequence[WeightMatrix],
         parts: Sequence[SplitFactors],
         layer: SplitLayer,
+        share: list[float],
     ) -> None:
         """Put the factors of a layer in the place of its weight, and map the weight's state."""
         state = self.optimizer.state.get(weight, {})
-        mapped = _mapped(state, weight, matrices, parts, layer) if self.kind else {}
-        self.adopt(path, weight, layer, self._shares(weight, parts))
+        mapped = _mapped(state, matrices, parts, layer) if self.kind else {}
+        self.adopt(path, weight, layer, share)
         for factor, values in mapped.items():
             self.optimizer.state[factor] = values
 
@@ -97,16 +108,15 @@ class FactorOptimizer:
         if place is not None:
             group, index = place
             group["params"][index : index + 1] = factors
+            if "param_names" in group:
+                stem = group["param_names"][index].removesuffix("weight")
+                names = [f"{stem}inner.weight", f"{stem}outer.weight"]
+                group["param_names"][index : index + 1] = names
         self.optimizer.state.pop(weight, None)
         self._share.pop(weight, None)
-        self._old.pop(weight, None)
         self._layers[path] = (layer, share)
         for factor, part in zip(factors, _spread(layer, share), strict=True):
             self._share[factor] = part
-
-    def share_of(self, path: str) -> list[float]:
-        """Return the share of the step of each direction of a layer, or one for all."""
-        return self._layers[path][1]
 
     @property
     def newest(self) -> nn.Parameter:
@@ -127,8 +137,8 @@ class FactorOptimizer:
                     return group, index
         return None
 
-    def _shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
-        """Return the share of the step for each direction, or one number for all."""
+    def shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
+        """Return the share of the step for each direction of a weight, or one number for all."""
         known = self._share.get(weight, 1.0)  # of a factor that is split again
         inherited = known if isinstance(known, float) else float(known.min())
         if not self._rule:
@@ -139,16 +149,25 @@ class FactorOptimizer:
         return [inherited * min(map(float, shares))]
 
     @torch.no_grad()
-    def _before_step(self, *_: Any) -> None:
-        """Remember the factors, and give the gradient the decay of their product."""
+    def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Remember the factors, and give the gradients the decay of their product."""
+        decayed = self._decay == "weight"
         for layer, share in self._layers.values():
-            for factor in _own(layer):
-                if factor.grad is not None and (share != [1.0] or self._decay == "weight"):
-                    if factor not in self._old:
-                        self._old[factor] = torch.empty_like(factor)
-                    self._old[factor].copy_(factor)
-            if self._decay == "weight":
-                self._decay_product(layer)
+            if share != [1.0] or decayed:
+                self._old |= {factor: factor.detach().clone() for factor in _own(layer)}
+        if not (decayed and self._layers):
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._decay_products()
+            return None
+
+        def with_decay() -> Any:
+            loss = closure()
+            self._decay_products()
+            return loss
+
+        return args[:1], {**kwargs, "closure": with_decay}
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
@@ -158,46 +177,43 @@ class FactorOptimizer:
             if factor.grad is None:
                 continue
             share = self._share[factor]
-            kept: Any = 1.0 - share
             group = groups.get(factor)
-            if group is not None and self._decoupled(group):
+            if group is not None and group["weight_decay"] and self._decoupled(group):
+                if bool(getattr(self.optimizer, "found_inf", False)):
+                    continue  # a fused step that was left out
                 shrink = 1.0 - float(group["lr"]) * group["weight_decay"]
-                kept = max(shrink, 0.0) ** 0.5 - shrink * share
-            factor.mul_(share)
-            if isinstance(kept, torch.Tensor):
-                factor.addcmul_(old, kept)
+                factor.sub_(old, alpha=shrink).mul_(share)
+                factor.add_(old, alpha=max(shrink, 0.0) ** 0.5)
             else:
-                factor.add_(old, alpha=kept)
+                factor.copy_(old.lerp_(factor, share))
+        self._old = {}
 
-    def _decay_product(self, layer: SplitLayer) -> None:
-        """Change the gradients so that the decay added to them is that of the product.
+    @torch.no_grad()
+    def _decay_products(self) -> None:
+        """Change the gradients so that the decay added to them is that of the products.
 
         With W = B A the penalty |W|^2 / 2 has the gradients B A A^T and B^T B A, where the
         optimizer adds B and A.
         """
         groups = self._groups()
-        inner, outer = _stacked(layer)
-        terms = {
-            "inner": (layer.inner, outer.mT @ outer @ inner),
-            "outer": (layer.outer, outer @ (inner @ inner.mT)),
-        }
-        if isinstance(layer, SplitEmbedding):
-            terms = {
-                "inner": (layer.inner, outer @ (inner @ inner.mT)),
-                "outer": (layer.outer, (outer.mT @ outer @ inner).mT),
-            }
-        for module, term in terms.values():
-            if isinstance(module, SplitLayer) or module.weight.grad is None:
-                continue
-            factor = module.weight
-            group = groups.get(factor)
-            if group is None or not group["weight_decay"] or self._decoupled(group):
-                continue
-            scale = -group["weight_decay"] if group.get("maximize") else group["weight_decay"]
-            loss_scale = getattr(self.optimizer, "grad_scale", None)
-            if loss_scale is not None:  # a fused step divides the gradient by it
-                scale = scale * float(loss_scale)
-            factor.grad.add_(term.reshape(factor.shape) - factor, alpha=scale)
+        for layer, _ in self._layers.values():
+            inner, outer = _stacked(layer)
+            of_inner, of_outer = outer.mT @ outer @ inner, outer @ (inner @ inner.mT)
+            terms = [(layer.inner, of_inner), (layer.outer, of_outer)]
+            if isinstance(layer, SplitEmbedding):
+                terms = [(layer.inner, of_outer), (layer.outer, of_inner.mT)]
+            for module, term in terms:
+                if isinstance(module, SplitLayer) or module.weight.grad is None:
+                    continue
+                factor = module.weight
+                group = groups.get(factor)
+                if group is None or not group["weight_decay"] or self._decoupled(group):
+                    continue
+                scale = -group["weight_decay"] if group.get("maximize") else group["weight_decay"]
+                loss_scale = getattr(self.optimizer, "grad_scale", None)
+                if loss_scale is not None:  # a fused step divides the gradient by it
+                    scale = scale * float(loss_scale)
+                factor.grad.add_(term.reshape(factor.shape) - factor, alpha=scale)
 
     def _groups(self) -> dict[torch.Tensor, dict[str, Any]]:
         return {p: group for group in self.optimizer.param_groups for p in group["params"]}
@@ -262,7 +278,6 @@ def _tensors(
 
 def _mapped(
     state: dict[str, Any],
-    weight: nn.Parameter,
     matrices: Sequence[WeightMatrix],
     parts: Sequence[SplitFactors],
     layer: SplitLayer,
@@ -281,6 +296,8 @@ def _mapped(
         if key in (*_FIRST_MOMENTS, *_SECOND_MOMENTS):
             if value is None:
                 continue
+            if value.layout is not torch.strided:  # of an embedding with sparse gradients
+                value = value.to_dense()
             power = 1 if key in _FIRST_MOMENTS else 2
             inner, outer = [], []
             for matrix, part in zip(matrices, parts, strict=True):

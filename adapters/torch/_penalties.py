@@ -10,9 +10,10 @@ from rmtspec._analysis import analyze
 from rmtspec._selection import Pattern
 from rmtspec._split import split
 from rmtspec.adapters.torch._analysis import Chosen
-from rmtspec.adapters.torch._tensors import to_tensor
+from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
-from rmtspec.errors import InvalidTypeError
+from rmtspec.errors import InvalidValueError
+from rmtspec.report import check_options
 
 NORMS = ("l1", "l2")
 
@@ -67,13 +68,14 @@ class BulkPenalty:
         self._model = model
         self._chosen = (include, exclude)
         self._options = options
+        check_options(options)
         self._terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
         self.refresh()
 
     def refresh(self) -> None:
         """Look for the spikes anew: once per epoch, and after every split."""
-        self._terms = []
-        for matrix in _trained(Chosen(self._model, *self._chosen)):
+        terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
+        for matrix in _trained(self._model, *self._chosen):
             values = matrix()
             spikes = analyze(values, **self._options).fit.n_spikes
             if spikes != spikes:  # nothing could be fitted: no bulk to act on
@@ -82,7 +84,8 @@ class BulkPenalty:
             if spikes:
                 outer = to_tensor(split(values, spikes).outer, matrix.parameter)
                 vectors = outer / outer.norm(dim=0)
-            self._terms.append((matrix, vectors))
+            terms.append((matrix, vectors))
+        self._terms = terms
 
     def __call__(self) -> torch.Tensor:
         """Return the penalty, a scalar that gradients flow through."""
@@ -131,14 +134,28 @@ def shrink_singular_values(
     True
     """
     amount = _checks.positive(amount, "amount")
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"`model` is a {type(model).__name__}; expected a torch.nn.Module.")
-    for matrix in _trained(Chosen(model, include, exclude)):
-        left, values, right = torch.linalg.svd(matrix.tensor(), full_matrices=False)
-        lowered = (left * (values - amount).clamp(min=0.0)) @ right
-        matrix.tensor().copy_(lowered)
+    for matrix in _trained(model, include, exclude):
+        tensor = matrix.tensor()
+        precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        left, values, right = torch.linalg.svd(precise, full_matrices=False)
+        matrix.write(to_numpy((left * (values - amount).clamp(min=0.0)) @ right))
 
 
-def _trained(chosen: Chosen) -> list[WeightMatrix]:
-    """Return the matrices that can be read and are trained."""
-    return [m for m in chosen.matrices.values() if not m.reason and m.parameter.requires_grad]
+def _trained(
+    model: nn.Module, include: Pattern | None, exclude: Pattern | None
+) -> list[WeightMatrix]:
+    """Return the chosen matrices that are trained; raise where none is, or one has nan."""
+    chosen = Chosen(model, include, exclude).matrices.values()
+    found = [m for m in chosen if not m.reason and m.parameter.requires_grad]
+    if not found:
+        raise InvalidValueError(
+            f"No weight matrix of this {type(model).__name__} is trained: requires_grad is False "
+            "for all that are chosen."
+        )
+    for matrix in found:
+        if not matrix.is_finite():
+            raise InvalidValueError(
+                f"{matrix.name!r} has nan or infinite entries; expected finite numbers. The "
+                "training has diverged; a lower learning rate may help."
+            )
+    return found

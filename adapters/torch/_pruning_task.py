@@ -14,10 +14,11 @@ from rmtspec._split import output_energies
 from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
 from rmtspec.adapters.torch._calibration import Calibration
 from rmtspec.adapters.torch._carry_out import Moments, moment_of, moments_of
+from rmtspec.adapters.torch._eigensolver import usable_device
 from rmtspec.adapters.torch._layer_kinds import ON_REQUEST
 from rmtspec.adapters.torch._replace import model_sizes
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
-from rmtspec.report import Progress, Report
+from rmtspec.report import Progress, Report, check_progress
 
 
 class PruningTask:
@@ -54,6 +55,9 @@ class PruningTask:
         check_ranks(ranks or {}, sizes_only(sides, unread), self.targets)
         self._how: dict[str, Any] = {"mode": mode, "fit_cutoff": fit_cutoff, "ranks": ranks}
         self._more: dict[str, Any] = {"min_saving": min_saving, "budget": budget}
+        check_progress(progress)
+        if device is not None:
+            usable_device(device)
         if only_check:
             return
         self.report = analyze_chosen(self.chosen, device, n_jobs, progress, analysis)

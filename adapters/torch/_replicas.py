@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from rmtspec.errors import InvalidValueError, RmtspecError
+from rmtspec.errors import InvalidValueError
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def decided_once(decide: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             answer[0] = decide()
-        except RmtspecError as error:
+        except Exception as error:  # the others wait for an answer, whatever it is
             answer[1] = error
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
@@ -42,23 +42,35 @@ def made_equal(tensors: Iterable[torch.Tensor]) -> None:
         return
     for tensor in tensors:
         values = tensor.detach()
-        if values.device.type == "cpu" and dist.get_backend() == "nccl":
-            moved = values.cuda()
-            dist.broadcast(moved, src=0)
+        moved = values.contiguous()
+        if moved.device.type == "cpu" and dist.get_backend() == "nccl":
+            moved = moved.cuda()
+        dist.broadcast(moved, src=0)
+        if moved is not values:
             values.copy_(moved)
-        else:
-            dist.broadcast(values, src=0)
 
 
-def check_shared_gradient(gradient: torch.Tensor) -> None:
-    """Raise where replicas have different gradients: the wrapper does not know the new layers."""
-    largest = gradient.detach().abs().sum().float()
-    smallest = -largest
-    pair = torch.stack([largest, smallest])
+def shared_gradient(gradient: torch.Tensor | None, device: torch.device) -> bool:
+    """Tell whether the gradient of a new layer is that of all processes; called in all of them.
+
+    False where none of them has one that says anything (none yet, zeros, nan).
+
+    Raises
+    ------
+    InvalidValueError
+        They have different ones: the wrapper does not know the new layer.
+    """
+    size = torch.zeros((), device=device)
+    if gradient is not None:
+        size += gradient.detach().to_dense().abs().sum(dtype=torch.float32)
+    size = size.nan_to_num(nan=0.0, posinf=0.0)
+    pair = torch.stack([size, -size])
     dist.all_reduce(pair, op=dist.ReduceOp.MAX)
-    if float(pair[0] + pair[1]) > 1e-4 * float(pair[0]):
+    largest, smallest = float(pair[0]), -float(pair[1])
+    if largest - smallest > 1e-5 * largest:
         raise InvalidValueError(
             "The gradients of the split layers differ between processes: the wrapper does not "
-            "know them. Wrap the model again whenever step() returns a report: "
+            "know them. Wrap the model again whenever step() returns a report, and after resume: "
             "ddp = DistributedDataParallel(model)."
         )
+    return largest > 0.0

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 from rmtspec.errors import InvalidTypeError, InvalidValueError
@@ -16,9 +16,9 @@ class Schedule:
 
     Parameters
     ----------
-    every : int, sequence of int, or callable
+    every : int, iterable of int, or callable
         Epochs in each cycle; those of the first, the second, ...; or a function of the cycle
-        (0, 1, ...) that returns them, None for no further one.
+        (0, 1, ...) that returns them, None for no further one. An iterator may have no end.
 
     Attributes
     ----------
@@ -72,17 +72,38 @@ class Schedule:
 def _lengths(every: Every) -> Callable[[int], int | None]:
     """Return the checked length of each cycle as a function of its number."""
     if callable(every):
-        return lambda cycle: _length(every(cycle), f"every({cycle})", optional=True)
+        return lambda cycle: _length_or_none(every(cycle), f"every({cycle})")
     if isinstance(every, Iterable) and not isinstance(every, str | bytes):
-        lengths = [_length(value, f"every[{i}]") for i, value in enumerate(every)]
-        return lambda cycle: lengths[cycle] if cycle < len(lengths) else None
+        lengths = _Lengths(every)
+        if isinstance(every, Sized):  # an iterator may have no end
+            lengths(len(every))
+        return lengths
     fixed = _length(every, "every")
     return lambda cycle: fixed
 
 
-def _length(value: Any, name: str, *, optional: bool = False) -> int | None:
-    if value is None and optional:
-        return None
+class _Lengths:
+    """Checked lengths from an iterable, which is read no further than asked for."""
+
+    def __init__(self, values: Iterable[int]) -> None:
+        self._coming = iter(values)
+        self._read: list[int] = []
+
+    def __call__(self, cycle: int) -> int | None:
+        while len(self._read) <= cycle:
+            try:
+                value = next(self._coming)
+            except StopIteration:
+                return None
+            self._read.append(_length(value, f"every[{len(self._read)}]"))
+        return self._read[cycle]
+
+
+def _length_or_none(value: Any, name: str) -> int | None:
+    return None if value is None else _length(value, name)
+
+
+def _length(value: Any, name: str) -> int:
     expected = "a whole number of epochs, 1 or more"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(

@@ -113,7 +113,7 @@ class SplitLayer(nn.Module, abc.ABC):
         weight = layer.weight.detach()
         for factor, values in made._arranged(inner, outer):
             tensor = to_tensor(values, weight).reshape(factor.weight.shape)
-            if _is_channels_last(weight):
+            if is_channels_last(weight):
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             factor.weight = nn.Parameter(tensor, requires_grad=layer.weight.requires_grad)
         if layer._parameters.get("bias") is not None:
@@ -145,7 +145,7 @@ class SplitLayer(nn.Module, abc.ABC):
         inner, outer = self.inner.weight, self.outer.weight  # of a factor split again: its product
         exact = self._product(inner.detach().double(), outer.detach().double())
         tensor = exact.to(outer.dtype).contiguous()
-        if _is_channels_last(inner):
+        if is_channels_last(inner):
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         trained = inner.requires_grad or outer.requires_grad
         layer.weight = nn.Parameter(tensor, requires_grad=trained)
@@ -242,7 +242,8 @@ def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
     """
 
 
-def _is_channels_last(weight: torch.Tensor) -> bool:
+def is_channels_last(weight: torch.Tensor) -> bool:
+    """Tell whether the weight of a convolution lies in memory with its channels last."""
     return (
         weight.ndim == 4
         and not weight.is_contiguous()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Rule = Callable[[Array, Array], Array]
+#: Directions are taken to have at least this share of the strength of the strongest.
+_WEAKEST = 1e-6
 
 
 def strengths(outer: NDArray[np.generic], inner: NDArray[np.generic]) -> Array:
@@ -22,7 +24,8 @@ def strengths(outer: NDArray[np.generic], inner: NDArray[np.generic]) -> Array:
     of_outer = np.square(np.asarray(outer, dtype=np.float64)).sum(0)
     of_inner = np.square(np.asarray(inner, dtype=np.float64)).sum(1)
     total: Array = of_outer + of_inner
-    return total
+    # A direction that is rounding noise, or nothing at all, must not be given a boundless step.
+    return np.maximum(total, _WEAKEST * (total.max() or 1.0 / _WEAKEST))
 
 
 def _largest(outer: Array, inner: Array) -> Array:

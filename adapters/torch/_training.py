@@ -13,6 +13,7 @@ from torch import nn
 from rmtspec import _checks
 from rmtspec._files import PathLike
 from rmtspec._plan_options import MODES
+from rmtspec._results import versions
 from rmtspec._selection import Pattern
 from rmtspec._split import SplitFactors
 from rmtspec.adapters.torch._analysis import NothingToAnalyzeError
@@ -22,10 +23,10 @@ from rmtspec.adapters.torch._layer_kinds import ROOT
 from rmtspec.adapters.torch._matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._pruning_task import PruningTask
 from rmtspec.adapters.torch._replicas import (
-    check_shared_gradient,
     decided_once,
     made_equal,
     replicas,
+    shared_gradient,
 )
 from rmtspec.adapters.torch._schedule import Every, Schedule
 from rmtspec.adapters.torch._split_layer import SplitLayer
@@ -156,14 +157,20 @@ class RMTPruner:
             "exclude": exclude, "min_saving": min_saving, "mode": mode, "budget": budget,
             "device": device, "n_jobs": n_jobs, "progress": progress, "options": options,
         }  # fmt: skip
-        PruningTask(model, **self._task, ranks=ranks, only_check=True)
+        task = PruningTask(model, **self._task, ranks=ranks, only_check=True)
+        if mode == "split" and any(t.layer == ROOT and not t.whole for t in task.targets.values()):
+            raise InvalidValueError(
+                f"`model` is itself a layer to be split, a {type(model).__name__}, which cannot be "
+                "done in place. Put it into a module: torch.nn.Sequential(layer)."
+            )
         self._ranks = dict(ranks or {})
         self._optimizer = FactorOptimizer(optimizer, match_step, decay)
         self._check_parameters()
-        self._of_model = fingerprint(model)
+        self._start = fingerprint(model, optimizer)
         self.history: list[Report] = []
         self._splits: list[dict[str, Any]] = []
         self._unproved = False
+        self._optimizer.watch()
         optimizer.register_step_pre_hook(self._check_replicas)
 
     @property
@@ -223,7 +230,7 @@ class RMTPruner:
         """
         return {
             "schema": SCHEMA,
-            "model": self._of_model,
+            "start": self._start,
             "schedule": self._schedule.state_dict(),
             "splits": [dict(entry) for entry in self._splits],
             "history": [report.to_dict() for report in self.history],
@@ -240,10 +247,12 @@ class RMTPruner:
         InvalidTypeError, InvalidValueError
             No state of a pruner, or one of another model; nothing is changed then.
         """
-        rebuilt = Rebuilt(state, self.model, self._of_model, SCHEMA)
+        now = fingerprint(self.model, self._optimizer.optimizer)
+        rebuilt = Rebuilt(state, self.model, self._start, now, SCHEMA)
         for path, weight, layer, entry in rebuilt.layers():
             self._optimizer.adopt(path, weight, layer, entry["share"])
             self._splits.append(entry)
+        self._unproved = bool(self._splits) and replicas() > 1
         self._schedule.load_state_dict(rebuilt.schedule)
         self.history = rebuilt.history
 
@@ -327,17 +336,16 @@ class RMTPruner:
         return "" if parameter.requires_grad else "frozen: requires_grad is False"
 
     def _split(self) -> Report | None:
-        try:
-            plan = decided_once(self._plan)
-        except NothingToAnalyzeError:
-            return None  # the patterns meet no factor of what was split
+        plan = decided_once(self._plan)
         matrices = dict(weight_matrices(self.model))
         by_layer: dict[str, list[WeightMatrix]] = {}
+        changed: list[torch.Tensor] = []
         for row in plan.rows:
+            matrix = matrices[row["name"]]
             if row["action"] == "split":
-                matrix = matrices[row["name"]]
-                path = "" if matrix.layer == ROOT else matrix.layer
-                by_layer.setdefault(path, []).append(matrix)
+                by_layer.setdefault(matrix.layer, []).append(matrix)
+            elif row["action"] == "truncate":
+                changed.append(matrix.parameter)
         made: list[SplitLayer] = []
 
         def tell(path: str, layer: SplitLayer, parts: list[SplitFactors]) -> None:
@@ -345,31 +353,34 @@ class RMTPruner:
             # In the order of their rows in the weight, as `parts` are.
             members.sort(key=lambda m: m.part.start if isinstance(m.part, slice) else 0)
             weight = members[0].parameter
-            self._optimizer.replace(path, weight, members, parts, layer)
-            entry = {"name": path, "rank": layer.rank, "share": self._optimizer.share_of(path)}
-            self._splits.append(entry)
+            share = decided_once(lambda: self._optimizer.shares(weight, parts))
+            self._optimizer.replace(path, weight, members, parts, layer, share)
+            self._splits.append({"name": path, "rank": layer.rank, "share": share})
             made.append(layer)
 
         _, report = carry_out(self.model, plan, matrices, {}, True, tell)
-        made_equal(tensor for layer in made for tensor in self._optimizer.tensors_of(layer))
+        changed += [tensor for layer in made for tensor in self._optimizer.tensors_of(layer)]
+        made_equal(changed)
         if made and replicas() > 1:
             self._unproved = True
         return report
 
     def _plan(self) -> Report:
-        names = {name for name, _ in weight_matrices(self.model)}
+        known = [m for _, m in weight_matrices(self.model) if m.kind and not self._leave(m)]
+        names = {name for matrix in known for name in matrix.names}
         ranks = {name: rank for name, rank in self._ranks.items() if name in names}
-        task = PruningTask(self.model, **self._task, ranks=ranks, leave=self._leave)
+        try:
+            task = PruningTask(self.model, **self._task, ranks=ranks, leave=self._leave)
+        except NothingToAnalyzeError as nothing:
+            # All is frozen, or the patterns meet no factor of what was split.
+            return Report([], nothing.skipped, {}, versions("torch"), {})
         return task.plan({})
 
     def _check_replicas(self, *_: Any) -> None:
         """Make sure at the first step after a split that the gradients are those of all."""
-        if not self._unproved:
-            return
-        gradient = self._optimizer.newest.grad
-        if gradient is not None:
-            self._unproved = False
-            check_shared_gradient(gradient)
+        if self._unproved:
+            newest = self._optimizer.newest
+            self._unproved = not shared_gradient(newest.grad, newest.device)
 
 
 def _trouble(loss: Any) -> str:
@@ -388,6 +399,6 @@ def _trouble(loss: Any) -> str:
 @torch.no_grad()
 def _nan_weight(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
             return f"{name} has nan or infinite entries"
     return ""

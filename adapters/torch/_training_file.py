@@ -1,14 +1,17 @@
 """One file with the state of a training: written in one step, read without running any code."""
 
+import io
+import os
 import pickle
-import zipfile
+import re
 from typing import Any
 
+import numpy as np
 import torch
 
 import rmtspec
 from rmtspec._files import PathLike, finished_file
-from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Tells a file of ours from another one.
 FORMAT = "rmtspec training"
@@ -17,7 +20,7 @@ SCHEMA = 1
 
 def write_training(path: PathLike, parts: dict[str, Any]) -> None:
     """Write the states of all parts, and torch's random state, over what is there, in one step."""
-    states = {name: part.state_dict() for name, part in parts.items()}
+    states = {name: _plain(part.state_dict()) for name, part in parts.items()}
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
@@ -33,6 +36,13 @@ def write_training(path: PathLike, parts: dict[str, Any]) -> None:
             torch.save(content, temporary)
         except RuntimeError as error:  # of the writer behind torch.save: a full disk
             raise OSError(str(error)) from error
+        try:  # now, not when the training is to be resumed; tensors are not read by that
+            torch.load(temporary, weights_only=True, mmap=True, map_location="cpu")
+        except pickle.UnpicklingError:
+            _refuse_objects(states)
+            raise
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def read_training(path: PathLike, parts: dict[str, Any]) -> None:
@@ -51,16 +61,45 @@ def read_training(path: PathLike, parts: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(content["random"]["cuda"].cpu())
 
 
+def _plain(value: Any) -> Any:
+    """Return a state with NumPy's numbers, as schedulers get them from functions, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: _plain(held) for key, held in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _refuse_objects(states: dict[str, Any]) -> None:
+    """Raise for the state that holds what cannot be read without running code."""
+    for name, state in states.items():
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        stream.seek(0)
+        try:
+            torch.load(stream, weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" ({found[1]})" if found else ""
+            raise InvalidTypeError(
+                f"The state of {name!r} holds an object{what}; expected numbers, text, tensors, "
+                "and lists and dicts of these, which a file can be read for without running code. "
+                "Leave it out, or give it a state_dict of these."
+            ) from None
+
+
 def _content(path: PathLike) -> dict[str, Any]:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidTypeError(f"The path is {path!r}; expected text or a pathlib.Path.")
     try:
         content: Any = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         raise FileError(f"{path} cannot be read: {cause}. Check the path.") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise FileError(
-            f"{path} is no file that RMTPruner.save wrote: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # a file of another kind makes the reader trip over anything
+        raise FileError(f"{path} is no file that RMTPruner.save wrote: {_words(error)}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FileError(f"{path} is no file that RMTPruner.save wrote.")
     if content["schema"] > SCHEMA:
@@ -70,3 +109,10 @@ def _content(path: PathLike) -> dict[str, Any]:
         )
     found: dict[str, Any] = content
     return found
+
+
+def _words(error: Exception) -> str:
+    """Return why a file cannot be read, without torch's advice to run what is in it."""
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+        return "it holds objects beside numbers, text and tensors, or is damaged; nothing was run"
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -9,19 +9,38 @@ from torch import nn
 from rmtspec.adapters.torch._layer_kinds import matrices_of
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._replace import replace_layers
-from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._split_layer import SplitLayer, is_channels_last
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.report import Report
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Return what tells a model's architecture from another's: names and shapes of parameters."""
-    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
-    return {"type": type(model).__name__, "parameters": shapes}
+def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what tells a training from another's: tensors of the model, groups of parameters."""
+    shapes = {
+        name: list(value.shape)
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {
+        "type": type(model).__name__,
+        "tensors": shapes,
+        "optimizer": type(optimizer).__name__,
+        "groups": [len(group["params"]) for group in optimizer.param_groups],
+    }
 
 
 class Rebuilt:
-    """A state that was checked against a model, to be made again on it.
+    """A state that was checked against a training, to be made again on it.
+
+    Parameters
+    ----------
+    state : dict
+        From `RMTPruner.state_dict`.
+    model : torch.nn.Module
+    start, now : dict
+        Fingerprints: as the pruner was made, and at present.
+    schema : int
+        The latest that can be read.
 
     Raises
     ------
@@ -30,9 +49,14 @@ class Rebuilt:
     """
 
     def __init__(
-        self, state: dict[str, Any], model: nn.Module, built: dict[str, Any], schema: int
+        self,
+        state: dict[str, Any],
+        model: nn.Module,
+        start: dict[str, Any],
+        now: dict[str, Any],
+        schema: int,
     ) -> None:
-        keys = ("model", "schedule", "splits", "history", "schema")
+        keys = ("start", "schedule", "splits", "history", "schema")
         if not isinstance(state, dict) or any(key not in state for key in keys):
             raise InvalidTypeError(
                 "The state is none of a pruner; expected what RMTPruner.state_dict returned."
@@ -42,13 +66,22 @@ class Rebuilt:
                 f"The state has schema {state['schema']}; this version of rmtspec reads up to "
                 f"{schema}. Update rmtspec: pip install --upgrade rmtspec."
             )
-        saved = state["model"]
-        if saved["parameters"] != built["parameters"]:
+        saved = state["start"]
+        if saved["tensors"] != start["tensors"]:
             raise InvalidValueError(
-                f"The state is of another model: {_difference(saved, built)}. Build the model as "
+                f"The state is of another model: {_difference(saved, start)}. Build the model as "
                 "it was before any split."
             )
-        if fingerprint(model)["parameters"] != built["parameters"]:
+        of_optimizer = [
+            f"{each['optimizer']} over groups of {', '.join(map(str, each['groups']))} parameters"
+            for each in (saved, start)
+        ]
+        if of_optimizer[0] != of_optimizer[1]:
+            raise InvalidValueError(
+                f"The state is of a training with {of_optimizer[0]}; here it is {of_optimizer[1]}. "
+                "Build the optimizer as it was."
+            )
+        if now["tensors"] != start["tensors"]:
             raise InvalidValueError(
                 "The model has changed since the pruner was made, by a split perhaps; expected "
                 "one that was freshly built. Build model, optimizer and pruner anew, then load."
@@ -70,6 +103,8 @@ class Rebuilt:
             made = SPLIT_TYPES[kind].empty_like(layer, entry["rank"])
             for factor in (made.inner, made.outer):
                 values = torch.zeros_like(factor.weight, device=weight.device)
+                if is_channels_last(weight):
+                    values = values.contiguous(memory_format=torch.channels_last)
                 factor.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
             if layer._parameters.get("bias") is not None:
                 made.outer.bias = layer.bias
@@ -78,8 +113,8 @@ class Rebuilt:
 
 
 def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
-    """Return what differs between two fingerprints."""
-    old, new = saved["parameters"], built["parameters"]
+    """Return what differs between the tensors of two fingerprints."""
+    old, new = saved["tensors"], built["tensors"]
     parts = []
     for what, names in (
         ("not in this one", [name for name in old if name not in new]),

@@ -13,7 +13,6 @@ EXAMPLE = Example(
     (784, 1500, 1500, 500, 500, 10),
     paper_epochs=300,
     fit_cutoff=0.012,
-    edge={"every": [2], "bulk_keep": 0.0},
 )
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ EXAMPLE = Example(
     (784, 2500, 2500, 2500, 2500, 500, 10),
     paper_epochs=30,
     fit_cutoff=0.05,
-    edge={"every": [2], "bulk_keep": 0.0},
 )
 
 if __name__ == "__main__":

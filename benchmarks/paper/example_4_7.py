@@ -13,7 +13,6 @@ EXAMPLE = Example(
     (784, 3000, 3000, 3000, 10),
     paper_epochs=90,
     fit_cutoff=0.01,
-    edge={"every": [2], "bulk_keep": 0.0},
 )
 
 if __name__ == "__main__":
