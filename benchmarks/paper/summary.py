@@ -1,0 +1,134 @@
+"""The records of the runs as tables.
+
+    python benchmarks/paper/summary.py
+
+One row per example, outputs and method, with means over the seeds.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from comparison import worst_fall
+from figures import CURVES, NAMES, RESULTS, Record, of, records
+
+EXAMPLES = ("4.1", *CURVES.values())
+
+
+def example_rows(found: list[Record], example: str, *, output_relu: bool) -> list[dict[str, Any]]:
+    """Return a row for each method that was run, with means over its seeds."""
+    rows = []
+    for method, name in NAMES.items():
+        runs = of(found, example, method, output_relu=output_relu)
+        if runs:
+            rows.append({"training": name, **_means(runs)})
+    return rows
+
+
+def seed_rows(found: list[Record], example: str) -> list[dict[str, Any]]:
+    """Return a row for each published baseline: what it loses, and how many outputs are dead."""
+    sound = of(found, example, "unsplit", output_relu=False)
+    rows = []
+    for record in of(found, example, "unsplit", output_relu=True):
+        last = record["epochs"][-1]
+        level = [
+            run["epochs"][min(last["epoch"], len(run["epochs"])) - 1]["test_accuracy"]
+            for run in sound
+        ]
+        rows.append(
+            {
+                "example": example,
+                "seed": record["setup"]["seed"],
+                "epochs": last["epoch"],
+                "test accuracy, %": round(last["test_accuracy"], 2),
+                "points lost": round(statistics.mean(level) - last["test_accuracy"], 1)
+                if level
+                else None,
+                "dead outputs, each epoch": _listed(record, "dead_outputs"),
+                "classes never predicted, each epoch": _listed(record, "classes_never_predicted"),
+            }
+        )
+    return rows
+
+
+def paired(found: list[Record], example: str, method: str, *, output_relu: bool) -> dict[str, Any]:
+    """Return how a method does against the unsplit net of the same seeds and epochs."""
+    unsplit = {
+        run["setup"]["seed"]: run for run in of(found, example, "unsplit", output_relu=output_relu)
+    }
+    pairs = [
+        (run, unsplit[run["setup"]["seed"]])
+        for run in of(found, example, method, output_relu=output_relu)
+        if run["setup"]["seed"] in unsplit
+    ]
+    at = [
+        (cut, dense["epochs"][len(cut["epochs"]) - 1])
+        for cut, dense in pairs
+        if len(dense["epochs"]) >= len(cut["epochs"])
+    ]
+    if not at:
+        return {}
+    gains = [cut["test_accuracy"] - row["test_accuracy"] for cut, row in at]
+    dense_seconds = [
+        sum(r["seconds"] for r in dense["epochs"][: len(cut["epochs"])]) for cut, dense in pairs
+    ]
+    return {
+        "example": example,
+        "seeds": len(at),
+        "epochs": len(at[0][0]["epochs"]),
+        "times fewer parameters": round(
+            statistics.mean(row["parameters"] / cut["parameters"] for cut, row in at), 1
+        ),
+        "test accuracy, points more": round(statistics.mean(gains), 2),
+        "by seed": ", ".join(f"{gain:+.2f}" for gain in gains),
+        "worst fall after the split": round(max(worst_fall(cut) for cut, _ in at), 2),
+        "share of the time": round(sum(cut["seconds"] for cut, _ in at) / sum(dense_seconds), 2),
+    }
+
+
+def _means(runs: list[Record]) -> dict[str, Any]:
+    epochs = sorted({len(run["epochs"]) for run in runs})
+    return {
+        "seeds": len(runs),
+        "epochs": "-".join(map(str, {epochs[0]: 0, epochs[-1]: 0})),
+        "layers (first seed)": str(runs[0]["dims"]),
+        "parameters": f"{statistics.mean(run['parameters'] for run in runs):,.0f}",
+        "test accuracy, %": _mean_and_span(run["test_accuracy"] for run in runs),
+        "peak, %": _mean_and_span(run["peak_test_accuracy"] for run in runs),
+        "train accuracy, %": _mean_and_span(run["train_accuracy"] for run in runs),
+        "seconds": round(statistics.mean(run["seconds"] for run in runs)),
+    }
+
+
+def _mean_and_span(values: Iterable[float]) -> str:
+    listed = list(values)
+    mean = f"{statistics.mean(listed):.2f}"
+    return mean if len(listed) == 1 else f"{mean} ({min(listed):.2f} to {max(listed):.2f})"
+
+
+def _listed(record: Record, key: str) -> str:
+    return " ".join(str(row[key]) for row in record["epochs"])
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    found = records(parser.parse_args().results)
+    for example in EXAMPLES:
+        for relu in (True, False):
+            for row in example_rows(found, example, output_relu=relu):
+                print(example, "ReLU on outputs" if relu else "linear outputs", row)
+        for method in ("paper", "edge"):
+            for relu in (True, False):
+                compared = paired(found, example, method, output_relu=relu)
+                if compared:
+                    print(method, "ReLU on outputs" if relu else "linear outputs", compared)
+        for row in seed_rows(found, example):
+            print(row)
+
+
+if __name__ == "__main__":
+    main()
