@@ -13,6 +13,7 @@ EXAMPLE = Example(
     (784, 3000, 3000, 500, 10),
     paper_epochs=90,
     fit_cutoff=0.15,
+    edge_after=3,
 )
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ EXAMPLE = Example(
     (784, 2500, 2500, 2500, 2500, 500, 10),
     paper_epochs=30,
     fit_cutoff=0.05,
+    edge_after=3,
 )
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from example_4_4 import EXAMPLE
 NONE = {"bulk_keep": 0.0}
 WAYS = (
     Way("unsplit", "unsplit"),
-    Way("after epoch 2, spikes counted once", "edge", EDGE),
+    Way("after epoch 2, spikes counted once", "edge", {"every": [2], **EDGE}),
     Way("after epoch 2, spikes refined", options={"every": [2], **NONE}),
     Way("after epoch 1, refined", options={"every": [1], **NONE}),
     Way("after epoch 2, 2 % of the bulk kept", options={"every": [2], "bulk_keep": 0.02}),
+    Way("after epoch 3, spikes counted once", options={"every": [3], **EDGE}),
     Way("after epochs 2 and 4, any fit", options={"every": [2, 2], **NONE, "fit_cutoff": None}),
 )
 
