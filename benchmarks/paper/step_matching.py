@@ -22,6 +22,7 @@ def main() -> None:
     """Run what is missing, then print one table per optimizer and share of the bulk."""
     options = parser("Rules for the steps on the factors.")
     options.add_argument("--optimizers", nargs="+", choices=tuple(RATES), default=["sgd", "adam"])
+    options.add_argument("--bulk-keep", type=float, nargs="+", default=[0.0, 0.45])
     given = options.parse_args()
     loaded = images(given)
 
@@ -30,7 +31,7 @@ def main() -> None:
     for optimizer in given.optimizers:
         other = {"optimizer": optimizer, "lr": RATES[optimizer]}
         unsplit = [run(Way("unsplit", "unsplit", other=other), seed) for seed in given.seeds]
-        for keep in (0.0, 0.45):
+        for keep in given.bulk_keep:
             print(f"\n{optimizer}, bulk_keep {keep}: mean test accuracy over {given.seeds}")
             print_row("unsplit", unsplit)
             for rule in RULES:
