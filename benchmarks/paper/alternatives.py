@@ -1,6 +1,6 @@
 """What the field does to the singular values of a net, and regularisers of its noise, in one table.
 
-    python benchmarks/paper/alternatives.py --dims 784 1000 500 10 --seeds 0 1 2 --epochs 6
+    python benchmarks/paper/alternatives.py --dims 784 1000 500 10 --seeds 0 1 2 --epochs 5
 
 Every way trains the same net with the same batches and seeds (lr .05, momentum .9, batch 128).
 Layers are split or truncated once, after epoch 2, with the step matched, unless the name says
@@ -8,8 +8,11 @@ otherwise. Penalties act before the split.
 """
 
 from command import images, parser
-from comparison import Way, print_head, print_row, runner
+from comparison import Way, collect, print_table, runner
 
+EXAMPLE = "alternatives"
+DIMS = (784, 1000, 500, 10)
+EPOCHS = 5
 ONCE = {"every": [2], "fit_cutoff": None}
 STEPS = 469  # batches of 128 in an epoch of 60,000 images
 EDGE = {**ONCE, "bulk_keep": 0.0}
@@ -48,13 +51,10 @@ WAYS = (
 def main() -> None:
     """Run what is missing, then print the table."""
     options = parser("Ways to cut and to regularise, compared.")
-    options.add_argument("--dims", type=int, nargs="+", default=[784, 1000, 500, 10])
+    options.add_argument("--dims", type=int, nargs="+", default=list(DIMS))
     given = options.parse_args()
-    run = runner("alternatives", tuple(given.dims), given.epochs or 6, given, images(given))
-    records = {way.name: [run(way, seed) for seed in given.seeds] for way in WAYS}
-    print_head()
-    for name, found in records.items():
-        print_row(name, found)
+    run = runner(EXAMPLE, tuple(given.dims), given.epochs or EPOCHS, given, images(given))
+    print_table(collect(WAYS, run, given.seeds))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from training import Images, Setup, terminal_line, train
+from training import Images, Setup, read_record, terminal_line, train
 
 Record = dict[str, Any]
 
@@ -22,9 +23,13 @@ class Way:
     other: dict[str, Any] = field(default_factory=dict)
 
 
+#: Makes or reads the run of a way and a seed; None where there is none.
+Runs = Callable[[Way, int], Record | None]
+
+
 def runner(
     example: str, dims: tuple[int, ...], epochs: int, given: argparse.Namespace, images: Images
-) -> Callable[[Way, int], Record]:
+) -> Runs:
     """Return a function that trains the net in one way with one seed."""
 
     def run(way: Way, seed: int) -> Record:
@@ -37,22 +42,55 @@ def runner(
     return run
 
 
-def print_head() -> None:
-    """Print the names of the columns."""
-    print(f"{'':42} parameters   test %  spread   worst fall  train %  seconds")
+def reader(example: str, dims: tuple[int, ...], epochs: int, results: Path) -> Runs:
+    """Return a function that reads the record of a run, None where it was not made."""
+
+    def run(way: Way, seed: int) -> Record | None:
+        setup = Setup(
+            example, dims, epochs, seed=seed, method=way.method, options=way.options, **way.other
+        )
+        return read_record(results / f"{setup.name}.json")
+
+    return run
 
 
-def print_row(name: str, records: list[Record]) -> None:
-    """Print means over the seeds; the worst fall is from one epoch to the next after a split."""
-    accuracies = [record["test_accuracy"] for record in records]
-    print(
-        f"{name:42} {statistics.mean(r['parameters'] for r in records):10,.0f} "
-        f"{statistics.mean(accuracies):8.2f} {max(accuracies) - min(accuracies):7.2f} "
-        f"{max(map(worst_fall, records)):12.2f} "
-        f"{statistics.mean(r['train_accuracy'] for r in records):8.2f} "
-        f"{statistics.mean(r['seconds'] for r in records):8.0f}",
-        flush=True,
-    )
+def collect(ways: Iterable[Way], run: Runs, seeds: Iterable[int]) -> dict[str, list[Record]]:
+    """Return the records of each way, those that there are."""
+    listed = list(seeds)
+    found = {way.name: [run(way, seed) for seed in listed] for way in ways}
+    return {name: kept for name, each in found.items() if (kept := [r for r in each if r])}
+
+
+def rows(table: dict[str, list[Record]]) -> list[dict[str, Any]]:
+    """Return a row for each way: means over its seeds.
+
+    The worst fall is from one epoch to the next after the first split, of all seeds.
+    """
+    made = []
+    for name, records in table.items():
+        accuracies = [record["test_accuracy"] for record in records]
+        made.append(
+            {
+                "training": name,
+                "seeds": len(records),
+                "parameters": f"{statistics.mean(r['parameters'] for r in records):,.0f}",
+                "test accuracy, %": round(statistics.mean(accuracies), 2),
+                "spread": round(max(accuracies) - min(accuracies), 2),
+                "worst fall": round(max(map(worst_fall, records)), 2),
+                "train accuracy, %": round(
+                    statistics.mean(r["train_accuracy"] for r in records), 2
+                ),
+            }
+        )
+    return made
+
+
+def print_table(table: dict[str, list[Record]]) -> None:
+    """Print the rows in columns."""
+    listed = rows(table)
+    widths = {key: max(len(key), *(len(str(row[key])) for row in listed)) for key in listed[0]}
+    for row in ({key: key for key in widths}, *listed):
+        print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()))
 
 
 def worst_fall(record: Record) -> float:

@@ -4,9 +4,10 @@ python benchmarks/paper/schedules.py --seeds 0 1 --epochs 8
 """
 
 from command import EDGE, images, parser
-from comparison import Way, print_head, print_row, runner
+from comparison import Way, collect, print_table, runner
 from example_4_4 import EXAMPLE
 
+EPOCHS = 8
 NONE = {"bulk_keep": 0.0}
 WAYS = (
     Way("unsplit", "unsplit"),
@@ -22,11 +23,8 @@ WAYS = (
 def main() -> None:
     """Run what is missing, then print the table."""
     given = parser("Schedules, compared.").parse_args()
-    run = runner("4.4", EXAMPLE.dims, given.epochs or 8, given, images(given))
-    records = {way.name: [run(way, seed) for seed in given.seeds] for way in WAYS}
-    print_head()
-    for name, found in records.items():
-        print_row(name, found)
+    run = runner("4.4", EXAMPLE.dims, given.epochs or EPOCHS, given, images(given))
+    print_table(collect(WAYS, run, given.seeds))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ keeping 45 % of the bulk and once none of it. Rates: SGD .05 with momentum .9, A
 """
 
 import statistics
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from command import images, parser
-from comparison import Way, runner
+from comparison import Runs, Way, collect, runner
 
+EXAMPLE = "step"
+EPOCHS = 5
 DIMS = (784, 1000, 500, 10)
 SPLIT_AFTER = 2
 RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
@@ -26,27 +30,34 @@ def main() -> None:
     given = options.parse_args()
     loaded = images(given)
 
-    run = runner("step", DIMS, given.epochs or 6, given, loaded)
+    run = runner(EXAMPLE, DIMS, given.epochs or EPOCHS, given, loaded)
 
     for optimizer in given.optimizers:
-        other = {"optimizer": optimizer, "lr": RATES[optimizer]}
-        unsplit = [run(Way("unsplit", "unsplit", other=other), seed) for seed in given.seeds]
         for keep in given.bulk_keep:
-            print(f"\n{optimizer}, bulk_keep {keep}: mean test accuracy over {given.seeds}")
-            print_row("unsplit", unsplit)
-            for rule in RULES:
-                how = {"every": [SPLIT_AFTER], "bulk_keep": keep, "fit_cutoff": None}
-                way = Way(rule or "no matching", options={**how, "match_step": rule}, other=other)
-                print_row(way.name, [run(way, seed) for seed in given.seeds])
+            print(f"\n{optimizer}, bulk_keep {keep}")
+            for row in rows(run, given.seeds, optimizer, keep):
+                print("  ".join(f"{value!s:16}" for value in row.values()))
 
 
-def print_row(name: str, records: list[dict[str, Any]]) -> None:
-    """Print the mean accuracy of each epoch, and the worst fall from one epoch to the next."""
-    curves = [[row["test_accuracy"] for row in record["epochs"]] for record in records]
-    means = [statistics.mean(values) for values in zip(*curves, strict=True)]
-    falls = [curve[i] - curve[i + 1] for curve in curves for i in range(1, len(curve) - 1)]
-    shown = " ".join(f"{mean:6.2f}" for mean in means)
-    print(f"{name:16} {shown}   worst fall {max(falls):.2f}", flush=True)
+def rows(run: Runs, seeds: Iterable[int], optimizer: str, keep: float) -> list[dict[str, Any]]:
+    """Return the mean accuracy of each epoch by rule, and the worst fall of all seeds."""
+    other = {"optimizer": optimizer, "lr": RATES[optimizer]}
+    how = {"every": [SPLIT_AFTER], "bulk_keep": keep, "fit_cutoff": None}
+    ways = [Way("not split", "unsplit", other=other)]
+    ways += [
+        Way(rule or "no matching", options={**how, "match_step": rule}, other=other)
+        for rule in RULES
+    ]
+    made = []
+    for name, records in collect(ways, run, seeds).items():
+        curves = [[row["test_accuracy"] for row in record["epochs"]] for record in records]
+        row: dict[str, Any] = {"rule": name, "seeds": len(records)}
+        for epoch, values in enumerate(zip(*curves, strict=True), start=1):
+            row[f"epoch {epoch}"] = f"{statistics.mean(values):.2f}"
+        falls = [a - b for curve in curves for a, b in pairwise(curve[SPLIT_AFTER - 1 :])]
+        row["worst fall"] = f"{max(falls):.2f}"
+        made.append(row)
+    return made
 
 
 if __name__ == "__main__":

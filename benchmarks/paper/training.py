@@ -88,10 +88,9 @@ def train(
 ) -> dict[str, Any]:
     """Return the record of a run, which is read, gone on with or begun, whatever is there."""
     file = results / f"{setup.name}.json"
-    if file.is_file():
-        record: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        if len(record["epochs"]) >= setup.epochs:
-            return record
+    record = read_record(file)
+    if record is not None and len(record["epochs"]) >= setup.epochs:
+        return record
     torch.set_num_threads(setup.threads)
     torch.set_flush_denormal(True)
     run = _Run(setup, images, states)
@@ -282,6 +281,14 @@ def _conditions(setup: Setup) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if setup.device == "cuda" else platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """Return the record of a run, or None where there is none."""
+    if not file.is_file():
+        return None
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return record
 
 
 def write_whole(path: Path, text: str) -> None:
