@@ -78,7 +78,7 @@ def make_plan(
     InvalidValueError
         A rank that does not fit, or a budget too small.
     """
-    given = check_ranks(ranks or {}, report, targets)
+    given = check_ranks(ranks or {}, report, targets, mode)
     refusals = _refusals(report, targets, mode, fit_cutoff is not None, given)
     rows = [dict(row) for row in report.rows]
     chosen: dict[str, int | None] = {}
@@ -139,7 +139,7 @@ def candidates(
     ranks: Mapping[str, int] | None,
 ) -> list[str]:
     """Return the names of the matrices that a plan with these options may split or truncate."""
-    given = check_ranks(ranks or {}, report, targets)
+    given = check_ranks(ranks or {}, report, targets, mode)
     refusals = _refusals(report, targets, mode, fit_cutoff is not None, given)
     return [name for name, reason in refusals.items() if not reason]
 
@@ -164,9 +164,12 @@ def settle(row: dict[str, Any]) -> None:
 
 
 def check_ranks(
-    ranks: Mapping[str, int], report: Report, targets: Mapping[str, Target]
+    ranks: Mapping[str, int], report: Report, targets: Mapping[str, Target], mode: str
 ) -> dict[str, int]:
-    """Return `ranks` by matrix name (a layer's name stands for all its matrices), checked."""
+    """Return `ranks` by matrix name (a layer's name stands for all its matrices), checked.
+
+    Of `report` the names, the sizes and the reasons of what was skipped are enough.
+    """
     if not isinstance(ranks, Mapping):
         raise InvalidTypeError(
             f"`ranks` is a {type(ranks).__name__}; expected a mapping {{name: rank}}."
@@ -185,6 +188,9 @@ def check_ranks(
             if name not in sizes:
                 reason = next(e["reason"] for e in report.skipped if e["name"] == name)
                 raise InvalidValueError(f"`ranks` names {key!r}, which was skipped: {reason}.")
+            fixed = _fixed(targets[name], mode)
+            if fixed:
+                raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {fixed}.")
             found[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, sizes[name])
     return found
 
@@ -192,6 +198,11 @@ def check_ranks(
 def _unit(target: Target, name: str, mode: str) -> str:
     """Return what shares one rank: the layer when it is split, else the matrix."""
     return target.layer if mode == "split" and not target.whole else name
+
+
+def _fixed(target: Target, mode: str) -> str:
+    """Return why a matrix can only stay as it is, or ""."""
+    return target.tied or (target.whole if mode == "split" else "")
 
 
 def _refusals(
@@ -207,7 +218,7 @@ def _refusals(
     refusals = {}
     for row in report.rows:
         name, target = row["name"], targets[row["name"]]
-        hard = target.tied or (target.whole if mode == "split" else "")
+        hard = _fixed(target, mode)
         if not hard and mode == "split" and target.layer in lost:
             hard = f"{lost[target.layer]} of the same layer was skipped"
         if hard and name in given:

@@ -123,7 +123,8 @@ def prune_file(
             raise _nothing(listed.path, skipped, selection)
         targets = {name: targets[name] for name in chosen}
         sides = {name: sides_of(matrix) for name, matrix in chosen.items()}
-        check_ranks(ranks or {}, sizes_only(sides, {}), targets)  # not after hours of analysis
+        # Not after hours of analysis.
+        check_ranks(ranks or {}, sizes_only(sides, {}), targets, _MODE[form])
         found = analyze_many(chosen, n_jobs=n_jobs, progress=progress, **analysis)
         found = dataclasses.replace(found, skipped=[*found.skipped, *skipped])
         decided = make_plan(

@@ -81,9 +81,20 @@ class FactorOptimizer:
         self.optimizer.register_step_pre_hook(self._before_step)
         self.optimizer.register_step_post_hook(self._after_step)
 
-    def holds(self, parameter: torch.Tensor) -> bool:
-        """Tell whether the optimizer changes that parameter."""
-        return self._place(parameter) is not None
+    def check_holds(self, model: nn.Module) -> None:
+        """Raise where a parameter of the model is trained that the optimizer does not know."""
+        absent = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and self._place(parameter) is None
+        ]
+        if absent:
+            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
+            raise InvalidValueError(
+                f"The optimizer does not hold {shown}; expected all parameters that are trained. "
+                "Build the optimizer over this model's parameters (after moving it to its device), "
+                "or freeze the others: requires_grad_(False)."
+            )
 
     def replace(
         self,
@@ -109,9 +120,7 @@ class FactorOptimizer:
             group, index = place
             group["params"][index : index + 1] = factors
             if "param_names" in group:
-                stem = group["param_names"][index].removesuffix("weight")
-                names = [f"{stem}inner.weight", f"{stem}outer.weight"]
-                group["param_names"][index : index + 1] = names
+                self._rename(group["param_names"], index, layer)
         self.optimizer.state.pop(weight, None)
         self._share.pop(weight, None)
         self._layers[path] = (layer, share)
@@ -136,6 +145,15 @@ class FactorOptimizer:
                 if held is parameter:
                     return group, index
         return None
+
+    def _rename(self, names: list[str], index: int, layer: SplitLayer) -> None:
+        """Name the factors that took the place of a weight, and the bias that went along."""
+        stem = names[index].removesuffix("weight")
+        names[index : index + 1] = [f"{stem}inner.weight", f"{stem}outer.weight"]
+        bias = layer.outer._parameters.get("bias")
+        place = None if bias is None else self._place(bias)
+        if place is not None:
+            place[0]["param_names"][place[1]] = f"{stem}outer.bias"
 
     def shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
         """Return the share of the step for each direction of a weight, or one number for all."""
@@ -177,6 +195,8 @@ class FactorOptimizer:
             if factor.grad is None:
                 continue
             share = self._share[factor]
+            if isinstance(share, torch.Tensor):
+                share = share.to(old)
             group = groups.get(factor)
             if group is not None and group["weight_decay"] and self._decoupled(group):
                 if bool(getattr(self.optimizer, "found_inf", False)):

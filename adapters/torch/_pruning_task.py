@@ -52,7 +52,7 @@ class PruningTask:
         matrices = self.chosen.matrices
         sides = {name: m.shape for name, m in matrices.items() if not m.reason}
         unread = {name: m.reason for name, m in matrices.items() if m.reason}
-        check_ranks(ranks or {}, sizes_only(sides, unread), self.targets)
+        check_ranks(ranks or {}, sizes_only(sides, unread), self.targets, mode)
         self._how: dict[str, Any] = {"mode": mode, "fit_cutoff": fit_cutoff, "ranks": ranks}
         self._more: dict[str, Any] = {"min_saving": min_saving, "budget": budget}
         check_progress(progress)

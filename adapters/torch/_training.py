@@ -55,8 +55,8 @@ class RMTPruner:
         The model itself, not its wrapper; changed in place.
     optimizer : torch.optim.Optimizer
         Over the model's parameters; changed in place. State is carried through a split for SGD,
-        Adam and AdamW; others start the factors afresh, with a warning.
-    every : int, sequence of int, or callable
+        Adam and AdamW; others start the factors afresh, with a warning. LBFGS cannot be used.
+    every : int, iterable of int, or callable
         Epochs in a cycle: a number; the lengths of the first, second, ... cycle, after which no
         more layers are split; or a function of the cycle (0, 1, ...) that returns its length, None
         for no further one.
@@ -74,7 +74,8 @@ class RMTPruner:
         again: the product of its two).
     rule, keep, include, exclude, min_saving, mode, budget, ranks, device, n_jobs, progress
         As for `prune`. Patterns are met with the names of the model as it is: a factor that may be
-        split again is "fc.inner" or "fc.outer". `ranks` counts for the layers it names, once.
+        split again is "fc.inner" or "fc.outer". `ranks` counts for the layers it names, once; so
+        does `budget`, for all layers whose fit is accepted when the first of them is split.
     **options
         Of `rmtspec.analyze`: `alpha`, `beta`, ...
 
@@ -100,12 +101,12 @@ class RMTPruner:
     accuracy for an epoch. Rules of `match_step`, as the share of its step that a factor takes, with
     ``e_i = |column i of B|^2 + |row i of A|^2``, twice the singular value at the split:
 
-    ================  ===========================================================
-    "largest"         1 / max e; what True means
-    "geometric mean"  1 / geometric mean of e
-    "each direction"  1 / e_i for direction i
-    "root of largest" 1 / sqrt(2 max e)
-    ================  ===========================================================
+    =================  ===========================================================
+    "largest"          1 / max e; what True means
+    "geometric mean"   1 / geometric mean of e
+    "each direction"   1 / e_i for direction i
+    "root of largest"  1 / sqrt(2 max e)
+    =================  ===========================================================
 
     Examples
     --------
@@ -165,7 +166,7 @@ class RMTPruner:
             )
         self._ranks = dict(ranks or {})
         self._optimizer = FactorOptimizer(optimizer, match_step, decay)
-        self._check_parameters()
+        self._optimizer.check_holds(model)
         self._start = fingerprint(model, optimizer)
         self.history: list[Report] = []
         self._splits: list[dict[str, Any]] = []
@@ -186,7 +187,8 @@ class RMTPruner:
     def step(self, loss: Any = None) -> Report | None:
         """Count an epoch, and at the end of a cycle split what can be split.
 
-        Call it after the epoch's last step of the optimizer; in every process of a distributed run.
+        Call it after the epoch's last step of the optimizer. In a distributed run call it in every
+        process, and wrap the model again whenever it returns a report.
 
         Parameters
         ----------
@@ -219,8 +221,7 @@ class RMTPruner:
             )
             return None
         report = self._split()
-        if report is not None:
-            self.history.append(dataclasses.replace(report, matrices={}))
+        self.history.append(dataclasses.replace(report, matrices={}))
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,29 +314,16 @@ class RMTPruner:
                 )
         return own | others
 
-    def _check_parameters(self) -> None:
-        """Raise where a weight is trained that the optimizer does not know."""
-        absent = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and not self._optimizer.holds(parameter)
-        ]
-        if absent:
-            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
-            raise InvalidValueError(
-                f"The optimizer does not hold {shown}; expected all parameters that are trained. "
-                "Build the optimizer over this model's parameters (after moving it to its device), "
-                "or freeze the others: requires_grad_(False)."
-            )
-
     def _leave(self, matrix: WeightMatrix) -> str:
         """Return why the training has a matrix left alone, or ""."""
         parameter = matrix.parameter
         if matrix.reason or parameter is None:
             return ""
+        if self._task["budget"] is not None and self._splits:
+            return "the budget is spent: layers were split to it before"
         return "" if parameter.requires_grad else "frozen: requires_grad is False"
 
-    def _split(self) -> Report | None:
+    def _split(self) -> Report:
         plan = decided_once(self._plan)
         matrices = dict(weight_matrices(self.model))
         by_layer: dict[str, list[WeightMatrix]] = {}

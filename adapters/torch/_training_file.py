@@ -4,7 +4,8 @@ import io
 import os
 import pickle
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import rmtspec
 from rmtspec._files import PathLike, finished_file
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
+#: Of an object that cannot be written, or not be read without running code.
+_PICKLE_ERRORS = (pickle.PickleError, TypeError, AttributeError)
 #: Tells a file of ours from another one.
 FORMAT = "rmtspec training"
 SCHEMA = 1
@@ -34,11 +37,11 @@ def write_training(path: PathLike, parts: dict[str, Any]) -> None:
     with finished_file(path) as temporary:
         try:
             torch.save(content, temporary)
+            # Now, not when the training is to be resumed; no tensors are read by that.
+            torch.load(temporary, weights_only=True, mmap=True, map_location="cpu")
         except RuntimeError as error:  # of the writer behind torch.save: a full disk
             raise OSError(str(error)) from error
-        try:  # now, not when the training is to be resumed; tensors are not read by that
-            torch.load(temporary, weights_only=True, mmap=True, map_location="cpu")
-        except pickle.UnpicklingError:
+        except _PICKLE_ERRORS:
             _refuse_objects(states)
             raise
         with temporary.open("rb") as stream:
@@ -76,11 +79,11 @@ def _refuse_objects(states: dict[str, Any]) -> None:
     """Raise for the state that holds what cannot be read without running code."""
     for name, state in states.items():
         stream = io.BytesIO()
-        torch.save(state, stream)
-        stream.seek(0)
         try:
+            torch.save(state, stream)
+            stream.seek(0)
             torch.load(stream, weights_only=True)
-        except pickle.UnpicklingError as error:
+        except _PICKLE_ERRORS as error:
             found = re.search(r"GLOBAL (\S+)", str(error))
             what = f" ({found[1]})" if found else ""
             raise InvalidTypeError(
@@ -94,12 +97,13 @@ def _content(path: PathLike) -> dict[str, Any]:
     if not isinstance(path, str | os.PathLike):
         raise InvalidTypeError(f"The path is {path!r}; expected text or a pathlib.Path.")
     try:
-        content: Any = torch.load(path, weights_only=True, map_location="cpu")
+        with Path(path).open("rb") as stream:
+            content = _loaded(stream, path)
+    except FileError:
+        raise
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         raise FileError(f"{path} cannot be read: {cause}. Check the path.") from error
-    except Exception as error:  # a file of another kind makes the reader trip over anything
-        raise FileError(f"{path} is no file that RMTPruner.save wrote: {_words(error)}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FileError(f"{path} is no file that RMTPruner.save wrote.")
     if content["schema"] > SCHEMA:
@@ -109,6 +113,13 @@ def _content(path: PathLike) -> dict[str, Any]:
         )
     found: dict[str, Any] = content
     return found
+
+
+def _loaded(stream: BinaryIO, path: PathLike) -> Any:
+    try:
+        return torch.load(stream, weights_only=True, map_location="cpu")
+    except Exception as error:  # a file of another kind makes the reader trip over anything
+        raise FileError(f"{path} is no file that RMTPruner.save wrote: {_words(error)}.") from error
 
 
 def _words(error: Exception) -> str:

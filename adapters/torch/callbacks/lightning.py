@@ -1,0 +1,244 @@
+"""Splitting layers while Lightning trains: a callback."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from rmtspec.adapters.torch._schedule import Every
+from rmtspec.adapters.torch._training import RMTPruner
+from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining
+from rmtspec.adapters.torch.callbacks._split_as import fits, is_split, make_layers
+from rmtspec.errors import InvalidValueError, MissingDependencyError
+from rmtspec.report import Report
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+elif "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+    from pytorch_lightning import Callback  # the same library under its old name
+else:
+    try:
+        from lightning.pytorch import Callback
+    except ImportError as error:
+        try:
+            from pytorch_lightning import Callback
+        except ImportError:
+            raise MissingDependencyError(
+                "rmtspec.adapters.torch.callbacks.lightning needs Lightning, which is not "
+                'installed. Install it with: pip install "rmtspec[lightning]"'
+            ) from error
+
+#: Strategies under which one process has the whole model; DDP's wrapper is made anew at a split.
+_WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
+_OTHERS = ("SingleDeviceXLAStrategy", "XLAStrategy", "DeepSpeedStrategy")
+#: Callbacks with a copy of the model, whose layers would stay as they were.
+_COPIES = ("StochasticWeightAveraging", "WeightAveraging")
+
+
+class RMTPrunerCallback(Callback):
+    """Split a LightningModule's layers while it trains: `RMTPruner`, called by the trainer.
+
+    After the last step of each epoch, and after the epoch's validation, the pruner's `step` is
+    called with the mean of the losses that `training_step` returned. What it decides is logged as
+    "rmtspec/parameters_before", "rmtspec/parameters_after" and "rmtspec/layers_split". The states
+    of the callback are in Lightning's checkpoints: ``trainer.fit(model, ckpt_path=...)`` with a
+    freshly built model goes on from there, and ``trainer.test(model, ckpt_path=...)`` works too.
+
+    Parameters
+    ----------
+    every, bulk_keep, fit_cutoff, match_step, decay, **options
+        As for `RMTPruner`.
+
+    Attributes
+    ----------
+    pruner : RMTPruner or None
+        None before training begins.
+    history : list of Report
+        What was decided at the end of each cycle.
+
+    Raises
+    ------
+    InvalidValueError
+        By `fit`, before anything is trained: several optimizers; a strategy that shards the model,
+        or starts processes by spawn or fork; a callback that averages weights. DDP will do.
+
+    Notes
+    -----
+    ``LightningModule.load_from_checkpoint`` does not know of callbacks. Load by hand::
+
+        state = rt.read_state_dict("last.ckpt")
+        model = split_as(Net(), state)  # from rmtspec.adapters.torch.callbacks
+        model.load_state_dict(state)
+
+    Examples
+    --------
+    Where Lightning's `Trainer` would be made:
+
+    >>> from rmtspec.adapters.torch.callbacks.lightning import RMTPrunerCallback
+    >>> pruning = RMTPrunerCallback(every=3, bulk_keep=0.2)
+    >>> trainer = Trainer(max_epochs=12, callbacks=[pruning])  # doctest: +SKIP
+    >>> trainer.fit(model, batches)  # doctest: +SKIP
+    >>> len(pruning.history)  # doctest: +SKIP
+    4
+    """
+
+    def __init__(
+        self,
+        *,
+        every: Every = 3,
+        bulk_keep: float | None = None,
+        fit_cutoff: float | None = 0.1,
+        match_step: bool | str = True,
+        decay: str = "factors",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        own = {
+            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
+            "match_step": match_step, "decay": decay,
+        }  # fmt: skip
+        self._training = PrunedTraining(own | options)
+        self._state: dict[str, Any] | None = None
+        self._held: dict[str, Any] | None = None
+        self._fitting = False
+        self._hook: Any = None
+        self._loss: Any = 0.0
+        self._batches = 0
+
+    @property
+    def pruner(self) -> RMTPruner | None:
+        """The pruner; None before training begins."""
+        return self._training.pruner
+
+    @property
+    def history(self) -> list[Report]:
+        """What was decided at the end of each cycle."""
+        return self._training.history
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Make ready for a checkpoint: Lightning loads the weights before the optimizer is made."""
+        self._fitting = stage == "fit"
+        if self._fitting:
+            _check_trainer(trainer)
+        self._state = self._held = None
+        self._unhook()
+        self._hook = pl_module.register_load_state_dict_pre_hook(self._before_load)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until there is an optimizer."""
+        self._state = state_dict if self._fitting else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs: plain numbers, text and lists."""
+        return self._training.state_dict()
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the pruner, and where a training is resumed the layers and their weights."""
+        self._unhook()
+        held, self._held = self._held, None
+        state, self._state = self._state, None
+        if state is None and held is not None:
+            raise InvalidValueError(
+                "The checkpoint has split layers and no state of RMTPrunerCallback; expected one "
+                "that was written in a training with this callback. Start from its weights "
+                "instead: split_as(model, state_dict), then load them."
+            )
+        if len(trainer.optimizers) != 1:
+            raise InvalidValueError(
+                f"The training has {len(trainer.optimizers)} optimizers; expected one that holds "
+                "all parameters that are trained. Return one from configure_optimizers, with a "
+                "group for each of the present ones."
+            )
+
+        def load() -> None:
+            pl_module.load_state_dict(held, strict=pl_module.strict_loading)
+
+        optimizer = trainer.optimizers[0]
+        self._training.begin(pl_module, optimizer, state, load if held is not None else None)
+        _wrap_again(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count the epochs that a checkpoint has finished."""
+        if self._training.catch_up(trainer.fit_loop.epoch_progress.current.processed):
+            _wrap_again(trainer)
+        self._loss, self._batches = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch's loss to the epoch's, on its device."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            self._loss = self._loss + loss.detach().float().reshape(())
+            self._batches += 1
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Call the pruner, and log what it decided."""
+        loss = self._loss / self._batches if self._batches else None
+        self._loss, self._batches = 0.0, 0
+        if loss is not None:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")
+        figures = self._training.end_epoch(loss)
+        if figures is None:
+            return
+        if figures["rmtspec/layers_split"]:
+            _wrap_again(trainer)
+        if not trainer.barebones:
+            logged = {name: float(value) for name, value in figures.items()}
+            pl_module.log_dict(logged, sync_dist=trainer.world_size > 1)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the module as it was."""
+        self._unhook()
+
+    def _before_load(self, module: Any, state_dict: dict[str, Any], *_: Any) -> None:
+        """Have a checkpoint's weights wait for the optimizer where they need split layers.
+
+        The optimizer is then configured over the layers as the module builds them, as it was when
+        the training began; its groups are those of the checkpoint once the layers are split.
+        """
+        if fits(module, state_dict):
+            return
+        if not self._fitting or is_split(module):
+            make_layers(module, state_dict)
+            return
+        self._held = dict(state_dict)
+        state_dict.clear()
+        state_dict.update(module.state_dict())
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Raise where something would not know the new layers."""
+    strategy = trainer.strategy
+    bases = {base.__name__ for base in type(strategy).__mro__}
+    if not bases.intersection(_WHOLE) or bases.intersection(_OTHERS):
+        raise InvalidValueError(
+            f"The strategy is {type(strategy).__name__}, which would not know the layers that "
+            'replace others while it trains. Use a single device, or Trainer(strategy="ddp").'
+        )
+    if type(strategy.launcher).__name__ == "_MultiProcessingLauncher":
+        raise InvalidValueError(
+            "The strategy starts its processes by spawn or fork and cannot bring split layers "
+            'back from them. Use Trainer(strategy="ddp"), or a single device.'
+        )
+    for callback in trainer.callbacks:
+        if any(base.__name__ in _COPIES for base in type(callback).__mro__):
+            raise InvalidValueError(
+                f"{type(callback).__name__} keeps a copy of the model, whose layers would stay as "
+                "they are. Leave it out while layers are split; average in a training after that."
+            )
+
+
+def _wrap_again(trainer: Any) -> None:
+    """Have DistributedDataParallel know the new layers."""
+    strategy = trainer.strategy
+    if isinstance(strategy.model, DistributedDataParallel):
+        strategy.model = trainer.lightning_module
+        strategy.configure_ddp()

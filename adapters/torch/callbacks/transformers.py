@@ -1,0 +1,259 @@
+"""Splitting layers while the Trainer of transformers trains: a callback."""
+
+import json
+import logging
+from typing import Any
+
+from torch import nn
+
+from rmtspec.adapters.torch._schedule import Every
+from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._training import RMTPruner
+from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining, innermost
+from rmtspec.adapters.torch.callbacks._split_as import make_layers
+from rmtspec.errors import InvalidValueError, MissingDependencyError
+from rmtspec.report import Report
+
+try:
+    from transformers.trainer_callback import ExportableState, TrainerCallback
+except ImportError as error:
+    raise MissingDependencyError(
+        "rmtspec.adapters.torch.callbacks.transformers needs transformers, which is not installed. "
+        'Install it, and accelerate for its Trainer, with: pip install "rmtspec[transformers]"'
+    ) from error
+
+#: Modes of the Trainer in which one process has the whole model.
+_WHOLE = ("not_parallel", "not_distributed")
+
+logger = logging.getLogger(__name__)
+
+
+class RMTPrunerCallback(TrainerCallback, ExportableState):
+    """Split a model's layers while transformers' Trainer trains it: `RMTPruner`, called by that.
+
+    After the last step of each epoch, and before the evaluation and the checkpoint of the epoch,
+    the pruner's `step` is called with the loss that was logged last in the epoch, if any was. What
+    it decides goes to ``trainer.state.log_history``, as "rmtspec/parameters_before",
+    "rmtspec/parameters_after" and "rmtspec/layers_split". The state of the callback is in the
+    Trainer's checkpoints: ``trainer.train(resume_from_checkpoint=...)`` with a freshly built model
+    goes on from there.
+
+    Parameters
+    ----------
+    every, bulk_keep, fit_cutoff, match_step, decay, **options
+        As for `RMTPruner`.
+
+    Attributes
+    ----------
+    pruner : RMTPruner or None
+        None before training begins.
+    history : list of Report
+        What was decided at the end of each cycle.
+
+    Raises
+    ------
+    InvalidValueError
+        Before anything is trained: several processes, FSDP or DeepSpeed.
+
+    Notes
+    -----
+    To resume, pass the callback when the Trainer is made, ``Trainer(model, callbacks=[...])``, and
+    a model: after `add_callback`, with `model_init` or without the callback the Trainer loads the
+    weights into layers that are not split, and fails ("parameter group that doesn't match the size
+    of optimizer's group").
+
+    A callback cannot write to the Trainer's other reports (TensorBoard, Weights & Biases); at level
+    INFO `logging` tells what goes to the log history.
+
+    ``from_pretrained`` cannot read a checkpoint with split layers. Load by hand::
+
+        state = rt.read_state_dict("checkpoint-30/model.safetensors")
+        model = split_as(AutoModelForMaskedLM.from_config(config), state)
+        model.load_state_dict(state, strict=False)  # tied weights are saved once
+        model.tie_weights()
+
+    Examples
+    --------
+    Where the `Trainer` would be made:
+
+    >>> from rmtspec.adapters.torch.callbacks.transformers import RMTPrunerCallback
+    >>> pruning = RMTPrunerCallback(every=3, bulk_keep=0.2)
+    >>> trainer = Trainer(model, args, train_dataset=texts, callbacks=[pruning])  # doctest: +SKIP
+    >>> _ = trainer.train()  # doctest: +SKIP
+    >>> len(pruning.history)  # doctest: +SKIP
+    4
+    """
+
+    def __init__(
+        self,
+        *,
+        every: Every = 3,
+        bulk_keep: float | None = None,
+        fit_cutoff: float | None = 0.1,
+        match_step: bool | str = True,
+        decay: str = "factors",
+        **options: Any,
+    ) -> None:
+        own = {
+            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
+            "match_step": match_step, "decay": decay,
+        }  # fmt: skip
+        self._options = own | options
+        self._training = PrunedTraining(self._options)
+        self._followed: nn.Module | None = None
+        self._loss: float | None = None
+        #: Set by the Trainer where it makes the callback anew from a checkpoint.
+        self.not_restored: list[str] = []
+
+    @property
+    def pruner(self) -> RMTPruner | None:
+        """The pruner; None before training begins."""
+        return self._training.pruner
+
+    @property
+    def history(self) -> list[Report]:
+        """What was decided at the end of each cycle."""
+        return self._training.history
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer writes into its checkpoints, as JSON."""
+        plain = {name: value for name, value in self._options.items() if _is_plain(value)}
+        lost = [name for name in self._options if name not in plain]
+        return {
+            "args": plain,
+            "attributes": {"not_restored": lost},
+            "training": self._training.state_dict(),
+        }
+
+    def on_init_end(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
+        """Make ready for a checkpoint: the Trainer loads its weights before any other event."""
+        _check_arguments(args)
+        self._follow(model, optimizer)
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
+        """Make the pruner."""
+        _check_arguments(args)
+        self._follow(model)  # for the best model that is loaded at the end
+        if self.not_restored:
+            raise InvalidValueError(
+                f"The Trainer made RMTPrunerCallback anew from the checkpoint, which cannot hold "
+                f"{', '.join(self.not_restored)}. Leave out restore_callback_states_from_checkpoint"
+                ": the callback goes on from the checkpoint by itself."
+            )
+        name = type(self).__name__
+        saved = state.stateful_callbacks.setdefault(name, {})
+        if isinstance(saved, list):
+            raise InvalidValueError(
+                f"The Trainer has {len(saved)} callbacks of type {name}; expected one."
+            )
+        resumed = (saved.get("training") or None) if state.global_step else None
+        if resumed is not None:
+            _check_layers(model, resumed["pruner"]["splits"])
+        self._training.begin(model, optimizer, resumed)
+        self._training.catch_up(_finished(state))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Forget the loss of another epoch."""
+        self._loss = None
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Remember the loss."""
+        self._loss = (logs or {}).get("loss", self._loss)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Call the pruner, and log what it decided."""
+        figures = self._training.end_epoch(self._loss)
+        if figures is not None:
+            state.log_history.append({**figures, "epoch": state.epoch, "step": state.global_step})
+            logger.info("epoch %s: %s", state.epoch, figures)
+
+    def _follow(self, model: Any, optimizer: Any = None) -> None:
+        """Have a model take the layers of what is loaded into it."""
+        if isinstance(model, nn.Module) and model is not self._followed:
+            hooked: Any = model  # the method has no types
+            hooked.register_load_state_dict_pre_hook(_LayersOfLoadedState(optimizer))
+            self._followed = model
+
+
+class _LayersOfLoadedState:
+    """A hook that splits a model's layers as the weights that are loaded, without asking.
+
+    An optimizer that was made before gets the factors. Nothing of it goes along where the model is
+    copied or pickled.
+    """
+
+    def __init__(self, optimizer: Any = None) -> None:
+        self._optimizer = innermost(optimizer)
+
+    def __call__(self, module: Any, state_dict: dict[str, Any], *_: Any) -> None:
+        replaced = make_layers(module, state_dict)
+        if self._optimizer is None:
+            return
+        for weight, factors in replaced:
+            for group in self._optimizer.param_groups:
+                places = [i for i, held in enumerate(group["params"]) if held is weight]
+                for place in places:
+                    group["params"][place : place + 1] = factors
+            self._optimizer.state.pop(weight, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+def _finished(state: Any) -> int:
+    """Return the whole epochs behind the trainer."""
+    return int(float(state.epoch or 0.0) + 1e-6)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check_arguments(args: Any) -> None:
+    """Raise where something would not know the new layers."""
+    mode = str(getattr(args.parallel_mode, "value", args.parallel_mode))
+    for used, what in (
+        (args.fsdp, "FSDP"),
+        (args.deepspeed, "DeepSpeed"),
+        (mode not in _WHOLE, f"several processes ({mode})"),
+    ):
+        if used:
+            raise InvalidValueError(
+                f"The Trainer uses {what}, which would not know the layers that replace others "
+                "while it trains. Train in one process, or prune before or after the training: "
+                "rt.prune(model)."
+            )
+
+
+def _check_layers(model: nn.Module, splits: list[dict[str, Any]]) -> None:
+    """Raise where the Trainer has loaded weights into layers that are not those it saved."""
+    modules = dict(model.named_modules())
+    for entry in splits:
+        if not isinstance(modules.get(entry["name"]), SplitLayer):
+            raise InvalidValueError(
+                f"The checkpoint has {entry['name']!r} split and the model does not, so that its "
+                "weights were not loaded. Pass the callback when the Trainer is made, "
+                "Trainer(model, callbacks=[callback]), and a model, not `model_init`."
+            )
