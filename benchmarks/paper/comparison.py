@@ -96,11 +96,12 @@ def print_table(table: dict[str, list[Record]]) -> None:
 def worst_fall(record: Record) -> float:
     """Return the largest fall of the test accuracy between epochs from the first split on."""
     rows = record["epochs"]
-    first = next((i for i, row in enumerate(rows) if _changed(row)), 0)
+    first = next((i for i, row in enumerate(rows) if changed(row)), 0)
     curve = [row["test_accuracy"] for row in rows[first:]]
     return max((a - b for a, b in pairwise(curve)), default=0.0)
 
 
-def _changed(row: dict[str, Any]) -> bool:
+def changed(row: dict[str, Any]) -> bool:
+    """Tell whether anything was split or truncated after an epoch."""
     listed = row.get("change", {}).get("matrices", ())
     return any(matrix["action"] != "keep" for matrix in listed)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from comparison import worst_fall
+from comparison import changed, worst_fall
 from figures import CURVES, NAMES, RESULTS, Record, of, records
 
 EXAMPLES = ("4.1", *CURVES.values())
@@ -48,6 +48,25 @@ def seed_rows(found: list[Record], example: str) -> list[dict[str, Any]]:
                 else None,
                 "dead outputs, each epoch": _listed(record, "dead_outputs"),
                 "classes never predicted, each epoch": _listed(record, "classes_never_predicted"),
+            }
+        )
+    return rows
+
+
+def revived_rows(found: list[Record], example: str) -> list[dict[str, Any]]:
+    """Return for each run of the published algorithm how its lost classes and accuracy went."""
+    rows = []
+    for record in of(found, example, "paper", output_relu=True):
+        epochs = record["epochs"]
+        rows.append(
+            {
+                "example": example,
+                "seed": record["setup"]["seed"],
+                "test accuracy, each epoch, %": " ".join(
+                    f"{row['test_accuracy']:.1f}" for row in epochs
+                ),
+                "classes never predicted": _listed(record, "classes_never_predicted"),
+                "split after epoch": " ".join(str(row["epoch"]) for row in epochs if changed(row)),
             }
         )
     return rows
