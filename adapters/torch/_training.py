@@ -71,7 +71,8 @@ class RMTPruner:
     decay : {"factors", "weight"}
         What the optimizer's weight decay shrinks after a split: each factor, which on the product
         acts like a nuclear norm; or the product, as before the split (of a factor that is split
-        again: the product of its two).
+        again: the product of its two). Decay that the optimizer adds to the gradient (SGD, Adam)
+        is shortened with the step; AdamW's is not.
     rule, keep, include, exclude, min_saving, mode, budget, ranks, device, n_jobs, progress
         As for `prune`. Patterns are met with the names of the model as it is: a factor that may be
         split again is "fc.inner" or "fc.outer". `ranks` counts for the layers it names, once; so
