@@ -215,7 +215,7 @@ def test_without_its_data(tmp_path, monkeypatch):
 def test_torch_is_pinned_in_the_first_line():
     first, *rest = (ROOT / "requirements" / "demo.txt").read_text().splitlines()
     assert first.startswith("torch==")
-    assert not [line for line in rest if line.startswith("torch")]
+    assert not [line for line in rest if line.startswith("torch==")]
     others = (ROOT / "requirements" / "test.txt").read_text().splitlines()
     assert others[0] == "-r demo.txt"
-    assert not [line for line in others if line.startswith("torch")]
+    assert not [line for line in others if line.startswith("torch==")]
