@@ -42,13 +42,16 @@ def runner(
     return run
 
 
-def reader(example: str, dims: tuple[int, ...], epochs: int, results: Path) -> Runs:
+def reader(
+    example: str, dims: tuple[int, ...], epochs: int, results: Path, *, output_relu: bool = False
+) -> Runs:
     """Return a function that reads the record of a run, None where it was not made."""
 
     def run(way: Way, seed: int) -> Record | None:
         setup = Setup(
-            example, dims, epochs, seed=seed, method=way.method, options=way.options, **way.other
-        )
+            example, dims, epochs, seed=seed, output_relu=output_relu, method=way.method,
+            options=way.options, **way.other,
+        )  # fmt: skip
         return read_record(results / f"{setup.name}.json")
 
     return run

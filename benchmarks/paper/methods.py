@@ -36,6 +36,30 @@ class Method:
         """Take it back."""
 
 
+class FreshOptimizer(Method):
+    """The optimizer's state is forgotten every so many epochs, and nothing else is done."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
+        super().__init__(model, optimizer)
+        self.every, self.epoch = every, 0
+        self.unchanged_epochs = every
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Forget the state at the end of a cycle."""
+        self.epoch += 1
+        if self.epoch % self.every == 0:
+            self.optimizer.state.clear()
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many epochs there were."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.epoch = state["epoch"]
+
+
 class Split(Method):
     """Layers split by `RMTPruner`, with its options.
 
@@ -151,6 +175,7 @@ def rounded(values: Any) -> list[float]:
 
 METHODS: dict[str, type[Method]] = {
     "unsplit": Method,
+    "fresh-optimizer": FreshOptimizer,
     "paper": Split,  # the algorithm with the options of the paper
     "edge": Split,  # all of the bulk removed, once
     "split": Split,  # any other options

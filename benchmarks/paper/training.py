@@ -210,8 +210,9 @@ class _Run:
         return self.states / f"{self.setup.stem}-epoch{epoch}.pt"
 
     def _resume(self) -> None:
-        """Go on from the run's own state, else from the unsplit run's where both are the same."""
-        shared = min(self.method.unchanged_epochs, self.setup.epochs)
+        """Go on from the run's own state, else from one the unsplit run kept, if both are the same."""
+        unsplit = self.setup.method == "unsplit"
+        shared = min(max(KEPT) if unsplit else self.method.unchanged_epochs, self.setup.epochs)
         places = [(self.own, 0)]
         places += [(self._stem(epoch), epoch) for epoch in range(shared, 0, -1)]
         found = next(((path, epoch) for path, epoch in places if path.is_file()), None)
@@ -220,7 +221,7 @@ class _Run:
         path, epoch = found
         state = torch.load(path, weights_only=True, map_location=self.setup.device)
         self.epochs, self.shared = state["epochs"], state["shared"]
-        if epoch:  # the other run's method did nothing so far, and nor had this one
+        if epoch and not unsplit:  # that run's method did nothing so far, and nor had this one
             self.shared = epoch
             for _ in range(epoch - 1):
                 self.method.after_epoch(0.0)
@@ -228,7 +229,7 @@ class _Run:
             self.method.load_state_dict(state["method"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if epoch and len(self.epochs) == shared:
+        if epoch and not unsplit and len(self.epochs) == shared:
             self._change_last()
 
     def _change_last(self) -> None:
