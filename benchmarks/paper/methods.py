@@ -60,6 +60,33 @@ class FreshOptimizer(Method):
         self.epoch = state["epoch"]
 
 
+class RaisedRate(Method):
+    """The learning rate is multiplied once, after an epoch, and nothing else is done."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, after: int, factor: float
+    ) -> None:
+        super().__init__(model, optimizer)
+        self.after, self.factor, self.epoch = after, factor, 0
+        self.unchanged_epochs = after
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Raise the rate when it is time."""
+        self.epoch += 1
+        if self.epoch == self.after:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= self.factor
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many epochs there were; the rate is in the optimizer's state."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.epoch = state["epoch"]
+
+
 class Split(Method):
     """Layers split by `RMTPruner`, with its options.
 
@@ -176,6 +203,7 @@ def rounded(values: Any) -> list[float]:
 METHODS: dict[str, type[Method]] = {
     "unsplit": Method,
     "fresh-optimizer": FreshOptimizer,
+    "raised-rate": RaisedRate,
     "paper": Split,  # the algorithm with the options of the paper
     "edge": Split,  # all of the bulk removed, once
     "split": Split,  # any other options

@@ -18,6 +18,14 @@ SPLIT = {"every": CYCLE, "fit_cutoff": EXAMPLE.fit_cutoff}
 WAYS = (
     Way("unsplit", "unsplit"),
     Way("unsplit, optimizer fresh every 3 epochs", "fresh-optimizer", {"every": CYCLE}),
+    *(
+        Way(
+            f"unsplit, {factor:g} times the learning rate",
+            "raised-rate",
+            {"after": CYCLE, "factor": factor},
+        )
+        for factor in (2.0, 4.0)
+    ),
     Way("truncated, not split", options={**SPLIT, "mode": "truncate"}),
     Way("split, steps matched", options={**SPLIT, "match_step": True}),
     Way(
