@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from rmtspec._bema import bema as bema
     from rmtspec._fit_test import FitTest as FitTest
     from rmtspec._fit_test import fit_test as fit_test
+    from rmtspec._merge_checkpoint import merge_checkpoint as merge_checkpoint
+    from rmtspec._prune_checkpoint import prune_checkpoint as prune_checkpoint
     from rmtspec._rank import RankDecision as RankDecision
     from rmtspec._rank import choose_rank as choose_rank
+    from rmtspec._scan import analyze_checkpoint as analyze_checkpoint
     from rmtspec._spectrum import Spectrum as Spectrum
     from rmtspec._spectrum import spectrum as spectrum
     from rmtspec._split import SplitFactors as SplitFactors
@@ -49,10 +52,13 @@ _HOME = {
     "SplitFactors": "_split",
     "TracyWidom": "laws.tracy_widom",
     "analyze": "_analysis",
+    "analyze_checkpoint": "_scan",
     "analyze_many": "report",
     "bema": "_bema",
     "choose_rank": "_rank",
     "fit_test": "_fit_test",
+    "merge_checkpoint": "_merge_checkpoint",
+    "prune_checkpoint": "_prune_checkpoint",
     "spectrum": "_spectrum",
     "split": "_split",
 }
@@ -70,6 +76,7 @@ __all__ = [
     "SplitFactors",
     "TracyWidom",
     "analyze",
+    "analyze_checkpoint",
     "analyze_many",
     "bema",
     "checkpoint",
@@ -78,7 +85,9 @@ __all__ = [
     "errors",
     "fit_test",
     "laws",
+    "merge_checkpoint",
     "plot",
+    "prune_checkpoint",
     "reproduce",
     "spectrum",
     "split",

@@ -2,70 +2,182 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from rmtspec._dry_run import DryRun
     from rmtspec.report import Report
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[int, int | None, str], None] | None]:
-    """Give a callback that moves a bar on stderr, or None where there is nobody to see it."""
+def progress_bar(
+    operations: Mapping[str, int] | None = None, steps: Sequence[str] = ("analysing",)
+) -> Iterator[Callable[[int, int | None, str], None]]:
+    """Give a callback that shows on stderr how far the work is: a bar, or lines in a log.
+
+    `operations` tells the cost of each matrix by name, which rate and remaining time of the first
+    of the `steps` go by; the others, which begin where the count does anew, go by the count.
+    """
+    work = _Work(operations, steps)
     if not sys.stderr.isatty():
-        yield None
+        yield _Log(work)
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("analysing", total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    shown = TextColumn("{task.fields[words]}")
+    with Progress(*columns, shown, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(steps[0], total=1.0, words="")
 
-        def step(done: int, total: int | None, name: str) -> None:
-            bar.update(task, completed=done, total=total)
+        def step(done: int, count: int | None, name: str) -> None:
+            work.note(done, count, name)
+            bar.update(task, completed=work.share, description=work.step, words=work.words())
 
         yield step
 
 
-def show(found: "Report") -> None:
-    """Print the table, as wide as it needs to be where no terminal limits it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+class _Work:
+    """How far the work is: as a share, and in words."""
 
+    _START = 1.0  # seconds in which what a journal holds already goes by
+
+    def __init__(self, operations: Mapping[str, int] | None, steps: Sequence[str]) -> None:
+        self._steps = list(steps)
+        self._begin(operations)
+
+    def _begin(self, operations: Mapping[str, int] | None) -> None:
+        self._operations = operations
+        self._done, self._count, self._worked = 0, 0, 0
+        self.share = 0.0
+        self._began = time.monotonic()
+        self._from = (self._began, 0.0, 0)  # when the work proper began; share and operations then
+
+    @property
+    def step(self) -> str:
+        return self._steps[0]
+
+    def note(self, done: int, count: int | None, name: str) -> None:
+        """Take what a progress callback is told."""
+        if done <= self._done:  # the next step begins
+            self._steps = self._steps[1:] or self._steps
+            self._begin(None)
+        self._done, self._count = done, count or 0
+        if self._operations:
+            self._worked += self._operations.get(name, 0)
+            self.share = self._worked / max(1, sum(self._operations.values()))
+        elif count:
+            self.share = done / count
+        now = time.monotonic()
+        if now - self._began < self._START:
+            self._from = (now, self.share, self._worked)
+
+    def words(self) -> str:
+        """Return "12 of 291 matrices, 38 Gflop/s, about 12 min left"."""
+        words = f"{self._done} of {self._count} matrices" if self._count else f"{self._done}"
+        began, share, worked = self._from
+        passed, gained = time.monotonic() - began, self.share - share
+        if passed > self._START and gained > 0 and self.share < 1:
+            if self._operations:
+                words += f", {(self._worked - worked) / passed / 1e9:.0f} Gflop/s"
+            words += f", about {duration(passed * (1 - self.share) / gained)} left"
+        return words
+
+
+class _Log:
+    """Lines about long work, for people who read a log: none in the first half minute."""
+
+    _EVERY = 30.0  # seconds
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, count: int | None, name: str) -> None:
+        self._work.note(done, count, name)
+        now = time.monotonic()
+        if now - self._said >= self._EVERY and done != count:
+            self._said = now
+            work = self._work
+            click.echo(f"{work.step}: {work.words()} ({work.share:.0%})", err=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "0.4 s", "3 min", "2.5 h"."""
+    if seconds < 0.1:
+        return "< 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def show(found: "Report") -> None:
+    """Print the table of a report, what was skipped, and what is kept."""
     from rmtspec._sources import grouped
 
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else 100_000, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     header, lines = found.cells()
-    for title in header:
-        numeric = title in ("spikes", "rank", "kept")
-        table.add_column(title, justify="right" if numeric else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    console.print(table)
+    table(header, lines, numeric=("spikes", "rank", "kept"))
     click.echo(f"{len(found.rows)} analysed, {len(found.skipped)} skipped; {found.kept()}")
     for reason, names in grouped(found.skipped):
         click.echo(f"skipped {names}: {reason}")
 
 
-def nothing(path: Path, skipped: list[dict[str, str]], unmet: list[str]) -> str:
-    """Return the message for a file in which nothing can be analysed.
+def table(
+    header: Sequence[str], lines: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
+) -> None:
+    """Print a table, as wide as it needs to be where no terminal limits it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    `unmet` are the patterns that met no name.
-    """
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=None if terminal else 100_000, highlight=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in header:
+        shown.add_column(title, justify="right" if title in numeric else "left", overflow="fold")
+    for line in lines:
+        shown.add_row(*map(Text, line))
+    console.print(shown)
+
+
+def show_costs(found: "DryRun") -> None:
+    """Print what a scan would cost: a line for the matrices of each size, and the sums."""
     from rmtspec._sources import grouped
 
-    lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
-    if not lines:
-        return f"{path} holds no tensors; expected at least one matrix."
-    lines += [f"  no name meets {one_line(pattern)}" for pattern in unmet]
-    return "\n".join([f"Nothing in {path} could be analysed.", *lines])
+    header = ("matrices", "kind", "size", "dtype", "break-even", "operations", "time")
+    lines = [
+        (
+            str(group["matrices"]),
+            group["kind"],
+            f"{group['rows']} x {group['columns']}",
+            group["dtype"],
+            f"{group['break_even']:.1f}",
+            f"{group['operations']:.2g}",
+            duration(group["seconds"]),
+        )
+        for group in found.groups()
+    ]
+    table(header, lines, numeric=("matrices", "break-even", "operations", "time"))
+    several = f" with {found.n_jobs} processes" if found.n_jobs > 1 else ""
+    click.echo(
+        f"{len(found.rows)} matrices, {found.parameters:,} parameters, "
+        f"{found.operations:.3g} floating-point operations"
+    )
+    click.echo(
+        f"Estimated for this machine{several}: {duration(found.seconds)}, "
+        f"{found.memory / 1e9:.1f} GB of memory"
+    )
+    for reason, names in grouped(found.skipped):
+        click.echo(f"will be skipped {names}: {reason}")
 
 
 def one_line(message: str) -> str:

@@ -16,12 +16,15 @@ PathLike = str | os.PathLike[str]
 
 
 def write_atomically(path: PathLike, content: str | bytes) -> Path:
-    """Write `content` (text as UTF-8) to `path` in one step.
+    """Write `content` to `path` in one step, text as UTF-8.
+
+    What UTF-8 lacks (halves of surrogate pairs, from names of files in other encodings) is
+    written with a backslash, as JSON does it.
 
     The content goes to a new file in the same folder, which then takes the name. Whatever fails,
     a file that was there before is kept as it was. The folder must exist.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with finished_file(path) as temporary, temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()

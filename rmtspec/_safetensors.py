@@ -1,4 +1,4 @@
-"""Reading a .safetensors file: its header, checked, and the bytes of one tensor.
+"""Reading the header of a .safetensors file, checked.
 
 The safetensors package cannot give bfloat16 or float8 tensors to numpy, and its errors do not
 say which tensor is at fault; the format is small enough to read here.
@@ -8,13 +8,10 @@ import itertools
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from rmtspec._stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError
 
 #: The format's own limit.
@@ -45,50 +42,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One entry of the header.
-
-    Attributes
-    ----------
-    name : str
-        Of the tensor.
-    dtype : str
-        As the file calls it ("BF16").
-    shape : tuple of int
-        Its sides.
-    begin, end : int
-        Its bytes in the file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def numpy_name(self) -> str:
-        """The dtype for `named_dtype`; empty where numpy has none."""
-        return DTYPES.get(self.dtype, "")
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype of numpy or ml_dtypes."""
-        return named_dtype(self.numpy_name)
-
-
-def named_dtype(name: str) -> np.dtype[Any]:
-    """Return the dtype of numpy, or of ml_dtypes for its short floats."""
-    if name.startswith(("bfloat", "float8")):
-        import ml_dtypes
-
-        short: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return short
-    return np.dtype(name)
-
-
-def stored_tensors(file: Path) -> list[StoredTensor]:
+def stored_tensors(file: Path) -> list[MappedTensor]:
     """Return the tensors that the header of `file` lists, or raise where it cannot be right."""
     header, begin, size = _header(file)
     header.pop(METADATA, None)
@@ -103,20 +57,6 @@ def stored_metadata(file: Path) -> dict[str, str]:
     if not isinstance(found, dict):
         return {}
     return {key: value for key, value in found.items() if isinstance(value, str)}
-
-
-def stored_bytes(file: Path, tensor: StoredTensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor as they stand in the file, memory-mapped."""
-    size = tensor.end - tensor.begin
-    if size == 0:  # nothing to map
-        return np.empty(0, np.uint8)
-    try:
-        return np.memmap(file, np.uint8, mode="r", offset=tensor.begin, shape=(size,))
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"{file} cannot be read at {tensor.name!r}: {error}. Was it changed meanwhile? "
-            "Read it again."
-        ) from error
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
@@ -163,7 +103,7 @@ def looks_like(start: bytes) -> str:
     return ": its first bytes are of no format known here. Save it in that format, or rename it."
 
 
-def _tensor(file: Path, name: str, entry: Any, begin: int) -> StoredTensor:
+def _tensor(file: Path, name: str, entry: Any, begin: int) -> MappedTensor:
     """Return what the header says of a tensor, if it is consistent."""
     try:
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -176,9 +116,12 @@ def _tensor(file: Path, name: str, entry: Any, begin: int) -> StoredTensor:
             f"{file} is damaged: its header's entry of {name!r} is {str(entry)[:80]}; expected "
             "dtype, shape and two ascending data_offsets. Save the file again."
         )
-    tensor = StoredTensor(name, dtype, tuple(shape), begin + first, begin + last)
-    if tensor.numpy_name:
-        needed = math.prod(shape) * tensor.numpy_dtype.itemsize
+    numpy_name = DTYPES.get(dtype, "")
+    tensor = MappedTensor(
+        str(file), name, dtype, numpy_name, tuple(shape), begin + first, begin + last
+    )
+    if numpy_name:
+        needed = math.prod(shape) * named_dtype(numpy_name).itemsize
         if needed != last - first:
             raise FileError(
                 f"{file} is damaged: the tensor {name!r} has {last - first} bytes, and its shape "
@@ -187,7 +130,7 @@ def _tensor(file: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     return tensor
 
 
-def _check_spans(file: Path, tensors: list[StoredTensor], size: int) -> None:
+def _check_spans(file: Path, tensors: list[MappedTensor], size: int) -> None:
     """Raise where tensors lie past the end of the file, or on each other."""
     for tensor in tensors:
         if tensor.end > size:

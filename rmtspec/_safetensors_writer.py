@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,11 +16,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._safetensors import DTYPES, METADATA, named_dtype
+from rmtspec._safetensors import DTYPES, METADATA
+from rmtspec._stored import named_dtype
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Header and tensors begin at multiples of it.
 _ALIGNMENT = 8
+_READ_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,20 @@ class Outgoing:
     shape : tuple of int
         Its sides.
     load : callable
-        Called without arguments when its turn comes; returns an array whose bytes are right.
+        Called without arguments when its turn comes; returns an array whose bytes are right, or
+        an iterable of arrays whose bytes one after the other are.
     stored_bytes : int, optional
         Its size; needed only for a dtype that numpy lacks.
+    costly : bool
+        Whether `load` computes more than it copies.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    load: Callable[[], NDArray[Any]]
+    load: Callable[[], NDArray[Any] | Iterable[NDArray[Any]]]
     stored_bytes: int | None = None
+    costly: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -72,13 +78,32 @@ def format_dtype(dtype: np.dtype[Any]) -> str:
 
 
 def write_safetensors(
-    path: Path, tensors: Sequence[Outgoing], metadata: dict[str, str] | None = None
+    path: Path,
+    tensors: Sequence[Outgoing],
+    metadata: dict[str, str] | None = None,
+    *,
+    written: Collection[str] = (),
+    note: Callable[[Outgoing], None] | None = None,
 ) -> str:
     """Write the file, one tensor in memory at a time, and return its SHA-256 in hexadecimal.
 
     Tensors are ordered by the size of their entries, large ones first, then by name, so that
     each is aligned. The file is on the disk when this returns; it is left unfinished where
-    something fails, so write into `finished_folder`.
+    something fails, so write into `finished_folder` or `work_folder`.
+
+    Parameters
+    ----------
+    path : Path
+        The file; replaced if it is there, unless `written` says that it is to be gone on with.
+    tensors : sequence of Outgoing
+        What it shall hold.
+    metadata : dict of str to str, optional
+        Free text of its header.
+    written : collection of str
+        Names of tensors that an earlier call wrote: those that come first in the order are not
+        made again.
+    note : callable, optional
+        Called with each tensor when it is on the disk.
 
     Raises
     ------
@@ -86,6 +111,34 @@ def write_safetensors(
         Two tensors of one name, or one whose array has another size than announced.
     """
     ordered = sorted(tensors, key=lambda tensor: (-_entry_bytes(tensor), tensor.name))
+    start = _start(path, ordered, metadata)
+    count = next((i for i, t in enumerate(ordered) if t.name not in written), len(ordered))
+    kept = len(start) + sum(tensor.nbytes for tensor in ordered[:count])
+    there = path.exists() and path.stat().st_size >= kept
+    with path.open("r+b" if count and there else "wb") as stream:
+        if not (count and there):
+            count = 0
+            stream.write(start)
+            digest = hashlib.sha256(start)
+        else:
+            digest = _digest_of(stream, kept)
+            stream.truncate(kept)
+        pending: list[Outgoing] = []
+        for index, tensor in enumerate(ordered[count:], count):
+            _append(tensor, stream, digest)
+            pending.append(tensor)
+            # What cost work is made safe at once, what was copied with the next of these.
+            if note is not None and (tensor.costly or index == len(ordered) - 1):
+                _to_disk(stream)
+                for made in pending:
+                    note(made)
+                pending = []
+        _to_disk(stream)
+    return digest.hexdigest()
+
+
+def _start(path: Path, ordered: Sequence[Outgoing], metadata: dict[str, str] | None) -> bytes:
+    """Return the first bytes of the file: the length of the header, and the header."""
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     position = 0
     for tensor in ordered:
@@ -106,29 +159,45 @@ def write_safetensors(
         position = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % _ALIGNMENT)
-    start = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(start)
-    with path.open("wb") as stream:
-        stream.write(start)
-        for tensor in ordered:
-            _append(tensor, stream, digest)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return digest.hexdigest()
+    return len(text).to_bytes(8, "little") + text
 
 
 def _append(tensor: Outgoing, stream: IO[bytes], digest: Any) -> None:
     """Load a tensor and write it; its memory is free when this returns."""
-    array = np.ascontiguousarray(tensor.load())
-    if array.nbytes != tensor.nbytes:
+    loaded = tensor.load()
+    pieces: Iterable[NDArray[Any]] = (loaded,) if isinstance(loaded, np.ndarray) else loaded
+    size, shown = 0, ""
+    for piece in pieces:
+        array = np.ascontiguousarray(piece)
+        size += array.nbytes
+        if size > tensor.nbytes:
+            shown = f", an array of shape {array.shape} of {array.dtype}"
+            break
+        content = array.reshape(-1).view(np.uint8).data
+        stream.write(content)
+        digest.update(content)
+        shown = f", an array of shape {array.shape} of {array.dtype}"
+        del piece, array, content  # before the next one is made
+    if size != tensor.nbytes:
         raise InvalidValueError(
-            f"The tensor {tensor.name!r} is {array.nbytes} bytes, an array of shape {array.shape} "
-            f"of {array.dtype}; expected the {tensor.nbytes} bytes of shape {tensor.shape} of "
-            f"{tensor.dtype}."
+            f"The tensor {tensor.name!r} is {size} bytes{shown}; expected the {tensor.nbytes} "
+            f"bytes of shape {tensor.shape} of {tensor.dtype}."
         )
-    content = array.reshape(-1).view(np.uint8).data
-    stream.write(content)
-    digest.update(content)
+
+
+def _digest_of(stream: IO[bytes], size: int) -> Any:
+    """Return the running digest of the first bytes of a file."""
+    digest, left = hashlib.sha256(), size
+    while left:
+        part = stream.read(min(left, _READ_AT_ONCE))
+        digest.update(part)
+        left -= len(part)
+    return digest
+
+
+def _to_disk(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _entry_bytes(tensor: Outgoing) -> int:

@@ -60,6 +60,18 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
     return shown
 
 
+def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:
+    """Return the message for a checkpoint in which nothing can be analysed.
+
+    `unmet` are the patterns that met no name.
+    """
+    lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
+    if not lines:
+        return f"{path} holds no tensors; expected at least one matrix."
+    lines += [f"  no name meets {printable(pattern)}" for pattern in unmet]
+    return "\n".join([f"Nothing in {path} could be analysed.", *lines])
+
+
 def printable(words: str) -> str:
     """Return `words` with control characters, which a terminal would obey, spelled out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

@@ -1,5 +1,6 @@
 """Spectrum: the eigenvalues of a matrix, with what is needed to read them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,26 @@ class Spectrum:
             "dropped_columns": self.dropped_columns,
             "eigenvalues": self.eigenvalues.tolist(),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Spectrum":
+        """Return the spectrum whose `to_dict` is given, the same to the last bit.
+
+        The eigenvalues may be an array.
+        """
+        spec = object.__new__(cls)
+        rows, columns = values["shape"]
+        spec._fill(
+            np.array(values["eigenvalues"], dtype=np.float64),
+            values["n"],
+            (rows, columns),
+            values["method"],
+            values["dtype"],
+            values["rounding_variance"],
+            values["dropped_rows"],
+            values["dropped_columns"],
+        )
+        return spec
 
     def __repr__(self) -> str:
         low, high = self.eigenvalues[0], self.eigenvalues[-1]

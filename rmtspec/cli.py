@@ -1,11 +1,10 @@
-"""The command line: `rmtspec analyze`, `rmtspec prune`, `rmtspec reproduce`, `rmtspec demo`.
+"""The command line: `rmtspec analyze`, `prune`, `merge`, `reproduce` and `demo`.
 
 Exit status: 0 done; 1 the input could not be used, or nothing in it could be analysed; 2 wrong
 usage; 130 interrupted.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rmtspec import __version__
-from rmtspec._cli_output import nothing, one_line, progress_bar, show
+from rmtspec._cli_output import one_line, progress_bar, show
 from rmtspec.errors import RmtspecError
 
 if TYPE_CHECKING:
+    from rmtspec._selection import Selection
+    from rmtspec.checkpoint import Checkpoint
     from rmtspec.report import Report
 
 _RULES = ("bema", "energy", "fraction")
@@ -37,7 +38,7 @@ class _Group(click.Group):
         except RmtspecError as error:
             raise click.ClickException(one_line(str(error))) from None
         except KeyboardInterrupt:
-            click.echo("\nInterrupted.", err=True)
+            click.echo("Interrupted.", err=True)
             ctx.exit(130)
 
 
@@ -54,7 +55,17 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Write the report here too; the suffix says how: .html, .csv or .json.",
 )
+@click.option(
+    "--resume",
+    "journal",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Keep a journal here; where it is there already, go on with it.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, from the headers alone.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores.")
+@click.option("--threads", type=int, help="BLAS threads of each; the cores divided by default.")
+@click.option("--device", help="Compute on this device of torch, as cuda.")
 @click.option(
     "--alpha", type=float, default=0.2, show_default=True, help="Share left out on each side."
 )
@@ -83,33 +94,53 @@ def main() -> None:
 def analyze(
     path: Path,
     out: Path | None,
+    journal: Path | None,
+    dry_run: bool,
     jobs: int,
+    threads: int | None,
+    device: str | None,
     no_refine: bool,
     fit_cutoff: float | None,
     include: str | None,
     exclude: str | None,
     **numbers: Any,
 ) -> None:
-    """Analyse the matrices in PATH, a .safetensors, .npz or .npy file."""
+    """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
+
+    PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder with an index and its
+    shards, a single file, or .npy files. One matrix is in memory at a time.
+    """
     options = {**numbers, "refine": not no_refine, "cutoff": fit_cutoff}
     from rmtspec import checkpoint, report
+    from rmtspec._dry_run import operations_of
+    from rmtspec._scan import analyze_checkpoint
     from rmtspec._selection import Selection
+    from rmtspec._sources import nothing_in
 
     with _usage():
         selection = Selection(include, exclude)
         report.check_options(options)
         report.check_jobs(jobs)
+        _check_threads(threads)
         _check_report(out)
     listed = checkpoint.matrices_in(path)
-    chosen, left_out = selection.choose(listed.matrices)
-    skipped = [*listed.skipped, *left_out]
-    if not chosen:
-        raise click.ClickException(nothing(path, skipped, selection.unmet))
-    with progress_bar() as progress:
-        found = report.analyze_many(chosen, n_jobs=jobs, progress=progress, **options)
-    found = dataclasses.replace(found, skipped=[*found.skipped, *skipped])
+    if dry_run:
+        _show_costs(listed, selection, jobs, threads)
+        return
+    device = _usable(device)
+    operations = operations_of(selection.choose(listed.matrices)[0].values())
+    hint = (
+        f"What was done is in {journal}: the same command goes on with it."
+        if journal is not None
+        else "With --resume FILE a scan goes on where it was."
+    )
+    with _hint(hint), progress_bar(operations) as progress:
+        found = analyze_checkpoint(
+            listed, include=include, exclude=exclude, journal=journal, n_jobs=jobs,
+            threads=threads, device=device, progress=progress, **options,
+        )  # fmt: skip
     if not found.rows:
-        raise click.ClickException(nothing(path, found.skipped, selection.unmet))
+        raise click.ClickException(nothing_in(path, found.skipped, selection.unmet))
     _deliver(found, out)
 
 
@@ -144,6 +175,7 @@ def analyze(
     "--dry-run", is_flag=True, help="Show the plan and write nothing; OUT may be left out."
 )
 @click.option("--jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores.")
+@click.option("--threads", type=int, help="BLAS threads of each; the cores divided by default.")
 @click.option("--alpha", type=float, show_default="0.2", help="Share left out on each side.")
 @click.option("--beta", type=float, show_default="0.1", help="Chance of a spike in pure noise.")
 @click.option(
@@ -159,13 +191,21 @@ def prune(
     plan: Path | None,
     dry_run: bool,
     jobs: int,
+    threads: int | None,
     report_file: Path | None,
     **request: Any,
 ) -> None:
-    """Prune the matrices of IN, a .safetensors file, into OUT, a new or empty folder."""
+    """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
+
+    Killed at any point and run again in the same way, it goes on where it was.
+    """
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run goes without.")
-    from rmtspec._prune_file import check_request, prune_file
+    from rmtspec import checkpoint
+    from rmtspec._companions import companions
+    from rmtspec._dry_run import operations_of
+    from rmtspec._prune_checkpoint import check_request, prune_checkpoint
+    from rmtspec._work_folder import work_path
     from rmtspec.report import Report
 
     given = {name: value for name, value in request.items() if value is not None}
@@ -173,14 +213,42 @@ def prune(
     if plan is not None:
         given["plan"] = Report.from_json(plan)
     with _usage():
-        check_request(out, **given)
+        selection, _ = check_request(out, **given)
+        _check_threads(threads)
         _check_report(report_file)
-    with progress_bar() as progress:
-        done = prune_file(path, out, dry_run=dry_run, progress=progress, **given)
-    _deliver(done, report_file)
+    listed = checkpoint.matrices_in(path, parts=given["form"] == "dense")
+    operations = operations_of(selection.choose(listed.matrices)[0].values())
+    hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command goes on."
+    with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
+        done = prune_checkpoint(
+            listed, out, dry_run=dry_run, report=report_file, threads=threads, progress=progress,
+            **given,
+        )  # fmt: skip
+    show(done)
+    if report_file is not None:
+        if dry_run:
+            done.save(report_file)
+        click.echo(f"Report written to {report_file}")
     before, after = done.totals["bytes_before"], done.totals["bytes_after"]
     click.echo(f"{before:,} bytes of tensors become {after:,} ({after / before:.1%})")
+    left = companions(listed)[1]
+    if left:
+        click.echo(f"Not copied: {', '.join(left)}")
     click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
+
+
+@main.command()
+@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def merge(folder: Path, out: Path) -> None:
+    """Multiply the factors in IN, written by prune, into dense weights in OUT, a new folder."""
+    from rmtspec._files import empty_folder
+    from rmtspec._merge_checkpoint import merge_checkpoint
+
+    with _usage():
+        empty_folder(out)
+    merged = merge_checkpoint(folder, out)
+    click.echo(f"{len(merged)} matrices multiplied out. Written to {out}")
 
 
 @main.command()
@@ -234,6 +302,16 @@ def _usage() -> Iterator[None]:
         raise click.UsageError(one_line(str(error))) from None
 
 
+@contextlib.contextmanager
+def _hint(words: str) -> Iterator[None]:
+    """Say how to go on to who interrupts the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\n{one_line(words)}" if words else "", err=True)
+        raise
+
+
 def _check_report(file: Path | None) -> None:
     """Raise now what writing the report would raise after all the work."""
     if file is not None:
@@ -242,6 +320,40 @@ def _check_report(file: Path | None) -> None:
 
         check_suffix(file)
         check_writable(file)
+
+
+def _check_threads(threads: int | None) -> None:
+    """Raise where the number of BLAS threads is none."""
+    if threads is not None and threads < 1:
+        raise click.BadParameter(f"{threads} is below 1.", param_hint="--threads")
+
+
+def _usable(device: str | None) -> str | None:
+    """Return the device if it can be used; else say so and compute on the CPU."""
+    if device is None:
+        return None
+    from rmtspec.adapters.torch._eigensolver import usable_device
+    from rmtspec.errors import InvalidValueError
+
+    try:
+        return str(usable_device(device))
+    except InvalidValueError as error:
+        words = str(error).partition(" Expected")[0]
+        click.echo(one_line(f"{words} Computing on the CPU."), err=True)
+        return None
+
+
+def _show_costs(
+    listed: "Checkpoint", selection: "Selection", jobs: int, threads: int | None
+) -> None:
+    """Show what analysing a checkpoint would cost."""
+    import joblib
+
+    from rmtspec._cli_output import show_costs
+    from rmtspec._dry_run import dry_run
+
+    processes = joblib.effective_n_jobs(jobs)
+    show_costs(dry_run(listed, selection, n_jobs=processes, threads=threads))
 
 
 def _deliver(found: "Report", file: Path | None) -> None:

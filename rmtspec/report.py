@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import functools
 import inspect
 import io
 import json
@@ -17,6 +18,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._files import PathLike, read_json, write_atomically
+from rmtspec._parallel import each
 from rmtspec._report_table import row_cells, share_of
 from rmtspec._results import plain, text, versions
 from rmtspec._sources import grouped, named_items, printable
@@ -79,7 +81,17 @@ class Report:
         FileError
             No such file, no JSON, no report, or one of a later version of the format.
         """
-        content = read_json(path, "a report", SCHEMA)
+        return cls.from_dict(read_json(path, "a report", SCHEMA), str(path))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], owner: str = "The mapping") -> "Report":
+        """Return the report whose `to_dict` is given; `owner` is what an error calls it.
+
+        Raises
+        ------
+        FileError
+            No report.
+        """
         rows, skipped = content.get("rows"), content.get("skipped")
         settings, made_with = content.get("settings"), content.get("versions")
         if not (
@@ -90,7 +102,7 @@ class Report:
             and isinstance(made_with, dict)
         ):
             raise FileError(
-                f"{path} is no report: expected lists of rows and skipped, settings and versions. "
+                f"{owner} is no report: expected lists of rows and skipped, settings and versions. "
                 "Write one with Report.to_json."
             )
         return cls(rows, skipped, settings, made_with, {}, content.get("totals", {}))
@@ -315,21 +327,43 @@ def analyze_many(
     n_jobs = check_jobs(n_jobs)
     check_progress(progress)
     total, items = named_items(source)
-    results = _outcomes(items, total, n_jobs, progress, options)
-    matrices: dict[str, MatrixReport] = {}
-    skipped: list[dict[str, str]] = []
-    for name, outcome in results:
-        if isinstance(outcome, str):
-            skipped.append({"name": name, "reason": outcome})
-        else:
-            matrices[name] = outcome
-    if not (matrices or skipped):
+    names: list[str] = []
+
+    def noted() -> Iterator[tuple[str, Any]]:
+        for name, value in items:
+            names.append(name)
+            yield name, value
+            del value  # not kept while the next one is made
+
+    outcomes: dict[int, MatrixReport | str] = {}
+    work = functools.partial(outcome_of, options)
+    for index, outcome in each(work, noted(), n_jobs=n_jobs):
+        outcomes[index] = outcome
+        if progress is not None:
+            progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
+    if not outcomes:
         raise InvalidValueError(
             "`source` is empty; expected at least one matrix. "
             "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
         )
+    return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], settings)
+
+
+def report_of(
+    outcomes: Iterable[tuple[str, MatrixReport | str]],
+    settings: dict[str, Any],
+    skipped: Iterable[dict[str, str]] = (),
+) -> Report:
+    """Return the report on named outcomes: reports of matrices, or reasons why there is none."""
+    matrices: dict[str, MatrixReport] = {}
+    left_out: list[dict[str, str]] = []
+    for name, outcome in outcomes:
+        if isinstance(outcome, str):
+            left_out.append({"name": name, "reason": outcome})
+        else:
+            matrices[name] = outcome
     rows = [report.to_dict() for report in matrices.values()]
-    return Report(rows, skipped, settings, versions(), matrices)
+    return Report(rows, [*left_out, *skipped], settings, versions(), matrices)
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -393,39 +427,9 @@ def check_suffix(path: PathLike) -> str:
 _PILOT = np.eye(4)
 
 
-def _outcomes(
-    items: Iterator[tuple[str, Any]],
-    total: int | None,
-    n_jobs: int | None,
-    progress: Progress | None,
-    options: dict[str, Any],
-) -> Iterator[tuple[str, MatrixReport | str]]:
-    """Yield each name with its report, or with the reason why there is none, in order."""
-    if n_jobs == 1:
-        for done, (name, value) in enumerate(items, 1):
-            outcome = _outcome(name, value, options)
-            del value  # not kept while the next one is made
-            if progress is not None:
-                progress(done, total, name)
-            yield name, outcome
-        return
-    from joblib import Parallel, delayed
-
-    listed = list(items)
-    calls = (delayed(_outcome)(name, value, options) for name, value in listed)
-    try:
-        parallel = Parallel(n_jobs=n_jobs, return_as="generator" if progress else "list")
-    except ValueError:  # a backend that can only return everything at the end
-        parallel = Parallel(n_jobs=n_jobs)
-    outcomes = parallel(calls)
-    for done, ((name, _), outcome) in enumerate(zip(listed, outcomes, strict=True), 1):
-        if progress is not None:
-            progress(done, len(listed), name)
-        yield name, outcome
-
-
-def _outcome(name: str, value: Any, options: dict[str, Any]) -> MatrixReport | str:
-    """Return the report of one matrix, or the reason why it cannot be analysed."""
+def outcome_of(options: Mapping[str, Any], item: tuple[str, Any]) -> MatrixReport | str:
+    """Return the report of a named matrix, or the reason why it cannot be analysed."""
+    name, value = item
     try:
         kind = getattr(value, "kind", None)
         if isinstance(kind, str):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, _plan_options, _prune_file, _rank, cli, ensembles
+from rmtspec import _cli_output, _plan_options, _prune_checkpoint, _rank, cli, ensembles
 from rmtspec import reproduce as reproduce_module
 from rmtspec.errors import InvalidValueError
 
@@ -146,9 +146,17 @@ def test_defaults_are_those_of_the_library():
     assert cli._FIGURES == reproduce_module.FIGURES
 
 
+class Bomb:
+    """Says so when unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("it was unpickled",))
+
+
 def unreadable(tmp_path):
     """Every input that cannot be used, with what the message says."""
     (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "folder.npy" / "readme.txt").write_text("x")
     np.save(tmp_path / "whole.npy", NOISE)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:-100])
     (tmp_path / "text.npz").write_text("hello")
@@ -156,19 +164,21 @@ def unreadable(tmp_path):
     (tmp_path / "pickled.npy").write_bytes(pickle.dumps([1]))
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     (tmp_path / "m.pt").write_bytes(b"x")
+    (tmp_path / "code.pt").write_bytes(pickle.dumps(Bomb()))
     (tmp_path / "m.txt").write_bytes(b"x")
     np.savez(tmp_path / "vectors.npz", a=np.ones(3), b=np.ones(4))
     np.save(tmp_path / "nan.npy", np.full((20, 20), np.nan))
     np.savez(tmp_path / "empty.npz")
     return {
         "missing.npy": "does not exist",
-        "folder.npy": "is a folder",
+        "folder.npy": "is a folder without weight files",
         "cut.npy": "truncated",
         "text.npz": "is no .npz file",
         "cut.safetensors": "truncated",
         "pickled.npy": "pickled",
         "objects.npy": "pickled",
-        "m.pt": "Export it to safetensors",
+        "m.pt": "save model.state_dict() with safetensors.torch.save_file",
+        "code.pt": "without running code that is pickled in it, which is never done",
         "m.txt": "suffix '.txt'",
         "vectors.npz": "skipped 2 (a, b): 1 dimension",
         "nan.npy": "skipped 1 (nan): ",
@@ -211,6 +221,7 @@ def test_inputs_that_cannot_be_used_exit_1_and_leave_out_alone(tmp_path):
         ("--out missing/r.json", "does not exist"),
         ("--out file/r.json", "cannot be written"),
         ("--out folder.json", "is a folder"),
+        ("--threads 0", "0 is below 1"),
     ],
 )
 def test_wrong_usage_exits_2_before_any_work(tmp_path, monkeypatch, options, message):
@@ -244,19 +255,48 @@ def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr("rmtspec.report.analyze", stop)
     monkeypatch.setattr("rmtspec.report.check_options", dict)
+    monkeypatch.setattr("rmtspec._scan.check_options", dict)
     done = run("analyze", weights, "--out", tmp_path / "r.csv")
     assert done.exit_code == 130
+    assert "With --resume FILE a scan goes on where it was." in done.stderr
     assert "Interrupted." in done.stderr
     assert list(tmp_path.iterdir()) == [weights]
+    done = run("analyze", weights, "--resume", tmp_path / "j")
+    assert done.exit_code == 130
+    assert f"What was done is in {tmp_path / 'j'}: the same command goes on" in done.stderr
+    monkeypatch.undo()
+    done = run("analyze", weights, "--resume", tmp_path / "j")
+    assert (done.exit_code, done.stderr) == (0, "")
 
 
 def test_progress_bar_only_for_people(monkeypatch):
-    with _cli_output.progress_bar() as step:
-        assert step is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with _cli_output.progress_bar() as step:
         step(1, 2, "a")
         step(2, None, "b")
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    clock = iter(np.arange(0.0, 1e6, 0.5))
+    monkeypatch.setattr(_cli_output.time, "monotonic", lambda: next(clock))
+    names = [str(number) for number in range(40)]
+    work = dict.fromkeys(names, 10**9) | {"0": 61 * 10**9}
+    with _cli_output.progress_bar(work, ("analysing", "writing")) as step:
+        for done, name in enumerate(names, 1):
+            step(done, 40, name)
+        for done in range(1, 41):
+            step(done, 40, "x")
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 8  # 160 calls of the clock or so, half a second each
+    first, last = lines[0], lines[-1]
+    assert re.fullmatch(
+        r"analysing: \d+ of 40 matrices, 1 Gflop/s, about \d+ s left \(\d+%\)", first
+    )
+    done, share = int(re.search(r"\d+", first)[0]), int(re.search(r"(\d+)%", first)[1])
+    assert share == 60 + done  # by the work, not the number
+    assert re.fullmatch(r"writing: (\d+) of 40 matrices, about \d+ s left \(\d+%\)", last)
+    done, share = int(re.search(r"\d+", last)[0]), int(re.search(r"(\d+)%", last)[1])
+    assert share == round(done / 40 * 100)
 
 
 def test_control_characters_in_names_are_spelled_out(tmp_path):
@@ -272,6 +312,7 @@ def test_help_and_version():
         ["--help"],
         ["analyze", "--help"],
         ["prune", "-h"],
+        ["merge", "--help"],
         ["reproduce", "--help"],
         ["demo", "-h"],
     ):
@@ -337,10 +378,10 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
         seen.update(given, path=path, out=out)
         raise InvalidValueError("enough")
 
-    monkeypatch.setattr(_prune_file, "prune_file", note)
+    monkeypatch.setattr(_prune_checkpoint, "prune_checkpoint", note)
     text = (
         "--as dense --bulk-keep .3 --fit-cutoff .1 --include a --exclude b --min-saving .2 "
-        "--rank a.b=3 --rank c==4 --dry-run --jobs 2 --alpha .25 --beta .5"
+        "--rank a.b=3 --rank c==4 --dry-run --jobs 2 --threads 1 --alpha .25 --beta .5"
     )
     done = run("prune", model, tmp_path / "out", *text.split())
     assert (done.exit_code, done.stderr) == (1, "Error: enough\n")
@@ -356,10 +397,12 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
         "n_jobs": 2,
         "alpha": 0.25,
         "beta": 0.5,
-        "progress": None,
-        "path": model,
+        "threads": 1,
+        "report": None,
         "out": tmp_path / "out",
     }
+    assert callable(seen.pop("progress"))
+    assert list(seen.pop("path").matrices) == ["fc.weight", "head.weight"]
     assert seen == expected
     seen.clear()
     run("prune", model, tmp_path / "out", "--budget", ".4")
@@ -395,7 +438,7 @@ def test_prune_defaults_are_those_it_shows():
     assert shown["rule"] == defaults["rule"].default
     assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
     form = next(option for option in options if option.name == "form")
-    assert tuple(form.type.choices) == _prune_file.FORMS
+    assert tuple(form.type.choices) == _prune_checkpoint.FORMS
 
 
 @pytest.mark.parametrize(
@@ -428,11 +471,14 @@ def test_prune_defaults_are_those_it_shows():
         ("m.safetensors new --rank a=1 --rank a=2", "'a' has two ranks"),
         ("m.safetensors new --report r.txt", "suffix '.txt'"),
         ("m.safetensors new --report a/r.csv", "does not exist"),
+        ("m.safetensors new --threads 0", "0 is below 1"),
     ],
 )
 def test_prune_wrong_usage_exits_2_before_any_work(model, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_prune_file, "prune_file", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr(
+        _prune_checkpoint, "prune_checkpoint", lambda *_, **__: pytest.fail("it worked")
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     rmtspec.analyze_many({"a": NOISE}).to_json("plan.json")
@@ -450,6 +496,7 @@ def test_prune_inputs_that_cannot_be_used_exit_1(model, tmp_path):
             done = run("prune", tmp_path / name, tmp_path / "out")
             assert (name, done.exit_code) == (name, 1)
             assert message in done.stderr
+    before = sorted(tmp_path.iterdir())
     cases = {
         "--exclude .": "in `exclude`: 2 (fc.weight, head.weight)",
         "--rank nowhere=3": "`ranks` names 'nowhere'",
@@ -462,6 +509,7 @@ def test_prune_inputs_that_cannot_be_used_exit_1(model, tmp_path):
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
         assert done.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
     assert not (tmp_path / "out").exists()
 
 
@@ -491,7 +539,7 @@ def test_reproduce_wrong_usage(tmp_path, monkeypatch, words, message):
 
 def test_entry_point_is_a_click_group():
     assert isinstance(cli.main, click.Group)
-    assert sorted(cli.main.commands) == ["analyze", "demo", "prune", "reproduce"]
+    assert sorted(cli.main.commands) == ["analyze", "demo", "merge", "prune", "reproduce"]
 
 
 @pytest.mark.parametrize("name", ["mlp-784-1000-10-mnist", "resnet20-cifar10"])

@@ -226,7 +226,8 @@ def test_two_processes_give_the_same_report(report):
     for here, there in zip(without_seconds(report), without_seconds(again), strict=True):
         close(here, there)
     assert again.skipped == report.skipped
-    assert told == [(i, 5, name) for i, name in enumerate(broken(), 1)]
+    assert [counts for *counts, _ in told] == [[i, 5] for i in range(1, 6)]
+    assert sorted(name for *_, name in told) == sorted(broken())  # in the order they end
     assert again.matrices["first"].spectrum.eigenvalues.size != 0
 
 

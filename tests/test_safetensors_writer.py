@@ -10,8 +10,9 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file
 
-from rmtspec._safetensors import DTYPES, named_dtype, stored_metadata, stored_tensors
+from rmtspec._safetensors import DTYPES, stored_metadata, stored_tensors
 from rmtspec._safetensors_writer import Outgoing, format_dtype, write_safetensors
+from rmtspec._stored import named_dtype
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 
@@ -57,8 +58,8 @@ def test_the_official_package_reads_what_was_written(written):
 def test_tensors_are_aligned_in_descending_order_then_by_name(written):
     tensors = sorted(stored_tensors(written), key=lambda t: (t.begin, t.end))
     for tensor in tensors:
-        assert tensor.begin % tensor.numpy_dtype.itemsize == 0
-    wide = [t.name for t in tensors if t.numpy_dtype.itemsize == 8]
+        assert tensor.begin % named_dtype(tensor.numpy_name).itemsize == 0
+    wide = [t.name for t in tensors if named_dtype(t.numpy_name).itemsize == 8]
     assert wide == ["double", "steps"]
     assert [t.name for t in tensors][-2:] == ["a", "mask"]
     raw = written.read_bytes()

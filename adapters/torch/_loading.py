@@ -1,5 +1,6 @@
 """Loading a saved model onto a freshly built one."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 
 from rmtspec._files import PathLike
-from rmtspec._manifest import Manifest, SplitEntry
+from rmtspec._manifest import MANIFEST, Manifest, SplitEntry
 from rmtspec._safetensors import stored_tensors
+from rmtspec._stored import MappedTensor
 from rmtspec.adapters.torch._layer_kinds import ROOT, matrices_of
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._matrices import check_model
@@ -38,7 +40,7 @@ def load(
         As built by its class, before any split; its values do not matter. It is changed and
         returned.
     folder : path
-        Written by `save`, or by ``rmtspec prune``.
+        Written by `save`, or by ``rmtspec prune``, in one file or in several.
     assign : bool
         Put new parameters in place of the skeleton's; needed where these are on the meta device.
         Otherwise the parameters stay the same objects.
@@ -55,7 +57,8 @@ def load(
     Raises
     ------
     FileError
-        A folder that was not written by `save`, of a later version, truncated or changed.
+        A folder that was not written by `save`, of a later version, truncated or changed, or with
+        files of weights that do not belong together.
     InvalidTypeError
         `skeleton` is neither a module nor a callable.
     InvalidValueError
@@ -69,12 +72,11 @@ def load(
     manifest = Manifest.read(_folder(folder))
     if verify:
         manifest.check_files(folder)
-    file = _weights_file(folder, manifest)
-    shapes = {tensor.name: tensor.shape for tensor in stored_tensors(file)}
+    stored = _stored(folder, manifest)
     model = _built(skeleton)
     new, sources = _split_layers(model, manifest)
     target = _Target(model, new, sources)
-    target.check(shapes, manifest.tied, folder)
+    target.check({n: t.shape for n, t in stored.items()}, manifest.tied, folder)
     if not assign and any(p.is_meta for p in model.parameters()):
         raise InvalidValueError(
             "`skeleton` has parameters on the meta device, which cannot be filled; pass "
@@ -90,7 +92,8 @@ def load(
         model = new[""]
     else:
         replace_layers(model, new, inplace=True)
-    target.fill(model, file, manifest.tied, assign, device)
+    files = {name: tensor.path for name, tensor in stored.items()}
+    target.fill(model, files, manifest.tied, assign, device)
     return model
 
 
@@ -105,14 +108,35 @@ def _folder(folder: PathLike) -> PathLike:
     return folder
 
 
-def _weights_file(folder: PathLike, manifest: Manifest) -> Path:
+def _stored(folder: PathLike, manifest: Manifest) -> dict[str, MappedTensor]:
+    """Return the tensors of all weight files by name; only headers are read."""
+    again = "Copy the folder again, or save the model again."
     names = [name for name in manifest.files if name.endswith(".safetensors")]
-    if len(names) != 1:
+    if not names:
         raise FileError(
-            f"{folder} has {len(names)} files of weights in its manifest; expected one. Save the "
+            f"{folder} has 0 files of weights in its manifest; expected one or more. Save the "
             "model again."
         )
-    return Path(folder, names[0])
+    found: dict[str, MappedTensor] = {}
+    for name in names:
+        file = Path(folder, name)
+        try:
+            tensors = stored_tensors(file)
+        except FileError:
+            raise
+        except OSError as error:
+            raise FileError(
+                f"{file} cannot be read: {(error.strerror or str(error)).lower()}; {MANIFEST} "
+                f"beside it names it. {again}"
+            ) from error
+        for tensor in tensors:
+            if tensor.name in found:
+                raise FileError(
+                    f"{file} and {Path(found[tensor.name].path).name} both hold a tensor named "
+                    f"{tensor.name!r}; expected each once. {again}"
+                )
+            found[tensor.name] = tensor
+    return found
 
 
 def _built(skeleton: Any) -> nn.Module:
@@ -258,16 +282,23 @@ class _Target:
     def fill(
         self,
         model: nn.Module,
-        file: Path,
+        files: dict[str, str],
         tied: dict[str, str],
         assign: bool,
         device: str | torch.device | None,
     ) -> None:
-        """Give every parameter and persistent buffer its saved value; ties stay ties."""
+        """Give every parameter and persistent buffer its saved value; ties stay ties.
+
+        `files` tells the file of each key. They are open, not loaded: one tensor is in memory.
+        """
         from safetensors import safe_open
 
         done: dict[int, tuple[Any, nn.Parameter]] = {}
-        with safe_open(file, framework="pt", device="cpu") as stored:
+        with contextlib.ExitStack() as stack:
+            opened = {
+                file: stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+                for file in set(files.values())
+            }
             for name in self.shapes:
                 key, transposed = self.sources.get(name, (name, False))
                 module = model.get_submodule(name.rpartition(".")[0])
@@ -276,7 +307,8 @@ class _Target:
                 if id(old) in done:
                     setattr(module, short, done[id(old)][1])
                     continue
-                value = stored.get_tensor(tied.get(key, key))
+                key = tied.get(key, key)
+                value = opened[files[key]].get_tensor(key)
                 place = self.devices.get(name, old.device) if device is None else device
                 place = "cpu" if torch.device(place).type == "meta" else place
                 value = (value.T.contiguous() if transposed else value).to(place, copy=True)

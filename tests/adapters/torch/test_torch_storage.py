@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import rmtspec
-from rmtspec._prune_file import prune_file
+from rmtspec._prune_checkpoint import prune_checkpoint
 from rmtspec.adapters import torch as rt
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
@@ -207,7 +207,7 @@ def test_load_reads_what_the_command_wrote(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 50))
     safetensors.torch.save_file(model.state_dict(), tmp_path / "m.safetensors")
-    prune_file(tmp_path / "m.safetensors", tmp_path / "out", ranks={"0": 7, "2": 9})
+    prune_checkpoint(tmp_path / "m.safetensors", tmp_path / "out", ranks={"0": 7, "2": 9})
     loaded = rt.load(nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 50)),
                      tmp_path / "out")  # fmt: skip
     smaller, _ = rt.prune(model, ranks={"0": 7, "2": 9})
@@ -225,7 +225,7 @@ def test_embeddings_and_transposed_layers_of_the_command(tmp_path):
 
     model = build()
     safetensors.torch.save_file(model.state_dict(), tmp_path / "m.safetensors")
-    prune_file(tmp_path / "m.safetensors", tmp_path / "out", ranks={"wte": 6, "attn": 8})
+    prune_checkpoint(tmp_path / "m.safetensors", tmp_path / "out", ranks={"wte": 6, "attn": 8})
     loaded = rt.load(build(), tmp_path / "out")
     smaller, _ = rt.prune(model, ranks={"wte": 6, "attn": 8})
     x, tokens = torch.randn(5, 32), torch.tensor([3, 80])

@@ -1,0 +1,38 @@
+"""The other files of a checkpoint's folder: configs, tokenizers, licences."""
+
+import shutil
+from pathlib import Path
+
+from rmtspec._manifest import MANIFEST
+from rmtspec._shards import INDEX, PICKLED, PLAIN
+from rmtspec._stored import Checkpoint
+
+#: Suffixes of files that hold the same weights in other formats.
+_WEIGHTS = (*PLAIN, *PICKLED, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
+
+
+def companions(listed: Checkpoint) -> tuple[list[Path], list[str]]:
+    """Return the files to copy along, and the names of what stays behind.
+
+    Weights in other formats, folders and hidden files stay behind. A checkpoint that was given as
+    a file has no companions.
+    """
+    if not listed.path.is_dir():
+        return [], []
+    read = {file.name for file in listed.files}
+    copied, left = [], []
+    for place in sorted(listed.path.iterdir()):
+        name = place.name
+        if name in read or name.endswith(INDEX) or name == MANIFEST or name.startswith("."):
+            continue
+        if place.is_file() and place.suffix.lower() not in _WEIGHTS:
+            copied.append(place)
+        else:
+            left.append(f"{name}/" if place.is_dir() else name)
+    return copied, left
+
+
+def copy_companions(listed: Checkpoint, folder: Path) -> None:
+    """Copy them into a folder, what links point to in place of links."""
+    for place in companions(listed)[0]:
+        shutil.copyfile(place, folder / place.name)

@@ -1,0 +1,116 @@
+"""Which matrices the tensors of a checkpoint are: by name, shape, dtype, and the config beside."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rmtspec import _checks
+from rmtspec._fused import parts_of
+from rmtspec._selection import layer_of
+from rmtspec._stored import Part, StoredMatrix, StoredTensor, named_dtype
+
+#: The last part of the name of a layer that looks rows up.
+_EMBEDDING = re.compile(
+    r"embed(?!_out)|(^|_)(emb|wte|wpe)(_|$)|^shared$|^relative_attention_bias$", re.IGNORECASE
+)
+#: Last parts of names of tensors that are no weights, and what they are.
+_NO_WEIGHT = (
+    (re.compile(r"(^|_)bias$"), "a bias or a mask: added, not multiplied"),
+    (
+        re.compile(
+            r"^(position_ids|inv_freq|original_inv_freq|.*mask|(cos|sin)_cached|freqs_cis"
+            r"|relative_position_index|running_mean|running_var|num_batches_tracked)$"
+        ),
+        "a buffer: computed, not trained",
+    ),
+    (
+        re.compile(r"(^|_)(scales?|scale_inv|zeros|qzeros|zero_point|absmax)$"),
+        "scales of a quantised weight, no weight matrix",
+    ),
+)
+_NO_SPECTRUM = " has no spectrum"
+
+
+def group(
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], *, parts: bool = True
+) -> tuple[dict[str, StoredMatrix], list[dict[str, str]]]:
+    """Return the matrices by name, and "name" and "reason" of the tensors that are none.
+
+    With `parts` a tensor that holds several matrices (experts, a fused qkv) gives each of them;
+    without, only stacks do, and what is one layer stays one matrix.
+    """
+    matrices: dict[str, StoredMatrix] = {}
+    skipped: list[dict[str, str]] = []
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        reason = _no_matrix(tensor) or _block_scaled(name, tensor, shapes)
+        found = [] if reason else _matrices(tensor, config, shapes, parts)
+        if not found:
+            reason = reason or f"1 dimension: a vector{_NO_SPECTRUM}"
+            skipped.append({"name": name, "reason": reason})
+        matrices |= {matrix.name: matrix for matrix in found}
+    return matrices, skipped
+
+
+def _matrices(
+    tensor: StoredTensor,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: bool,
+) -> list[StoredMatrix]:
+    shape = tensor.shape
+    found: Iterable[Part] = ()
+    if parts or len(shape) > 2:
+        found = parts_of(tensor.name, shape, config, shapes)
+    if not found and shape[0] == 1 and len(shape) > 2 and "weight" not in _last(tensor.name):
+        sides = tuple(side for side in shape if side > 1)  # a parameter with a batch side
+        if len(sides) < 2:
+            return []
+        if len(sides) == 2:
+            found = [Part("0", "parameter", sides, (None, None), (sides[0], sides[1]))]
+    if found:
+        return [
+            StoredMatrix(f"{tensor.name}[{part.label}]", part.kind, tensor, part) for part in found
+        ]
+    kind = "conv" if len(shape) > 2 else "matrix"
+    if len(shape) == 2 and _EMBEDDING.search(layer_of(tensor.name).rpartition(".")[2]):
+        kind = "embedding"
+    return [StoredMatrix(tensor.name, kind, tensor)]
+
+
+def _no_matrix(tensor: StoredTensor) -> str:
+    """Return the reason why a tensor is no matrix, or ""."""
+    shape = tensor.shape
+    if not tensor.numpy_name:
+        return f"dtype {tensor.dtype} is not supported; convert it to F32"
+    dtype = named_dtype(tensor.numpy_name)
+    if dtype.kind in "iub":
+        return f"dtype {dtype}: whole numbers are indices or codes, not weights"
+    if not _checks.is_float(dtype):
+        hint = "; numpy's formats lose bfloat16, use safetensors" if dtype.kind == "V" else ""
+        return f"dtype {dtype} is not of real floating numbers{hint}"
+    if 0 in shape:
+        return "empty"
+    if len(shape) < 2:
+        return ("1 dimension: a vector" if shape else "0 dimensions: a number") + _NO_SPECTRUM
+    if len(shape) > 5:
+        return f"{len(shape)} dimensions: neither a matrix nor a convolution kernel"
+    last = _last(tensor.name)
+    return next((reason for pattern, reason in _NO_WEIGHT if pattern.search(last)), "")
+
+
+def _block_scaled(name: str, tensor: StoredTensor, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return why entries of a byte mean nothing without the scales beside them, or ""."""
+    if named_dtype(tensor.numpy_name).itemsize > 1:
+        return ""
+    for suffix in ("_scale_inv", "_scale"):
+        scale = shapes.get(name + suffix)
+        if scale is not None and int(np.prod(scale)) > 1:
+            return f"quantised, its scales are in {name + suffix}: convert it to BF16 first"
+    return ""
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,94 @@
+"""Reading the headers of numpy's .npy and .npz files. Nothing is ever unpickled."""
+
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from rmtspec._safetensors import looks_like
+from rmtspec._stored import ZIP_ERRORS, MappedTensor, ZippedTensor
+from rmtspec.errors import FileError
+
+_MAGIC = b"\x93NUMPY"
+PICKLED_OBJECTS = "pickled Python objects are never opened"
+
+
+def npy_tensor(file: Path) -> MappedTensor:
+    """Return the array of a .npy file, called as the file is, or raise where it cannot be right."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        stream.seek(0)
+        if not start.startswith(_MAGIC):
+            raise FileError(f"{file} is no .npy file{looks_like(start)}")
+        try:
+            shape, fortran, dtype = _header(stream)
+        except (ValueError, EOFError) as error:
+            raise FileError(
+                f"{file} has a damaged header: {error}. Copy or save the file again."
+            ) from error
+        begin = stream.tell()
+        size = stream.seek(0, os.SEEK_END)
+    if dtype.hasobject:
+        raise FileError(
+            f"{file} holds pickled Python objects, which are never opened here. Save an array of "
+            "numbers: numpy.save(path, array.astype(float))."
+        )
+    end = begin + math.prod(shape) * dtype.itemsize
+    if size < end:
+        raise FileError(
+            f"{file} is truncated: {size} bytes, and its header announces {end}. "
+            "Copy or save the file again."
+        )
+    order = "F" if fortran else "C"
+    return MappedTensor(str(file), file.stem, dtype.str, dtype.str, shape, begin, end, order)
+
+
+def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
+    """Return the arrays of a .npz file, and "name" and "reason" of those that cannot be read."""
+    tensors: dict[str, ZippedTensor] = {}
+    skipped: list[dict[str, str]] = []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                found = _member(file, archive, member)
+                if name in tensors:
+                    found = "a second array of this name"
+                if isinstance(found, str):
+                    skipped.append({"name": name, "reason": found})
+                else:
+                    tensors[name] = found
+    except zipfile.BadZipFile as error:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        if start.startswith(b"PK"):
+            raise FileError(
+                f"{file} is truncated or damaged: {error}. Copy or save the file again."
+            ) from error
+        raise FileError(f"{file} is no .npz file{looks_like(start)}") from error
+    return list(tensors.values()), skipped
+
+
+def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ZippedTensor | str:
+    """Return the array, or why it cannot be read."""
+    if not member.filename.endswith(".npy"):
+        return "not in .npy format"
+    try:
+        with archive.open(member) as stream:
+            shape, _, dtype = _header(stream)
+    except ZIP_ERRORS as error:
+        return f"damaged: {error}"
+    if dtype.hasobject:
+        return PICKLED_OBJECTS
+    name = member.filename.removesuffix(".npy")
+    return ZippedTensor(str(file), name, dtype.str, shape, member.filename, member.CRC)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)

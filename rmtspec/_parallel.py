@@ -1,0 +1,121 @@
+"""The same call for many items: in this process, or in others through joblib."""
+
+import contextlib
+import functools
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+#: Backends whose processes share the cores of this machine.
+_LOCAL = ("LokyBackend", "MultiprocessingBackend")
+#: Seconds that a group should take on a backend that returns only whole groups.
+_GROUP_SECONDS = 1.0
+
+
+def each(
+    call: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    n_jobs: int | None,
+    threads: int | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Yield the index and the result of ``call(item)`` for each item, in the order they end.
+
+    Parameters
+    ----------
+    call : callable
+        Of one item; picklable where `n_jobs` is not 1.
+    items : iterable
+        Read one at a time where `n_jobs` is 1, to the end before the first call otherwise.
+    n_jobs : int or None
+        1 works in this process; else joblib's, whose active backend decides where. None is what
+        ``joblib.parallel_config`` says, and where it names a cluster and no number, all of it.
+    threads : int, optional
+        BLAS threads of each call. By default this machine's cores are divided by the processes
+        on it, and BLAS is left as it is in this process and in backends of other machines.
+    """
+    if n_jobs == 1:
+        numbers = itertools.count()
+        for item in items:  # enumerate would keep it while the next one is made
+            result = _limited(call, threads, item)
+            del item
+            yield next(numbers), result
+            del result
+        return
+    import joblib
+    from joblib.parallel import get_active_backend
+
+    listed = list(items)
+    backend, configured = get_active_backend()
+    name = type(backend).__name__
+    if n_jobs is None and configured is None and name not in (*_LOCAL, "ThreadingBackend"):
+        n_jobs = -1  # backends of Ray and Spark would take one, and work in this process
+    if threads is None and name in _LOCAL:
+        processes = min(joblib.effective_n_jobs(n_jobs), max(1, len(listed)))
+        threads = max(1, joblib.cpu_count() // processes)
+    work = joblib.delayed(functools.partial(_numbered, call, threads))
+    tasks = [work(index, item) for index, item in enumerate(listed)]
+    options: dict[str, Any] = {"n_jobs": n_jobs, "batch_size": 1}
+    try:
+        parallel = joblib.Parallel(**options, return_as="generator_unordered")
+    except ValueError:  # a backend that returns everything at the end
+        yield from _in_groups(joblib.Parallel(**options), tasks, n_jobs)
+    else:
+        yield from _streamed(parallel(tasks))
+
+
+def _streamed(results: Generator[Any, None, None]) -> Iterator[Any]:
+    """Yield results; where the caller stops early, without joblib's advice about it."""
+    try:
+        for result in results:  # noqa: UP028  `yield from` would close them before `finally`
+            yield result
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            results.close()
+
+
+def _in_groups(parallel: Any, tasks: list[Any], n_jobs: int | None) -> Iterator[Any]:
+    """Yield the results of a few tasks at a time, so that a kill costs no more than a few.
+
+    One for each worker, and twice as many as before where those took no time.
+    """
+    import joblib
+
+    with parallel:  # one pool for all groups: Ray takes seconds to start one
+        workers = max(1, joblib.effective_n_jobs(n_jobs))
+        start, size = 0, workers
+        while start < len(tasks):
+            began = time.perf_counter()
+            results = parallel(tasks[start : start + size])
+            start += size
+            size = 2 * size if time.perf_counter() - began < _GROUP_SECONDS else workers
+            yield from results
+
+
+def _numbered(
+    call: Callable[[Any], Any], threads: int | None, index: int, item: Any
+) -> tuple[int, Any]:
+    return index, _limited(call, threads, item)
+
+
+def _limited(call: Callable[[Any], Any], threads: int | None, item: Any) -> Any:
+    with blas_threads(threads):
+        return call(item)
+
+
+@contextlib.contextmanager
+def blas_threads(limit: int | None) -> Iterator[None]:
+    """Use at most so many BLAS threads; a lower limit that was set before holds."""
+    if limit is None:
+        yield
+        return
+    import scipy.linalg.blas  # noqa: F401  only libraries that are loaded can be limited
+    from threadpoolctl import ThreadpoolController
+
+    pools = ThreadpoolController().select(user_api="blas")
+    lowest = min((pool["num_threads"] for pool in pools.info()), default=limit)
+    with pools.limit(limits=min(limit, lowest)):
+        yield

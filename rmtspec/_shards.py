@@ -1,0 +1,143 @@
+"""Which weight files a path means: one file, or the shards of a folder, as its index says."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from rmtspec.errors import FileError
+
+#: Suffixes that are read without torch, and those of files that torch.save writes.
+PLAIN = (".safetensors", ".npz", ".npy")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+INDEX = ".index.json"
+#: "model-00001-of-00008.safetensors"
+_NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
+#: In a folder without an index, the files that hold the weights, the first found.
+_USUAL = ("model.safetensors", "pytorch_model.bin")
+#: Files of torch.save beside a model's weights that are none.
+_STATE = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|random_states)")
+
+
+class WeightFiles(NamedTuple):
+    """What a path means.
+
+    `files` are the weight files, `folder` is where they and the model's other files are, `names`
+    tells the file of each tensor where an index lists them.
+    """
+
+    files: tuple[Path, ...]
+    folder: Path
+    names: dict[str, Path] | None
+
+
+def weight_files(path: Path) -> WeightFiles:
+    """Return the weight files that `path` means, or raise `FileError`."""
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.exists():
+        raise FileError(f"{path} does not exist; expected {EXPECTED}. Check the path.")
+    if path.name.endswith(INDEX):
+        return _indexed(path)
+    if path.suffix.lower() not in (*PLAIN, *PICKLED):
+        raise FileError(f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}.")
+    return WeightFiles((path,), path.parent, None)
+
+
+EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(PICKLED)} file or a folder of them"
+
+
+def _in_folder(folder: Path) -> WeightFiles:
+    names = sorted(child.name for child in folder.iterdir())
+    for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt"):
+        found = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
+        indices = [n for n in names if n.endswith(suffix + INDEX)]
+        if suffix in PICKLED:
+            found = [n for n in found if not _STATE.match(n)]
+        if len(indices) > 1:
+            usual = [n for n in indices if n.removesuffix(suffix + INDEX).endswith("model")]
+            if len(usual) != 1:
+                raise FileError(
+                    f"{folder} has {len(indices)} indices: {', '.join(indices)}; expected one "
+                    "model. Name the index instead of the folder."
+                )
+            indices = usual
+        if indices:
+            return _indexed(folder / indices[0])
+        usual = [name for name in _USUAL if name in found]
+        found = usual[:1] or found
+        if found:
+            _check_numbers(folder, found)
+            if len(found) > 1 and suffix in (*PICKLED, ".npz"):
+                raise FileError(
+                    f"{folder} has {len(found)} {suffix} files and no index: {_listed(found)}. "
+                    "Name one of them."
+                )
+            return WeightFiles(tuple(folder / name for name in found), folder, None)
+    inner = sorted(
+        child.name
+        for child in folder.iterdir()
+        if child.is_dir() and any(f.suffix.lower() in (*PLAIN, *PICKLED) for f in child.iterdir())
+    )
+    hint = f" There are some in {_listed(inner)}: name one of these." if inner else ""
+    raise FileError(f"{folder} is a folder without weight files; expected {EXPECTED}.{hint}")
+
+
+def _indexed(index: Path) -> WeightFiles:
+    """Return the shards that an index lists, all of which must be there."""
+    try:
+        content: Any = json.loads(index.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(index, f"it is no JSON ({error})") from None
+    mapping = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(mapping, dict) or not mapping:
+        raise _damaged(index, "it has no 'weight_map' that names a file for each tensor")
+    for name, file in mapping.items():
+        if not isinstance(file, str) or not file:
+            raise _damaged(index, f"it names {file!r} as the file of {name!r}")
+        place = PurePosixPath(file)
+        if place.is_absolute() or ".." in place.parts or "\\" in file or ":" in file:
+            raise FileError(
+                f"{index} is refused: it names {file!r} as the file of {name!r}, which leaves the "
+                "folder; expected files in it. Do not use it, or mend the index."
+            )
+    folder = index.parent
+    files = {file: folder / file for file in sorted(set(mapping.values()))}
+    missing = [file for file, place in files.items() if not place.is_file()]
+    if missing:
+        raise FileError(
+            f"{folder} is incomplete: {index.name} lists {len(files)} files, of which "
+            f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing. Download or copy "
+            "what is missing."
+        )
+    wrong = [f for f in files if Path(f).suffix.lower() not in (".safetensors", *PICKLED)]
+    if wrong:
+        raise _damaged(index, f"it lists {wrong[0]!r}; expected .safetensors or .bin files")
+    names = {name: files[file] for name, file in mapping.items()}
+    return WeightFiles(tuple(files.values()), folder, names)
+
+
+def _check_numbers(folder: Path, names: list[str]) -> None:
+    """Raise where numbered shards are not all there."""
+    sets: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        match = _NUMBERED.match(name.rpartition(".")[0])
+        if match:
+            key = (match["stem"], int(match["count"]))
+            sets.setdefault(key, set()).add(int(match["number"]))
+    for (stem, count), there in sets.items():
+        missing = [number for number in range(1, count + 1) if number not in there]
+        if missing:
+            raise FileError(
+                f"{folder} is incomplete: of the {count} files of {stem!r}, {len(missing)} are "
+                f"missing, the first is number {missing[0]}. Download or copy what is missing."
+            )
+
+
+def _damaged(index: Path, what: str) -> FileError:
+    return FileError(f"{index} is damaged: {what}. Download or save the checkpoint again.")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
