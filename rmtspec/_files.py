@@ -134,6 +134,26 @@ def finished_folder(path: PathLike) -> Iterator[Path]:
         raise
 
 
+def check_outside(out: PathLike, source: PathLike) -> None:
+    """Raise where the new folder `out` would be in the folder `source`, which is only read."""
+    read, made = Path(os.path.realpath(source)), Path(os.path.realpath(out))
+    if read.is_dir() and made.is_relative_to(read):
+        raise FileError(
+            f"{out} is in {source}, which is only read; expected a folder elsewhere. Name another "
+            "one."
+        )
+
+
+def check_space(out: PathLike, needed: int) -> None:
+    """Raise where the disk of the new folder `out` has fewer free bytes."""
+    free = shutil.disk_usage(Path(os.path.realpath(out)).parent).free
+    if needed > free:
+        raise FileError(
+            f"{out} cannot be written: it needs {needed:,} bytes, and {free:,} are free. Free "
+            "space, or choose another place."
+        )
+
+
 def check_writable(path: PathLike) -> None:
     """Raise now what `write_atomically` would raise later for this path."""
     _create_beside(file_target(path)).unlink()

@@ -13,28 +13,27 @@ where they are not exactly those of the tensor, the tensor is left whole.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from rmtspec._stored import Part
 
 _Config = Mapping[str, Any]
-#: How a side is cut: into so many groups, each of consecutive blocks of these sizes; a part is the
+#: How a side is cut: into so many groups, each of consecutive blocks of these sizes. A part is the
 #: same block of every group. A size of 0 is one that the config does not tell.
 _Cut = tuple[int, tuple[int, ...]]
-#: From the config, the side to cut, the other side, and the number of parts.
-_Rule = Callable[[_Config, int, int, int], _Cut]
+#: From the config, the length of the side, and the number of parts.
+_Rule = Callable[[_Config, int, int], _Cut]
 _UNKNOWN: _Cut = (0, ())
 
 _HIDDEN = ("n_embed", "n_embd", "d_model", "hidden_size")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_HEADS = ("kv_n_heads", "multi_query_group_num", "num_kv_heads", "num_key_value_heads")
-_HEAD_SIZE = ("head_dim", "kv_channels")
 
 
-def _size(config: _Config, names: tuple[str, ...]) -> int:
+def _size(config: _Config, *names: str) -> int:
     """Return the first of the config's values that is a size, or 0."""
-    nested = config.get("attn_config")  # of mpt and dbrx
+    nested = config.get("attn_config")  # of dbrx
     for section in (nested if isinstance(nested, Mapping) else {}, config):
         for name in names:
             value = section.get(name)
@@ -44,99 +43,10 @@ def _size(config: _Config, names: tuple[str, ...]) -> int:
 
 
 def _head_size(config: _Config) -> int:
-    heads = _size(config, _HEADS)
-    return _size(config, _HEAD_SIZE) or (_size(config, _HIDDEN) // heads if heads else 0)
-
-
-def _equal(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """Blocks as long as the other side: nothing to compute from the config."""
-    return 1, (other,) * n_parts
-
-
-def _heads(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """All heads of q, then of k, then of v; or of k and v only."""
-    if other != _size(config, _HIDDEN):
-        return _UNKNOWN
-    key_heads = _size(config, _KEY_HEADS) or _size(config, _HEADS)
-    key = key_heads * _head_size(config)
-    return 1, (_size(config, _HEADS) * _head_size(config), key, key)[3 - n_parts :]
-
-
-def _per_head(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """Each head has its q, k and v side by side."""
-    return _in_groups(config, other, _size(config, _HEADS))
-
-
-def _per_key_head(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """Each head of k has the q of its group of heads before it, and its v after it."""
-    return _in_groups(config, other, _size(config, _KEY_HEADS))
-
-
-def _multi_query(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """Falcon and GPT-BigCode: one head of k for all, for each, or for each group."""
-    shared = config.get("multi_query")
-    if config.get("new_decoder_architecture") is True:
-        return _per_key_head(config, side, other, n_parts)
-    if not isinstance(shared, bool):
-        return _UNKNOWN
-    return _in_groups(config, other, 1 if shared else _size(config, _HEADS))
-
-
-def _chatglm(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    rule = _heads if config.get("multi_query_attention") is True else _per_head
-    return rule(config, side, other, n_parts)
-
-
-def _in_groups(config: _Config, other: int, groups: int) -> _Cut:
-    heads, size = _size(config, _HEADS), _head_size(config)
-    if other != _size(config, _HIDDEN) or not groups or heads % groups:
-        return _UNKNOWN
-    return groups, (heads // groups * size, size, size)
-
-
-def _codegen(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """Four groups, one for each core of the TPU it was trained on: a constant in its code."""
-    return 4, (other // 4,) * n_parts if other == _size(config, _HIDDEN) else ()
-
-
-def _linear_attention(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """q, k and v one after the other; where there is a z, each head of k has all four."""
-    keys, values, key_size, value_size = (
-        _size(config, (f"linear_{name}",))
-        for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+    heads = _size(config, *_HEADS)
+    return _size(config, "head_dim", "kv_channels") or (
+        _size(config, *_HIDDEN) // heads if heads else 0
     )
-    if other != _size(config, _HIDDEN) or not keys or values % keys:
-        return _UNKNOWN
-    if n_parts == 3:
-        return 1, (keys * key_size, keys * key_size, values * value_size)
-    return keys, (key_size, key_size, *(values // keys * value_size,) * 2)
-
-
-def _halves(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """Gate and up one after the other, or one of them alone."""
-    inner = side // n_parts
-    known = other == _size(config, _HIDDEN) and inner in _inner_sizes(config)
-    return (1, (inner,) * n_parts) if known else _UNKNOWN
-
-
-def _alternating(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """A row of gate, a row of up, a row of gate, and so on."""
-    return side // 2, (1, 1) if _halves(config, side, other, n_parts)[0] else ()
-
-
-def _reducing(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """An expert's matrix from the inner size back to the hidden one, whole."""
-    known = side == _size(config, _HIDDEN) and other in _inner_sizes(config)
-    return (1, (side,)) if known else _UNKNOWN
-
-
-def _flat_experts(config: _Config, side: int, other: int, n_parts: int) -> _Cut:
-    """DBRX: the experts of a stack below each other."""
-    nested = config.get("ffn_config")
-    section: _Config = nested if isinstance(nested, Mapping) else {}
-    count, inner = _size(section, ("moe_num_experts",)), _size(section, ("ffn_hidden_size",))
-    known = other == _size(config, _HIDDEN) and side == count * inner
-    return (1, (inner,) * count) if known else _UNKNOWN
 
 
 def _inner_sizes(config: _Config) -> set[int]:
@@ -146,11 +56,80 @@ def _inner_sizes(config: _Config) -> set[int]:
         if "intermediate_size" in name or name.endswith("ffn_hidden_size"):
             values = value if isinstance(value, list | tuple) else [value]
             found.update(v for v in values if type(v) is int)
-    ratio = config.get("mlp_ratio")
+    ratio: Any = config.get("mlp_ratio")
     if config.get("use_swiglu_ffn") is True and type(ratio) in (int, float) and 0 < ratio < 1000:
-        wide = int(_size(config, _HIDDEN) * ratio)  # of DINOv2
+        wide = int(_size(config, *_HIDDEN) * ratio)  # of DINOv2
         found.add((int(wide * 2 / 3) + 7) // 8 * 8)
-    return found - {0}
+    return found
+
+
+def _heads(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut into all heads of q, all of k, all of v; or of k and v only."""
+    heads, size = _size(config, *_HEADS), _head_size(config)
+    key = (_size(config, *_KEY_HEADS) or heads) * size
+    return 1, (heads * size, key, key)[3 - n_parts :]
+
+
+def _grouped(config: _Config, groups: int) -> _Cut:
+    """Cut into groups of heads that share a k and a v: their q, the k, the v."""
+    heads, size = _size(config, *_HEADS), _head_size(config)
+    return (groups, (heads // groups * size, size, size)) if groups else _UNKNOWN
+
+
+def _per_head(config: _Config, side: int, n_parts: int) -> _Cut:
+    return _grouped(config, _size(config, *_HEADS))
+
+
+def _per_key_head(config: _Config, side: int, n_parts: int) -> _Cut:
+    return _grouped(config, _size(config, *_KEY_HEADS))
+
+
+def _multi_query(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut as Falcon and GPT-BigCode do: there is a k for all heads, for each, or for a group."""
+    if config.get("new_decoder_architecture") is True:
+        return _per_key_head(config, side, n_parts)
+    shared = config.get("multi_query")
+    if not isinstance(shared, bool):
+        return _UNKNOWN
+    return _grouped(config, 1 if shared else _size(config, *_HEADS))
+
+
+def _chatglm(config: _Config, side: int, n_parts: int) -> _Cut:
+    rule = _heads if config.get("multi_query_attention") is True else _per_head
+    return rule(config, side, n_parts)
+
+
+def _codegen(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut into the four groups of its code, one for each core of a TPU."""
+    return 4, (_size(config, *_HIDDEN) // 4,) * n_parts
+
+
+def _linear_attention(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut into all q, k and v; where there is a z, each head of k has the four of them."""
+    keys, key_size = _size(config, "linear_num_key_heads"), _size(config, "linear_key_head_dim")
+    values = _size(config, "linear_num_value_heads") * _size(config, "linear_value_head_dim")
+    if n_parts == 3:
+        return 1, (keys * key_size, keys * key_size, values)
+    return (keys, (key_size, key_size, *(values // keys,) * 2)) if keys else _UNKNOWN
+
+
+def _inner(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut into gate and up, each of the inner size; or leave one of them whole."""
+    size = side // n_parts
+    return (1, (size,) * n_parts) if size in _inner_sizes(config) else _UNKNOWN
+
+
+def _alternating(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut into a row of gate, a row of up, a row of gate, and so on."""
+    return (side // 2, (1, 1)) if side // 2 in _inner_sizes(config) else _UNKNOWN
+
+
+def _flat_experts(config: _Config, side: int, n_parts: int) -> _Cut:
+    """Cut the experts of DBRX, which lie one below the other."""
+    nested = config.get("ffn_config")
+    section: _Config = nested if isinstance(nested, Mapping) else {}
+    count, size = _size(section, "moe_num_experts"), _size(section, "ffn_hidden_size")
+    return (1, (size,) * count) if side == count * size else _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +139,13 @@ class _Layout:
     types: frozenset[str]
     names: tuple[str, ...]
     labels: tuple[str, ...]
-    rule: _Rule
+    rule: _Rule | None  # None: each part has as many rows as there are columns
     across: bool = False
 
 
-def _layout(types: str, names: str, labels: str, rule: _Rule, *, across: bool = False) -> _Layout:
+def _layout(
+    types: str, names: str, labels: str, rule: _Rule | None = None, *, across: bool = False
+) -> _Layout:
     ends = tuple(f".{name}" for name in names.split())
     return _Layout(frozenset(types.split()), ends, tuple(labels.split()) or ("",), rule, across)
 
@@ -195,6 +176,8 @@ _EXPERTS = (
     "qwen2_moe qwen3_5_moe qwen3_moe qwen3_next qwen3_omni_moe qwen3_vl_moe qwen4_exp solar_open "
     "step3p5 step3p7 unlimited_ocr zaya"
 )
+#: Models whose experts.gate_up_proj is (experts, hidden, 2 x inner), or was in older checkpoints.
+_TURNED = "llama4 aria openai_privacy_filter qwen3_vl_moe"
 _MATRICES = (
     _layout("phi3 phi4_multimodal", "self_attn.qkv_proj", "q k v", _heads),
     _layout("dbrx modernbert mpt nomic_bert", "attn.Wqkv", "q k v", _heads),
@@ -218,56 +201,34 @@ _MATRICES = (
     _layout("codegen", "attn.qkv_proj", "q v k", _codegen),
     _layout("qwen3_5 qwen3_5_moe qwen4_exp", "in_proj_qkv", "q k v", _linear_attention),
     _layout("qwen3_next", "in_proj_qkvz", "q k v z", _linear_attention),
-    _layout("bark semantic coarse_acoustics fine_acoustics", "attn.att_proj", "q k v", _equal),
-    _layout("nemo_speechlm kimi_k25 unlimited_ocr", "w_qkv wqkv qkv_proj", "q k v", _equal),
-    _layout("hrm_text", "attn.gqkv_proj", "gate q k v", _equal),
-    _layout(_EQUAL, "attn.qkv attention.qkv self_attn.qkv", "q k v", _equal),
+    _layout("bark semantic coarse_acoustics fine_acoustics", "attn.att_proj", "q k v"),
+    _layout("nemo_speechlm kimi_k25 unlimited_ocr", "w_qkv wqkv qkv_proj", "q k v"),
+    _layout("hrm_text", "attn.gqkv_proj", "gate q k v"),
     _layout(
-        "phi3 phi4_multimodal glm glm4 glm4v glm_image glm_ocr dia dots3_note hrm_text "
-        "minimax_m3_vl",
-        "mlp.gate_up_proj shared_experts.gate_up_proj",
-        "gate up",
-        _halves,
+        _EQUAL, "attn.qkv attention.qkv self_attn.qkv window_attn.qkv channel_attn.qkv", "q k v"
     ),
-    _layout("zamba2", "feed_forward.gate_up_proj", "gate up", _halves),
-    _layout("modernbert modernbert-decoder", "mlp.Wi", "gate up", _halves),
-    _layout("chatglm", "mlp.dense_h_to_4h", "gate up", _halves),
-    _layout(
-        "granitemoeshared granitemoehybrid granitemoe_swa",
-        "shared_mlp.input_linear",
-        "gate up",
-        _halves,
-    ),
-    _layout("dinov2 dinov2_with_registers", "mlp.weights_in", "gate up", _halves),
-    _layout("tipsv2 sapiens2", "mlp.w12 ffn.w12", "gate up", _halves),
-    _layout("moonshine moonshine_streaming", "mlp.fc1", "up gate", _halves),
-    _layout("gte molmo2", "mlp.up_gate_proj mlp.ff_proj", "up gate", _halves),
-    _layout(
-        "phi4_multimodal",
-        "feed_forward_in.gate_up_proj feed_forward_out.gate_up_proj",
-        "up gate",
-        _halves,
-    ),
+    _layout("phi3 phi4_multimodal glm glm4 dia hrm_text", "mlp.gate_up_proj", "gate up", _inner),
+    _layout("glm4v glm_image glm_ocr dots3_note", "mlp.gate_up_proj", "gate up", _inner),
+    _layout("minimax_m3_vl", "mlp.gate_up_proj shared_experts.gate_up_proj", "gate up", _inner),
+    _layout("zamba2", "feed_forward.gate_up_proj", "gate up", _inner),
+    _layout("modernbert modernbert-decoder", "mlp.Wi", "gate up", _inner),
+    _layout("chatglm", "mlp.dense_h_to_4h", "gate up", _inner),
+    _layout("granitemoeshared granitemoehybrid", "shared_mlp.input_linear", "gate up", _inner),
+    _layout("granitemoe_swa", "shared_mlp.input_linear", "gate up", _inner),
+    _layout("dinov2 dinov2_with_registers", "mlp.weights_in", "gate up", _inner),
+    _layout("tipsv2 sapiens2", "mlp.w12 ffn.w12", "gate up", _inner),
+    _layout("moonshine", "mlp.fc1", "up gate", _inner),
+    _layout("gte molmo2", "mlp.up_gate_proj mlp.ff_proj", "up gate", _inner),
+    _layout("phi4_multimodal", "feed_forward_in.gate_up_proj", "up gate", _inner),
+    _layout("phi4_multimodal", "feed_forward_out.gate_up_proj", "up gate", _inner),
     _layout("inkling inkling_mm", "mlp.w13_dn", "gate up", _alternating),
     _layout("dbrx", "experts.mlp.w1 experts.mlp.v1 experts.mlp.w2", "", _flat_experts),
 )
 _STACKS = (
-    _layout(_EXPERTS, "experts.gate_up_proj", "gate up", _halves),
-    _layout(
-        "granitemoe granitemoeshared granitemoehybrid",
-        "block_sparse_moe.input_linear",
-        "gate up",
-        _halves,
-    ),
-    _layout("jetmoe", "mlp.input_linear", "gate up", _halves),
-    _layout("jetmoe", "mlp.output_linear", "", _reducing),
-    _layout(
-        "llama4 aria openai_privacy_filter qwen3_vl_moe",
-        "experts.gate_up_proj experts.fc1",
-        "gate up",
-        _halves,
-        across=True,
-    ),
+    _layout(_EXPERTS, "experts.gate_up_proj block_sparse_moe.input_linear", "gate up", _inner),
+    _layout("jetmoe", "mlp.input_linear", "gate up", _inner),
+    _layout("jetmoe", "mlp.output_linear", "", _inner, across=True),
+    _layout(_TURNED, "experts.gate_up_proj experts.fc1", "gate up", _inner, across=True),
     _layout("gpt_oss", "experts.gate_up_proj", "gate up", _alternating, across=True),
     _layout("inkling inkling_mm inkling2", "experts.w13_weight", "gate up", _alternating),
 )
@@ -332,8 +293,11 @@ def _sections(config: _Config) -> Iterator[tuple[set[str], _Config]]:
 
 def _from_config(layout: _Layout, shape: tuple[int, ...], config: _Config) -> list[Part]:
     axis, other = (-1, -2) if layout.across else (-2, -1)
-    cut = layout.rule(config, shape[axis], shape[other], len(layout.labels))
-    labels = layout.labels
+    labels, cut = layout.labels, _UNKNOWN
+    if layout.rule is None:
+        cut = 1, (shape[other],) * len(labels)
+    elif shape[other] == _size(config, *_HIDDEN):
+        cut = layout.rule(config, shape[axis], len(labels))
     if len(shape) == 3 or labels == ("",):
         kind = "expert"
         labels = labels if len(shape) == 3 else tuple(map(str, range(len(cut[1]))))
@@ -346,7 +310,7 @@ def _from_name(
     name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Part]:
     """Return the parts that layers of torch and stacks of experts have in any model."""
-    prefix, _, last = name.rpartition(".")
+    last = name.rpartition(".")[2]
     if len(shape) == 3:
         single = re.search(r"(^|\.)experts?\.\d+\.", name)  # then the sides are a kernel's
         stack = shape[0] > 1 and re.search("expert|moe", name.lower()) and not single
@@ -358,8 +322,9 @@ def _from_name(
         hidden, projected = (start + re.sub("_(ih|hh)", to, last) for to in ("_hh", "_hr"))
         state = shapes.get(hidden, shape if hidden == name else ())
         size = shapes.get(projected, state)[1:]
-        gates = {1: "", 3: "rzn", 4: "ifgo"}.get(shape[0] // size[0] if size and size[0] else 0, "")
-        if gates and state[0] == shape[0]:
+        count = shape[0] // size[0] if size and size[0] and state[:1] == shape[:1] else 0
+        gates = {3: "rzn", 4: "ifgo"}.get(count, "")
+        if gates:
             return _cut(shape, 0, (1, (size[0],) * len(gates)), tuple(gates), "recurrent")
     return []
 
@@ -375,10 +340,10 @@ def _cut(
     view, inner = shape, axis
     if groups > 1:
         view, inner = (*shape[:axis], groups, length, *shape[axis + 1 :]), axis + 1
-    stops = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+    spans = list(pairwise(accumulate(sizes, initial=0)))
     parts = []
     for index in range(shape[0]) if len(shape) == 3 else (None,):
-        for label, span in zip(labels, pairwise(stops), strict=True):
+        for label, span in zip(labels, spans, strict=True):
             box: list[tuple[int, int] | None] = [None] * len(view)
             box[inner] = span if len(sizes) > 1 else None
             words = [label] if label else []

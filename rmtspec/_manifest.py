@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec._files import PathLike, read_json, write_atomically
+from rmtspec._safetensors import stored_tensors
+from rmtspec._stored import MappedTensor
 from rmtspec.errors import FileError
 
 MANIFEST = "rmtspec.json"
@@ -105,6 +107,45 @@ class Manifest:
         for name, entry in files.items():
             _check_file_entry(file, name, entry)
         return cls(splits, tied, files, versions)
+
+    @property
+    def weight_files(self) -> list[str]:
+        """The names of the files of weights."""
+        return [name for name in self.files if name.endswith(".safetensors")]
+
+    def tensors(self, folder: PathLike) -> dict[str, MappedTensor]:
+        """Return the tensors of all weight files by name; only headers are read.
+
+        Raises
+        ------
+        FileError
+            No weight files, one that cannot be read, or a tensor that two of them have.
+        """
+        again = "Copy the folder again, or save the model again."
+        if not self.weight_files:
+            raise FileError(
+                f"{folder} has no files of weights in its manifest; expected one or more. {again}"
+            )
+        found: dict[str, MappedTensor] = {}
+        for name in self.weight_files:
+            file = Path(folder, name)
+            try:
+                stored = stored_tensors(file)
+            except FileError:
+                raise
+            except OSError as error:
+                raise FileError(
+                    f"{file} cannot be read: {(error.strerror or str(error)).lower()}; {MANIFEST} "
+                    f"beside it names it. {again}"
+                ) from error
+            for tensor in stored:
+                if tensor.name in found:
+                    raise FileError(
+                        f"{file} and {Path(found[tensor.name].path).name} both hold a tensor named "
+                        f"{tensor.name!r}; expected each once. {again}"
+                    )
+                found[tensor.name] = tensor
+        return found
 
     def check_files(self, folder: PathLike) -> None:
         """Raise `FileError` where a file is missing or is not what was written."""

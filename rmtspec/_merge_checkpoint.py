@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,15 @@ from numpy.typing import NDArray
 
 from rmtspec import _checks
 from rmtspec._companions import companions, copy_companions
-from rmtspec._files import PathLike, empty_folder, finished_folder
+from rmtspec._files import (
+    PathLike,
+    check_outside,
+    check_space,
+    empty_folder,
+    finished_folder,
+)
 from rmtspec._manifest import MANIFEST, Manifest, SplitEntry
-from rmtspec._safetensors import stored_metadata, stored_tensors
+from rmtspec._safetensors import stored_metadata
 from rmtspec._safetensors_writer import Outgoing, write_safetensors
 from rmtspec._shard_index import file_names, write_index
 from rmtspec._stored import Checkpoint, MappedTensor, named_dtype
@@ -93,20 +98,19 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     place = Path(folder)
     manifest = Manifest.read(place)
     empty_folder(out)
-    _check_place(place, Path(out))
-    stored = _stored(place, manifest)
-    tensors, products = _dense(
-        place, manifest, {t.name: t for each in stored.values() for t in each}
-    )
-    files: dict[Path, list[Outgoing]] = {file: [] for file in stored}
+    check_outside(out, place)
+    stored = manifest.tensors(place)
+    tensors, products = _dense(place, manifest, stored)
+    old = [place / name for name in manifest.weight_files]
+    files: dict[Path, list[Outgoing]] = {file: [] for file in old}
     for name, tensor in tensors.items():
         files[Path(tensor.path)].append(_outgoing(name, tensor))
     # A factor may have been alone in its file: that one is not needed any more.
-    files = {f: each for f, each in files.items() if each} or dict(list(files.items())[:1])
-    source = Checkpoint(place, {}, [], {}, tuple(stored))
+    files = {file: each for file, each in files.items() if each} or {old[0]: []}
+    source = Checkpoint(place, {}, [], {}, tuple(old))
     size = sum(tensor.nbytes for each in files.values() for tensor in each)
     beside = sum(file.stat().st_size for file in companions(source)[0])
-    _check_space(Path(out), size + beside)
+    check_space(out, size + beside)
     manifest.check_files(place)  # reads everything, so it comes last
     names = file_names(_WEIGHTS, len(files))
     with finished_folder(out) as work:
@@ -186,37 +190,6 @@ def _factor(factor: MappedTensor | _Product, wide: np.dtype[Any]) -> NDArray[Any
     if isinstance(factor, MappedTensor):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
-
-
-def _stored(folder: Path, manifest: Manifest) -> dict[Path, list[MappedTensor]]:
-    """Return the tensors in each weight file, or raise where two files have one name."""
-    found: dict[Path, list[MappedTensor]] = {}
-    places: dict[str, str] = {}
-    for name in manifest.files:
-        file = folder / name
-        if file.suffix != ".safetensors":
-            continue
-        try:
-            found[file] = stored_tensors(file)
-        except FileError:
-            raise
-        except OSError as error:
-            raise FileError(
-                f"{file} cannot be read: {(error.strerror or str(error)).lower()}; {MANIFEST} "
-                f"beside it names it. {_AGAIN}"
-            ) from error
-        for tensor in found[file]:
-            if tensor.name in places:
-                raise FileError(
-                    f"{file} and {places[tensor.name]} both hold a tensor named {tensor.name!r}; "
-                    f"expected each once. {_AGAIN}"
-                )
-            places[tensor.name] = name
-    if not found:
-        raise FileError(
-            f"{folder} has no files of weights in its manifest; expected one or more. {_AGAIN}"
-        )
-    return found
 
 
 def _dense(
@@ -337,24 +310,6 @@ def _outgoing(name: str, tensor: MappedTensor | _Product) -> Outgoing:
     if isinstance(tensor, _Product):
         return Outgoing(name, tensor.dtype, tensor.shape, tensor.rounded)
     return Outgoing(name, tensor.dtype, tensor.shape, tensor, tensor.nbytes)
-
-
-def _check_place(folder: Path, out: Path) -> None:
-    """Raise where the new folder would be in the old one."""
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
-        raise FileError(
-            f"{out} is in {folder}, which is only read; expected a folder elsewhere. Name another "
-            "one."
-        )
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(Path(os.path.realpath(out)).parent).free
-    if needed > free:
-        raise FileError(
-            f"{out} cannot be written: it needs {needed:,} bytes, and {free:,} are free. Nothing "
-            "was left there; free space or choose another place."
-        )
 
 
 def _damaged(folder: Path, what: str) -> FileError:

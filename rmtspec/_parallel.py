@@ -83,8 +83,12 @@ def _in_groups(parallel: Any, tasks: list[Any], n_jobs: int | None) -> Iterator[
     One for each worker, and twice as many as before where those took no time.
     """
     import joblib
+    from joblib.parallel import MultiprocessingBackend, get_active_backend
 
-    with parallel:  # one pool for all groups: Ray takes seconds to start one
+    # One pool for all groups: Ray takes seconds to start one. Spark's backend keeps its own, and
+    # would turn an interrupt into another error.
+    keeps = isinstance(get_active_backend()[0], MultiprocessingBackend)
+    with parallel if keeps else contextlib.nullcontext():
         workers = max(1, joblib.effective_n_jobs(n_jobs))
         start, size = 0, workers
         while start < len(tasks):

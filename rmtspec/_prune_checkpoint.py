@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec._companions import copy_companions
 from rmtspec._file_targets import refuse_factors, targets_of
-from rmtspec._files import PathLike, check_writable, empty_folder
+from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
 from rmtspec._fingerprint import fingerprint
 from rmtspec._given_plan import adopt
 from rmtspec._journal import Journal
@@ -26,16 +24,9 @@ from rmtspec._scan import outcomes
 from rmtspec._selection import Pattern, Selection
 from rmtspec._shard_index import file_names, write_index
 from rmtspec._sources import grouped
-from rmtspec._work_folder import (
-    CONTENT,
-    FINISHED,
-    WorkFolder,
-    is_finished,
-    work_folder,
-    work_path,
-)
+from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.checkpoint import Checkpoint, matrices_in
-from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.report import (
     Progress,
     Report,
@@ -168,9 +159,10 @@ def prune_checkpoint(
     }  # fmt: skip
     if out is None or dry_run:
         return task.sized(task.plan(plan, wanted, None), {})[0]
-    _check_place(listed, Path(out))
+    check_outside(out, listed.path)
     if form == "dense":
-        _check_space(Path(out), sum(t.nbytes for t in listed.tensors.values()))
+        size = sum(t.nbytes for t in listed.tensors.values())
+        check_space(out, size - written_bytes(out))
     settings = {**check_options(analysis), **selection.settings, **wanted}
     if plan is not None:
         given = task.plan(plan, wanted, None).rows
@@ -306,7 +298,7 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
     noted = set(errors)
     cut = sum(row["action"] != "keep" for row in decided.rows)
     sizes = {entry["file"]: entry for entry in entries if "sha256" in entry}
-    _check_space(work.out, decided.totals["bytes_after"])
+    check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
     names = file_names(stem, len(files))
     metadata = task.listed.metadata or _METADATA
@@ -347,29 +339,6 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
         }
         Manifest(splits, {}, written_files, versions()).write(work.content)
     return decided
-
-
-def _check_place(listed: Checkpoint, out: Path) -> None:
-    """Raise where the new folder would be in the old one."""
-    source, target = Path(os.path.realpath(listed.path)), Path(os.path.realpath(out))
-    if source.is_dir() and target.is_relative_to(source):
-        raise FileError(
-            f"{out} is in {listed.path}, which is only read; expected a folder elsewhere. Name "
-            "another one."
-        )
-
-
-def _check_space(out: Path, needed: int) -> None:
-    """Raise where so many bytes, less those that an earlier call wrote, do not fit beside `out`."""
-    content = work_path(out) / CONTENT
-    if content.is_dir():
-        needed -= sum(file.stat().st_size for file in content.iterdir())
-    free = shutil.disk_usage(Path(os.path.realpath(out)).parent).free
-    if needed > free:
-        raise FileError(
-            f"{out} cannot be written: it needs {needed:,} bytes, and {free:,} are free. Free "
-            "space, or choose another place."
-        )
 
 
 def _nothing(path: Path, entries: list[dict[str, str]], selection: Selection) -> InvalidValueError:

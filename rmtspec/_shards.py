@@ -92,6 +92,7 @@ def _indexed(index: Path) -> WeightFiles:
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise _damaged(index, "it has no 'weight_map' that names a file for each tensor")
+    listed: dict[str, str] = {}
     for name, file in mapping.items():
         if not isinstance(file, str) or not file:
             raise _damaged(index, f"it names {file!r} as the file of {name!r}")
@@ -101,8 +102,9 @@ def _indexed(index: Path) -> WeightFiles:
                 f"{index} is refused: it names {file!r} as the file of {name!r}, which leaves the "
                 "folder; expected files in it. Do not use it, or mend the index."
             )
+        listed[name] = str(place)  # one spelling
     folder = index.parent
-    files = {file: folder / file for file in sorted(set(mapping.values()))}
+    files = {file: folder / file for file in sorted(set(listed.values()))}
     missing = [file for file, place in files.items() if not place.is_file()]
     if missing:
         raise FileError(
@@ -113,7 +115,7 @@ def _indexed(index: Path) -> WeightFiles:
     wrong = [f for f in files if Path(f).suffix.lower() not in (".safetensors", *PICKLED)]
     if wrong:
         raise _damaged(index, f"it lists {wrong[0]!r}; expected .safetensors or .bin files")
-    names = {name: files[file] for name, file in mapping.items()}
+    names = {name: files[file] for name, file in listed.items()}
     return WeightFiles(tuple(files.values()), folder, names)
 
 

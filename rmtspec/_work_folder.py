@@ -13,7 +13,7 @@ from rmtspec._journal import Journal, open_journal
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: In the hidden folder: what becomes the folder that is made.
-CONTENT = "content"
+_CONTENT = "content"
 #: Key of the journal's line that says that the content is whole.
 FINISHED = "finished"
 _JOURNAL = "journal.jsonl"
@@ -36,7 +36,7 @@ class WorkFolder:
 
     def __init__(self, out: Path, path: Path, journal: Journal) -> None:
         self.out, self.path, self.journal = out, path, journal
-        self.content = path / CONTENT
+        self.content = path / _CONTENT
 
     def finish(self) -> None:
         """Give the content its name; once only."""
@@ -57,10 +57,16 @@ def work_path(out: PathLike) -> Path:
     return target.parent / f".{target.name}.rmtspec-work"
 
 
+def written_bytes(out: PathLike) -> int:
+    """Return the bytes of the content that an earlier call wrote."""
+    content = work_path(out) / _CONTENT
+    return sum(file.stat().st_size for file in content.iterdir()) if content.is_dir() else 0
+
+
 def is_finished(out: PathLike) -> bool:
     """Tell whether `out` has its name already, and only the work beside it is to be removed."""
     place = work_path(out)
-    moved = (place / _JOURNAL).exists() and not (place / CONTENT).exists()
+    moved = (place / _JOURNAL).exists() and not (place / _CONTENT).exists()
     return moved and Path(out).is_dir() and any(Path(out).iterdir())
 
 
@@ -121,7 +127,7 @@ def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> Non
 def _anything_done(place: Path, error: Exception) -> bool:
     """Tell whether the next call could go on with something after this error."""
     with contextlib.suppress(OSError):
-        if any((place / CONTENT).iterdir()):
+        if any((place / _CONTENT).iterdir()):
             return True
     if isinstance(error, InvalidValueError | InvalidTypeError):
         return False
@@ -132,7 +138,7 @@ def _anything_done(place: Path, error: Exception) -> bool:
 
 def _remove(place: Path) -> None:
     """Remove the work; the journal last, so that a kill meanwhile leaves it recognisable."""
-    shutil.rmtree(place / CONTENT, ignore_errors=True)
+    shutil.rmtree(place / _CONTENT, ignore_errors=True)
     with contextlib.suppress(OSError):
         (place / _JOURNAL).unlink(missing_ok=True)
         place.rmdir()

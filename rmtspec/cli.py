@@ -248,7 +248,8 @@ def merge(folder: Path, out: Path) -> None:
     with _usage():
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
-    click.echo(f"{len(merged)} matrices multiplied out. Written to {out}")
+    count = "1 matrix" if len(merged) == 1 else f"{len(merged)} matrices"
+    click.echo(f"{count} multiplied out. Written to {out}")
 
 
 @main.command()

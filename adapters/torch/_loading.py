@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from rmtspec._files import PathLike
-from rmtspec._manifest import MANIFEST, Manifest, SplitEntry
-from rmtspec._safetensors import stored_tensors
-from rmtspec._stored import MappedTensor
+from rmtspec._manifest import Manifest, SplitEntry
 from rmtspec.adapters.torch._layer_kinds import ROOT, matrices_of
 from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._matrices import check_model
@@ -72,7 +70,7 @@ def load(
     manifest = Manifest.read(_folder(folder))
     if verify:
         manifest.check_files(folder)
-    stored = _stored(folder, manifest)
+    stored = manifest.tensors(folder)
     model = _built(skeleton)
     new, sources = _split_layers(model, manifest)
     target = _Target(model, new, sources)
@@ -106,37 +104,6 @@ def _folder(folder: PathLike) -> PathLike:
             "call model.load_state_dict(rt.read_state_dict(path)), then prune the model."
         )
     return folder
-
-
-def _stored(folder: PathLike, manifest: Manifest) -> dict[str, MappedTensor]:
-    """Return the tensors of all weight files by name; only headers are read."""
-    again = "Copy the folder again, or save the model again."
-    names = [name for name in manifest.files if name.endswith(".safetensors")]
-    if not names:
-        raise FileError(
-            f"{folder} has 0 files of weights in its manifest; expected one or more. Save the "
-            "model again."
-        )
-    found: dict[str, MappedTensor] = {}
-    for name in names:
-        file = Path(folder, name)
-        try:
-            tensors = stored_tensors(file)
-        except FileError:
-            raise
-        except OSError as error:
-            raise FileError(
-                f"{file} cannot be read: {(error.strerror or str(error)).lower()}; {MANIFEST} "
-                f"beside it names it. {again}"
-            ) from error
-        for tensor in tensors:
-            if tensor.name in found:
-                raise FileError(
-                    f"{file} and {Path(found[tensor.name].path).name} both hold a tensor named "
-                    f"{tensor.name!r}; expected each once. {again}"
-                )
-            found[tensor.name] = tensor
-    return found
 
 
 def _built(skeleton: Any) -> nn.Module:

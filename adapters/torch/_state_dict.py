@@ -1,5 +1,6 @@
 """Reading a state dict from a file, without ever running what is pickled in it."""
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,30 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
         )
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]  # as training loops save it
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
+    ):
         raise FileError(
             f"{file} holds a {type(found).__name__}, not a state dict of tensors. Save "
             "model.state_dict() in it."
         )
     return dict(found)
+
+
+#: What reading damaged bytes as a pickle may raise.
+_DAMAGES = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
 
 
 def _unpickled(file: Path) -> Any:
@@ -72,6 +91,9 @@ def _unpickled(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # and goes on to read it
+            warnings.filterwarnings(
+                "ignore", "TypedStorage is deprecated"
+            )  # of quantised ones
             try:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
@@ -79,13 +101,13 @@ def _unpickled(file: Path) -> Any:
                     raise
                 return torch.load(file, map_location="cpu", weights_only=True)  # the old format
     except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or ["it says no more"])[0]
         raise FileError(
             f"{file} cannot be read without running code that is pickled in it, which is never "
             f"done here ({first}). Where you trust it, load it yourself and save "
             "model.state_dict() with safetensors.torch.save_file."
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except _DAMAGES as error:
         raise FileError(
             f"{file} is damaged or no file of torch.save "
             f"({(str(error).splitlines() or ['it ends too early'])[0]}). Copy or save it again."
