@@ -53,7 +53,7 @@ def _inner_sizes(config: _Config) -> set[int]:
     """Return the inner sizes of the feed-forward layers that a config tells."""
     found: set[int] = set()
     for name, value in config.items():
-        if "intermediate_size" in name or name.endswith("ffn_hidden_size"):
+        if re.search("intermediate_size|ffn_hidden_size$", str(name)):
             values = value if isinstance(value, list | tuple) else [value]
             found.update(v for v in values if type(v) is int)
     ratio: Any = config.get("mlp_ratio")
@@ -95,8 +95,12 @@ def _multi_query(config: _Config, side: int, n_parts: int) -> _Cut:
 
 
 def _chatglm(config: _Config, side: int, n_parts: int) -> _Cut:
-    rule = _heads if config.get("multi_query_attention") is True else _per_head
-    return rule(config, side, n_parts)
+    """Cut as its second version does, or, where the config says nothing of shared k, its first."""
+    shared = config.get("multi_query_attention")
+    if shared is True:
+        return _heads(config, side, n_parts)
+    first = shared is False or "inner_hidden_size" in config  # and not a vision_config
+    return _per_head(config, side, n_parts) if first else _UNKNOWN
 
 
 def _codegen(config: _Config, side: int, n_parts: int) -> _Cut:
@@ -259,6 +263,12 @@ def parts_of(
     -------
     list of Part
         Empty if the tensor is one matrix, or none, or if what it holds is not known for sure.
+
+    Examples
+    --------
+    >>> config = {"model_type": "gpt2", "n_embd": 768, "n_head": 12}
+    >>> [part.label for part in parts_of("h.0.attn.c_attn.weight", (768, 2304), config)]
+    ['q', 'k', 'v']
     """
     if len(shape) not in (2, 3) or 0 in shape:
         return []
@@ -277,14 +287,14 @@ def parts_of(
 
 
 def _sections(config: _Config) -> Iterator[tuple[set[str], _Config]]:
-    """Yield the config and those within it, each with its own model types and its parents'."""
+    """Yield the config and those within it, each with its model types, or else its parent's."""
     waiting: list[tuple[set[str], _Config]] = [(set(), config)]
     while waiting:
         types, section = waiting.pop()
         own, architecture = section.get("model_type"), section.get("architecture")
         if isinstance(own, str):
             part = r"(_(text|vision|audio|sam|encoder|decoder|model|thinker|talker))+$"
-            types = types | {own, re.sub(part, "", own)}
+            types = {own, re.sub(part, "", own)}
         if isinstance(architecture, str) and _TIMM.match(architecture):
             types = types | {"timm"}
         yield types, section

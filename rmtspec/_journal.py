@@ -32,8 +32,7 @@ class Journal:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append a line; it is with the system when this returns, whatever becomes of us."""
         try:
-            self._stream.write(_line(entry))
-            self._stream.flush()
+            _write(self._stream, _line(entry))
         except OSError as error:
             raise FileError(
                 f"{self.path} cannot be written: {(error.strerror or str(error)).lower()}. What "
@@ -70,8 +69,9 @@ def open_journal(
     target = file_target(path)
     first = {"schema": SCHEMA, "format": _FORMAT, **header}
     try:
-        # Not for appending: a line that was cut is overwritten.
-        stream = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        # Not for appending: a line that was cut is overwritten. Without a buffer: closing it would
+        # try once more to write what a full disk has not taken.
+        stream = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise _unusable(target, error) from error
     with stream:
@@ -81,8 +81,7 @@ def open_journal(
             stream.truncate(end)
             stream.seek(end)
             if end == 0:
-                stream.write(_line(first))
-                stream.flush()
+                _write(stream, _line(first))
         except FileError:
             raise
         except OSError as error:
@@ -167,6 +166,11 @@ def _difference(old: Any, new: Any) -> str:
 def _line(entry: Mapping[str, Any]) -> bytes:
     # ASCII: the name of a file or tensor may have what UTF-8 has not.
     return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    while content:  # what has no buffer may take less than it is given
+        content = content[stream.write(content) :]
 
 
 def _lock(stream: IO[bytes], path: Path, way_out: str) -> None:

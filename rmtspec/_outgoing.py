@@ -13,6 +13,7 @@ from rmtspec._safetensors_writer import Outgoing, format_dtype
 from rmtspec._split import split
 from rmtspec._stored import Checkpoint, StoredMatrix, StoredTensor, named_dtype
 from rmtspec._truncate import truncate
+from rmtspec.errors import FileError, InvalidTypeError
 
 #: Largest file that is made of tensors which came in files of their own.
 SHARD_BYTES = 5_000_000_000
@@ -56,7 +57,14 @@ def tensor_dtype(tensor: StoredTensor) -> str:
     """Return the dtype of a tensor as .safetensors calls it; as stored where numpy lacks it."""
     if not tensor.numpy_name or tensor.dtype in DTYPES:
         return tensor.dtype
-    return format_dtype(named_dtype(tensor.numpy_name).newbyteorder("<"))
+    dtype = named_dtype(tensor.numpy_name)
+    try:
+        return format_dtype(dtype.newbyteorder("<"))
+    except InvalidTypeError:
+        raise FileError(
+            f"{tensor.path} holds {tensor.name!r} of dtype {dtype}, which .safetensors files do "
+            "not have. Leave it out or convert it, and save the file again."
+        ) from None
 
 
 def _copied(tensor: StoredTensor, name: str) -> Outgoing:
@@ -104,7 +112,7 @@ def _truncated(
     whole = _little_endian(tensor)
     first = ranks[0][0].part
     if first is None:
-        found = truncate(ranks[0][0](), ranks[0][1])
+        found = truncate(_little_endian(ranks[0][0]), ranks[0][1])
         errors[ranks[0][0].name] = found.error
         yield found.matrix
         return

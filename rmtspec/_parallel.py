@@ -58,12 +58,11 @@ def each(
     work = joblib.delayed(functools.partial(_numbered, call, threads))
     tasks = [work(index, item) for index, item in enumerate(listed)]
     options: dict[str, Any] = {"n_jobs": n_jobs, "batch_size": 1}
-    try:
-        parallel = joblib.Parallel(**options, return_as="generator_unordered")
-    except ValueError:  # a backend that returns everything at the end
-        yield from _in_groups(joblib.Parallel(**options), tasks, n_jobs)
+    if backend.supports_return_generator:
+        with _told_of_failures(backend):
+            yield from _streamed(joblib.Parallel(**options, return_as="generator_unordered")(tasks))
     else:
-        yield from _streamed(parallel(tasks))
+        yield from _in_groups(joblib.Parallel(**options), tasks, n_jobs)
 
 
 def _streamed(results: Generator[Any, None, None]) -> Iterator[Any]:
@@ -75,6 +74,34 @@ def _streamed(results: Generator[Any, None, None]) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             results.close()
+
+
+@contextlib.contextmanager
+def _told_of_failures(backend: Any) -> Iterator[None]:
+    """Have a task raise whose workers were killed; joblib 1.6 waits for ever for Dask to tell."""
+    submit = getattr(backend, "submit", None)
+    if submit is None or type(backend).__name__ != "DaskDistributedBackend":
+        yield
+        return
+
+    def told(call: Any, callback: Any) -> Any:
+        future = submit(call, callback)
+        future.add_done_callback(
+            lambda done: callback(_raising(done.exception())) if done.exception() else None
+        )
+        return future
+
+    backend.submit = told
+    try:
+        yield
+    finally:
+        del backend.submit
+
+
+def _raising(error: BaseException) -> Iterator[Any]:
+    """Raise as soon as somebody looks for results."""
+    raise error
+    yield
 
 
 def _in_groups(parallel: Any, tasks: list[Any], n_jobs: int | None) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from rmtspec._fingerprint import fingerprint
 from rmtspec._given_plan import adopt
 from rmtspec._journal import Journal
 from rmtspec._manifest import WEIGHTS, Manifest, SplitEntry
-from rmtspec._outgoing import outgoing_files
+from rmtspec._outgoing import outgoing_files, tensor_dtype
 from rmtspec._plan import check_ranks, make_plan
 from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._results import plain, versions
@@ -153,6 +153,8 @@ def prune_checkpoint(
     # A layer that is split is split whole; a stack of experts stays one tensor in either form.
     listed = path if isinstance(path, Checkpoint) else matrices_in(path, parts=form == "dense")
     refuse_factors(listed)
+    for tensor in listed.tensors.values():
+        tensor_dtype(tensor)  # raises where the new files could not hold it
     task = _Task(listed, selection, form, analysis, n_jobs, threads, progress)
     wanted = {
         "fit_cutoff": fit_cutoff, "min_saving": min_saving, "ranks": ranks, "budget": budget,

@@ -183,6 +183,16 @@ def entry(**changes):
         (entry(shape="22"), bytes(16), r"entry of 'w' is"),
         (entry(shape=[2**61, 2**61]), bytes(16), r"'w' has 16 bytes"),
         (entry(dtype=3), bytes(16), r"entry of 'w' is"),
+        (
+            entry(shape=[0, 2]),
+            bytes(16),
+            r"'w' has 16 bytes, and its shape \[0, 2\] of F32 needs 0",
+        ),
+        (entry(shape=[True, 4]), bytes(16), r"entry of 'w' is"),
+        (entry(shape=[1] * 65), bytes(16), r"entry of 'w' is"),
+        (entry(data_offsets=[16, 32]), bytes(16), r"truncated: the tensor 'w' ends at byte"),
+        (entry(data_offsets=[2**61, 2**61 + 16]), bytes(16), r"truncated: the tensor 'w' ends"),
+        (entry(data_offsets=[0, 2**62]), bytes(16), r"entry of 'w' is"),
         (entry(data_offsets=[16, 0]), bytes(16), r"entry of 'w' is"),
         (entry(data_offsets=[-16, 0]), bytes(16), r"entry of 'w' is"),
         (entry(data_offsets=[0]), bytes(16), r"entry of 'w' is"),
@@ -226,6 +236,40 @@ def test_safetensors_wrong_formats(tmp_path, content, message):
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(FileError, match=message):
         matrices_in(tmp_path / "m.safetensors")
+
+
+def test_safetensors_headers_longer_than_the_file(tmp_path):
+    path = write_safetensors(tmp_path / "m.safetensors", {"w": ("F32", np.float32(noise(4, 3)))})
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    for cut in (8, 9, 8 + length - 1):
+        path.write_bytes(whole[:cut])
+        message = f"truncated or no .safetensors file: {cut} bytes, and its header alone announces"
+        with pytest.raises(FileError, match=message):
+            matrices_in(path)
+    for size in (len(whole) - 7, 10**8, 2**63, 2**64 - 1):
+        path.write_bytes(size.to_bytes(8, "little") + whole[8:])
+        with pytest.raises(FileError, match=r"no .safetensors file"):
+            matrices_in(path)
+
+
+def test_safetensors_of_zero_size(tmp_path):
+    tensors = {
+        "empty": ("F32", np.ones((0, 3), np.float32)),
+        "w": ("F32", np.float32(noise(4, 3))),
+        "none": ("F4", np.ones((0,), np.uint8)),
+    }
+    found = matrices_in(write_safetensors(tmp_path / "m.safetensors", tensors))
+    assert list(found.matrices) == ["w"]
+    assert reasons(found) == {
+        "empty": "empty",
+        "none": "dtype F4 is not supported; convert it to F32",
+    }
+    assert found.tensors["empty"]().shape == (0, 3)
+    assert found.tensors["none"]().shape == (0,)
+    assert found.tensors["empty"]().dtype == np.float32
+    found = matrices_in(write_safetensors(tmp_path / "m.safetensors", {}))
+    assert (len(found), found.skipped, found.tensors) == (0, [], {})
 
 
 def test_npy_bad_files(tmp_path):

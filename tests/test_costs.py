@@ -157,7 +157,7 @@ def test_calibrate_is_quick():
         start = time.perf_counter()
         calibrate()
         times.append(time.perf_counter() - start)
-    assert min(times) < 2.0  # 0.25 s on an idle machine
+    assert min(times) < 3.0  # 0.25 s on an idle machine
 
 
 def taken(W):
@@ -165,7 +165,8 @@ def taken(W):
     wall, own = time.perf_counter(), time.process_time()
     rmtspec.analyze(W)
     # With several BLAS threads their times add up, and the wall's is the smaller one.
-    return min(time.perf_counter() - wall, time.process_time() - own)
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    return min(wall, own or wall)
 
 
 def test_the_estimate_of_a_small_matrix_is_of_the_right_order():
