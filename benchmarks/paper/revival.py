@@ -2,8 +2,9 @@
 
     python benchmarks/paper/revival.py --output-relu --seeds 0 1 2 --epochs 8
 
-The published split does three things at once after epoch 3: it cuts away 55 % of the bulk, it forgets
-the optimizer's state, and it steps on two factors as long as on one matrix.
+The published split does three things at once after epoch 3: it cuts away 55 % of the bulk, it
+forgets the optimizer's state, and it steps on two factors as long as on one matrix. A control only
+raises the learning rate.
 """
 
 from typing import Any

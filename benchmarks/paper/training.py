@@ -210,7 +210,7 @@ class _Run:
         return self.states / f"{self.setup.stem}-epoch{epoch}.pt"
 
     def _resume(self) -> None:
-        """Go on from the run's own state, else from one the unsplit run kept, if both are the same."""
+        """Go on from the run's own state, else from one that the unsplit run kept."""
         unsplit = self.setup.method == "unsplit"
         shared = min(max(KEPT) if unsplit else self.method.unchanged_epochs, self.setup.epochs)
         places = [(self.own, 0)]
