@@ -50,7 +50,10 @@ def group(
         if not found:
             reason = reason or f"1 dimension: a vector{_NO_SPECTRUM}"
             skipped.append({"name": name, "reason": reason})
-        matrices |= {matrix.name: matrix for matrix in found}
+        for matrix in found:
+            if matrix.name in matrices:  # "w[0]": the first of a stack, and a tensor called so
+                skipped.append({"name": matrix.name, "reason": "a second matrix of this name"})
+            matrices.setdefault(matrix.name, matrix)
     return matrices, skipped
 
 

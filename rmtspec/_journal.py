@@ -115,19 +115,18 @@ def _read(
                 raise ValueError("no object")
         except (ValueError, RecursionError):
             if number == 1:
-                entry = {}
-            elif number == len(lines):  # a file system may have kept only part of the last one
+                raise _no_journal(path, way_out) from None
+            if number == len(lines):  # a file system may have kept only part of the last one
                 end -= len(line) + 1
                 break
-            else:
-                raise FileError(
-                    f"{path} is damaged at line {number}. Delete it, or cut it off before that "
-                    "line, and run again."
-                ) from None
+            raise FileError(
+                f"{path} is damaged at line {number}. Delete it, or cut it off before that "
+                "line, and run again."
+            ) from None
+        if number == 1 and entry.get("format") != _FORMAT:
+            raise _no_journal(path, way_out)
         parsed.append(entry)
     found, entries = parsed[0], parsed[1:]
-    if found.get("format") != _FORMAT:
-        raise _no_journal(path, way_out)
     if found.get("schema") != SCHEMA:
         raise FileError(
             f"{path} has schema {found.get('schema')}; this version of rmtspec writes {SCHEMA}. "

@@ -96,6 +96,8 @@ def looks_like(start: bytes) -> str:
         return ": it is a zip archive. If it is numpy's, name it .npz."
     if start.startswith(b"\x93NUMPY"):
         return ": it is a .npy file. Name it so."
+    if start.startswith(b"version "):
+        return ": it is a pointer of Git LFS, not the file itself. Fetch that: git lfs pull."
     if start.startswith(b"\x80"):
         return ": it is pickled, and never opened here. Save it in another format."
     if not start:

@@ -41,6 +41,8 @@ def weight_files(path: Path) -> WeightFiles:
         return _indexed(path)
     if path.suffix.lower() not in (*PLAIN, *PICKLED):
         raise FileError(f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}.")
+    if not path.is_file():
+        raise FileError(f"{path} is no regular file; expected {EXPECTED}. Save it as one.")
     return WeightFiles((path,), path.parent, None)
 
 
@@ -48,7 +50,8 @@ EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(PICKLED)} file or a folder of them
 
 
 def _in_folder(folder: Path) -> WeightFiles:
-    names = sorted(child.name for child in folder.iterdir())
+    # Not `is_file`: a link that leads nowhere is to be missed.
+    names = sorted(child.name for child in folder.iterdir() if not child.is_dir())
     for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt"):
         found = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
         indices = [n for n in names if n.endswith(suffix + INDEX)]

@@ -123,12 +123,18 @@ def analyze(
         report.check_jobs(jobs)
         _check_threads(threads)
         _check_report(out)
+        if out is not None and journal is not None and out.resolve() == journal.resolve():
+            raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
     listed = checkpoint.matrices_in(path)
+    chosen, left_out = selection.choose(listed.matrices)
+    if not chosen:
+        skipped = [*listed.skipped, *left_out]
+        raise click.ClickException(nothing_in(path, skipped, selection.unmet))
     if dry_run:
         _show_costs(listed, selection, jobs, threads)
         return
     device = _usable(device)
-    operations = operations_of(selection.choose(listed.matrices)[0].values())
+    operations = operations_of(chosen.values())
     hint = (
         f"What was done is in {journal}: the same command goes on with it."
         if journal is not None

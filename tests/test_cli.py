@@ -131,8 +131,13 @@ def test_include_keeps_only_what_it_finds(weights):
     assert "skipped 2 (noise, broken): not in `include`" in done.stdout
     done = run("analyze", weights, "--include", "nowhere")
     assert done.exit_code == 1
-    assert "skipped 3 (planted, noise, broken): not in `include`" in done.stderr
-    assert "  no name meets include='nowhere'" in done.stderr
+    assert done.stderr.splitlines() == [
+        f"Error: Nothing in {weights} could be analysed.",
+        "  skipped 1 (bias): 1 dimension: a vector has no spectrum",
+        "  skipped 3 (planted, noise, broken): not in `include`",
+        "  no name meets include='nowhere'",
+    ]
+    assert run("analyze", weights, "--include", "nowhere", "--dry-run").stderr == done.stderr
 
 
 def test_defaults_are_those_of_the_library():
@@ -222,6 +227,7 @@ def test_inputs_that_cannot_be_used_exit_1_and_leave_out_alone(tmp_path):
         ("--out file/r.json", "cannot be written"),
         ("--out folder.json", "is a folder"),
         ("--threads 0", "0 is below 1"),
+        ("--out r.json --resume ./r.json", "--out and --resume are both r.json"),
     ],
 )
 def test_wrong_usage_exits_2_before_any_work(tmp_path, monkeypatch, options, message):

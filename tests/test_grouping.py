@@ -161,6 +161,17 @@ def test_a_fused_tensor_with_and_without_parts(tmp_path):
     assert list(listed(tmp_path, tensors).matrices) == [name]
 
 
+def test_a_tensor_called_as_a_part(tmp_path):
+    for order in (1, -1):
+        tensors = dict([("experts.w1", noise(2, 30, 20)), ("experts.w1[0]", noise(9, 8))][::order])
+        checkpoint = listed(tmp_path, tensors)
+        assert sorted(checkpoint.matrices) == ["experts.w1[0]", "experts.w1[1]"]
+        assert checkpoint.matrices["experts.w1[0]"].sides == ((30, 20) if order == 1 else (9, 8))
+        assert checkpoint.skipped == [
+            {"name": "experts.w1[0]", "reason": "a second matrix of this name"}
+        ]
+
+
 def test_parts_are_analysed_as_the_matrices_they_are(tmp_path):
     stack = noise(2, 60, 40)
     checkpoint = listed(tmp_path, {"experts.w1": stack})

@@ -1,5 +1,6 @@
 """Which files a folder means, and every way a sharded checkpoint can be wrong."""
 
+import os
 import shutil
 
 import ml_dtypes
@@ -152,7 +153,8 @@ def test_a_shard_that_is_damaged(folder):
     with pytest.raises(FileError, match=rf"{SECOND} is truncated: the tensor 'b.weight'"):
         matrices_in(folder)
     (folder / SECOND).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(FileError, match=rf"{SECOND} is no .safetensors file"):
+    message = rf"{SECOND} is no .safetensors file: it is a pointer of Git LFS.*git lfs pull"
+    with pytest.raises(FileError, match=message):
         matrices_in(folder)
 
 
@@ -185,6 +187,21 @@ def test_several_indices(folder):
     with pytest.raises(FileError, match=message):
         matrices_in(folder)
     check(matrices_in(folder / "big.safetensors.index.json"))
+
+
+def test_what_is_no_file(tmp_path):
+    (tmp_path / "x.safetensors").mkdir()
+    (tmp_path / f"x.{INDEX}").mkdir()
+    with pytest.raises(FileError, match=r"is a folder without weight files"):
+        matrices_in(tmp_path)
+    np.save(tmp_path / "w.npy", noise(4, 3))
+    assert list(matrices_in(tmp_path).matrices) == ["w"]
+    (tmp_path / "model.safetensors").symlink_to("nowhere")  # not passed over
+    with pytest.raises(FileError, match=r"cannot be read: No such file"):
+        matrices_in(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(FileError, match=r"pipe\.npy is no regular file"):
+        matrices_in(tmp_path / "pipe.npy")
 
 
 def test_a_folder_with_one_file(tmp_path):

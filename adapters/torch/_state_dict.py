@@ -1,5 +1,6 @@
 """Reading a state dict from a file, without ever running what is pickled in it."""
 
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from rmtspec._files import PathLike
-from rmtspec._safetensors import stored_tensors
+from rmtspec._safetensors import looks_like, stored_tensors
 from rmtspec.errors import FileError
 
 #: Suffixes of files that torch.save writes.
@@ -91,9 +92,7 @@ def _unpickled(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # and goes on to read it
-            warnings.filterwarnings(
-                "ignore", "TypedStorage is deprecated"
-            )  # of quantised ones
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # where quantised
             try:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
@@ -101,14 +100,24 @@ def _unpickled(file: Path) -> Any:
                     raise
                 return torch.load(file, map_location="cpu", weights_only=True)  # the old format
     except pickle.UnpicklingError as error:
-        first = (str(error).splitlines() or ["it says no more"])[0]
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        if start.startswith(b"version "):
+            raise FileError(f"{file} is no file of torch.save{looks_like(start)}") from None
+        # The rest of the message is advice to run it, in colours.
+        asked = re.search(r"Unsupported \w+:? (?:GLOBAL )?(\S+)", str(error))
+        why = f"it asks for {asked[1]}" if asked else "it is no plain pickle of tensors"
         raise FileError(
             f"{file} cannot be read without running code that is pickled in it, which is never "
-            f"done here ({first}). Where you trust it, load it yourself and save "
+            f"done here ({why}). Where you trust it, load it yourself and save "
             "model.state_dict() with safetensors.torch.save_file."
         ) from None
     except _DAMAGES as error:
         raise FileError(
             f"{file} is damaged or no file of torch.save "
-            f"({(str(error).splitlines() or ['it ends too early'])[0]}). Copy or save it again."
+            f"({_first_line(error)}). Copy or save it again."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["it ends too early"])[0]

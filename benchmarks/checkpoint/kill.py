@@ -3,10 +3,10 @@
     python benchmarks/checkpoint/kill.py [FOLDER] [--times 20] [--rows 5] [--seed 0]
 
 Each trial begins in an empty folder, is killed (SIGKILL, its whole process group) at a random
-moment, once or several times in a row, is run to its end by the same command, and is compared with
-a run that nobody killed: all files byte for byte, of JSON all but the wall times (keys with
-"seconds" in them). Exit status 1 where one differs. kill_points.py hits the places that random
-moments miss.
+moment, mostly after it has begun to write, once or several times in a row, is run to its end by the
+same command, and is compared with a run that nobody killed: all files byte for byte, of JSON all
+but the wall times (keys with "seconds" in them). Exit status 1 where one differs. kill_points.py
+hits the places that random moments miss.
 """
 
 import argparse
@@ -81,8 +81,9 @@ def killed_runs(
         Run in a fresh folder for each trial: the paths of what it reads are absolute, of what it
         writes relative.
     times : int
-        Trials. Their first moments are one each from as many equal parts of the time that the
-        unbroken run takes, in random order.
+        Trials. A fifth are killed first before anything is written, which takes most of the time
+        of a small checkpoint; the others after, at moments one each from as many equal parts of
+        the time that is then left to the unbroken run, divided by `kills`.
     seed : int
         Of the moments.
     kills : int
@@ -92,30 +93,38 @@ def killed_runs(
     """
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
-        expected, total = _timed(command, Path(place))
+        expected, idle, busy = _timed(command, Path(place))
+        early, busy = times // 5, busy / kills
+        firsts = [(False, rng.random() * idle) for _ in range(early)]
+        late = times - early
+        firsts += [(True, (part + rng.random()) / late * busy) for part in range(late)]
         trials = []
-        for number, part in enumerate(rng.sample(range(times), times), 1):
+        for number, first in enumerate(rng.sample(firsts, times), 1):
             folder = Path(place, str(number))
             folder.mkdir()
-            moments = [(part + rng.random()) / times * total]
-            moments += [rng.random() * total for _ in range(kills - 1)]
-            noted = [_killed_after(command, folder, moment) for moment in moments]
+            moments = [first, *((True, rng.random() * busy) for _ in range(kills - 1))]
+            noted = [_killed_at(command, folder, *moment) for moment in moments]
             trials.append(concluded(noted, folder, expected, lambda f: _ended(command, f)))
             if say is not None:
                 say(f"{number:3}  {trials[-1]}")
         return trials
 
 
-def _timed(command: Sequence[str], place: Path) -> tuple[dict[str, bytes], float]:
-    """Return what a run that nobody kills leaves, and its seconds; the first one fills caches."""
-    expected = unbroken(place / "first", lambda folder: _ended(command, folder))
-    begin = time.perf_counter()
-    again = unbroken(place / "second", lambda folder: _ended(command, folder))
-    total = time.perf_counter() - begin
-    differ = _differences(again, expected)
+def _timed(command: Sequence[str], place: Path) -> tuple[dict[str, bytes], float, float]:
+    """Return what a run that nobody kills leaves, its seconds until it writes, and the others."""
+    expected = unbroken(place / "first", lambda folder: _ended(command, folder))  # fills caches
+    times = [time.perf_counter()]
+
+    def timed(folder: Path) -> int:
+        process = _started(command, folder)
+        _wait_for_change(process, folder, {})
+        times.append(time.perf_counter())
+        return process.wait()
+
+    differ = _differences(unbroken(place / "second", timed), expected)
     if differ:
         raise SystemExit(f"two runs that nobody killed differ: {', '.join(differ)}")
-    return expected, total
+    return expected, times[1] - times[0], time.perf_counter() - times[1]
 
 
 def unbroken(folder: Path, run: Callable[[Path], int]) -> dict[str, bytes]:
@@ -138,11 +147,11 @@ def concluded(
     run: Callable[[Path], int],
 ) -> Trial:
     """Return the trial whose kills are `noted`: run to the end, and compare."""
-    complete = not _differences(contents(folder), expected)
+    complete = all(name.endswith("/") for name in _differences(contents(folder), expected))
     status = run(folder)
     left = contents(folder)
     differences = _differences(left, expected)
-    # Killed at its very end, prune has left all it should, and refuses to write there again.
+    # Killed at its very end, prune has left all files it should, and refuses to write there again.
     if status and not complete:
         differences.append(f"status {status}")
     strays = tuple(name for name in left if _is_stray(name))
@@ -223,17 +232,38 @@ def _ended(command: Sequence[str], folder: Path) -> int:
     return _started(command, folder).wait()
 
 
-def _killed_after(command: Sequence[str], folder: Path, seconds: float) -> tuple[str, str]:
-    """Kill the command after so many seconds; return when that was, and what was there."""
+def _killed_at(
+    command: Sequence[str], folder: Path, writing: bool, seconds: float
+) -> tuple[str, str]:
+    """Kill the command so long after its start, or its first change; return when, and the state."""
+    before = _sizes(folder)
     process = _started(command, folder)
+    if writing:
+        _wait_for_change(process, folder, before)
     try:
         process.wait(seconds)
         when = "not killed"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        when = f"killed after {seconds:.3f} s"
+        when = f"killed {seconds:.3f} s after its {'first change' if writing else 'start'}"
     return when, state(folder)
+
+
+def _wait_for_change(
+    process: subprocess.Popen[bytes], folder: Path, before: dict[Path, int]
+) -> None:
+    while process.poll() is None and _sizes(folder) == before:
+        time.sleep(0.002)
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    found = {}
+    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        for place in folder.rglob("*"):
+            if place.is_file() and not _is_stray(place.relative_to(folder).as_posix()):
+                found[place] = place.stat().st_size
+    return found
 
 
 def arguments_of(checkpoint: Path) -> dict[str, list[str]]:
@@ -250,8 +280,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with what both scripts take."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("folder", nargs="?", type=Path, help="a checkpoint; made if left out")
-    made.add_argument("--width", type=int, default=256, help="of one that is made (256)")
-    made.add_argument("--gb", type=float, default=0.02, help="size of one that is made (0.02)")
+    made.add_argument("--width", type=int, default=512, help="of one that is made (512)")
+    made.add_argument("--gb", type=float, default=0.1, help="size of one that is made (0.1)")
     made.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="commands to kill")
     made.add_argument("--seed", type=int, default=0, help="of the kills (0)")
     return made
