@@ -11,6 +11,8 @@ from typing import Any
 
 from rmtspec.errors import FileError, InvalidTypeError
 
+#: Matches the names of what is being written; a kill may leave one behind.
+TEMPORARY = ".rmtspec-*.tmp"
 #: What `write_atomically` and its callers take as a path.
 PathLike = str | os.PathLike[str]
 

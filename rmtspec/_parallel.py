@@ -52,9 +52,10 @@ def each(
     name = type(backend).__name__
     if n_jobs is None and configured is None and name not in (*_LOCAL, "ThreadingBackend"):
         n_jobs = -1  # backends of Ray and Spark would take one, and work in this process
-    if threads is None and name in _LOCAL:
-        processes = min(joblib.effective_n_jobs(n_jobs), max(1, len(listed)))
-        threads = max(1, joblib.cpu_count() // processes)
+    if name in _LOCAL:
+        n_jobs = min(joblib.effective_n_jobs(n_jobs), max(1, len(listed)))  # all would be started
+        if threads is None:
+            threads = max(1, joblib.cpu_count() // n_jobs)
     work = joblib.delayed(functools.partial(_numbered, call, threads))
     tasks = [work(index, item) for index, item in enumerate(listed)]
     options: dict[str, Any] = {"n_jobs": n_jobs, "batch_size": 1}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rmtspec._files import PathLike, empty_folder
+from rmtspec._files import TEMPORARY, PathLike, empty_folder
 from rmtspec._journal import Journal, open_journal
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
@@ -41,6 +41,8 @@ class WorkFolder:
     def finish(self) -> None:
         """Give the content its name; once only."""
         if self.content.exists():
+            for left in self.content.glob(TEMPORARY):  # of a kill while a small file was written
+                left.unlink()
             _sync(self.content)
             self.content.replace(self.out)  # an empty folder in its place is replaced too
             _sync(self.out.parent)
@@ -66,6 +68,8 @@ def written_bytes(out: PathLike) -> int:
 def is_finished(out: PathLike) -> bool:
     """Tell whether `out` has its name already, and only the work beside it is to be removed."""
     place = work_path(out)
+    with contextlib.suppress(OSError):
+        place.rmdir()  # empty: a kill came just before it was removed
     moved = (place / _JOURNAL).exists() and not (place / _CONTENT).exists()
     return moved and Path(out).is_dir() and any(Path(out).iterdir())
 

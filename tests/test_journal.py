@@ -125,7 +125,8 @@ def test_the_way_out_can_be_told(path):
 @pytest.mark.parametrize(
     "content",
     [b"mine", b"mine\n", b"{}\n", b"[]\n", b"\x00", b"a,b\n1,2\n", b'{"format": "other"}\n',
-     b"a\nb\nc\nd\n", b'{\n "schema": 1,\n "rows": []\n}\n', b'{"a": 1}\nb\nc\n', b"\xff\xfe\n", b"\n", b'{"schema": 1', b"[" * 100_000 + b"\n"],
+     b"a\nb\nc\nd\n", b'{\n "schema": 1,\n "rows": []\n}\n', b'{"a": 1}\nb\nc\n',
+     b"\xff\xfe\n", b"\n", b'{"schema": 1', b"[" * 100_000 + b"\n"],
 )  # fmt: skip
 def test_what_is_no_journal_is_left_untouched(tmp_path, content):
     path = tmp_path / "mine"

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import joblib
 import numpy as np
 import pytest
 from checkpoints import file_limit, noise, planted, write_safetensors, write_sharded
@@ -191,6 +192,18 @@ def test_two_processes_give_the_same_to_the_last_digit(folder, tmp_path):
     # And here with what they left.
     (tmp_path / "j").write_bytes(b"".join(lines(tmp_path / "j")[:4]))
     assert timeless(scan(folder, threads=1, journal=tmp_path / "j")) == timeless(expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
+def test_no_more_processes_than_matrices(folder, monkeypatch):
+    started = []
+    parallel = joblib.Parallel
+    monkeypatch.setattr(
+        joblib, "Parallel", lambda **o: started.append(o["n_jobs"]) or parallel(**o)
+    )
+    options = {"include": ["^fc.weight", "^conv"], "threads": 1}
+    assert len(scan(folder, n_jobs=10**15, **options).rows) == 2
+    assert started == [2]
 
 
 def test_threads_are_those_asked_for(folder, monkeypatch):
