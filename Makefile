@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench docs build clean
+.PHONY: help demo test test-all lint bench bench-checkpoint docs build clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  all tests"
 	@echo "make lint      style, types, layer contract"
 	@echo "make bench     timings against named peers"
+	@echo "make bench-checkpoint  scan a checkpoint of 1.5 GB, and kill scans at random moments; half an hour"
 	@echo "make docs      build the site into docs/_build/html"
 	@echo "make build     wheel and source distribution into dist/"
 	@echo "make clean     remove the virtual environment and everything built"
@@ -68,6 +69,11 @@ lint: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(ONE_THREAD) $(BIN)/python -m pytest benchmarks/speed -o python_files='bench_*.py' \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name -s
+
+bench-checkpoint: $(VENV)/.test
+	$(ONE_THREAD) $(BIN)/python benchmarks/checkpoint/scan.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/checkpoint/kill.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/checkpoint/kill_points.py --width 64 --gb 0.0005
 
 docs: $(VENV)/.docs
 	$(ONE_THREAD) $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html

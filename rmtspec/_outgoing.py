@@ -53,6 +53,18 @@ def outgoing_files(
     return list(files.values())
 
 
+def check_holdable(tensor: StoredTensor) -> None:
+    """Raise where a .safetensors file cannot hold a tensor, by its name or dtype."""
+    tensor_dtype(tensor)
+    try:
+        tensor.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise FileError(
+            f"{tensor.path} holds {tensor.name!a}, a name that UTF-8 lacks and "
+            ".safetensors files cannot have. Rename it."
+        ) from None
+
+
 def tensor_dtype(tensor: StoredTensor) -> str:
     """Return the dtype of a tensor as .safetensors calls it; as stored where numpy lacks it."""
     if not tensor.numpy_name or tensor.dtype in DTYPES:

@@ -15,7 +15,7 @@ from rmtspec._fingerprint import fingerprint
 from rmtspec._given_plan import adopt
 from rmtspec._journal import Journal
 from rmtspec._manifest import WEIGHTS, Manifest, SplitEntry
-from rmtspec._outgoing import outgoing_files, tensor_dtype
+from rmtspec._outgoing import check_holdable, outgoing_files
 from rmtspec._plan import check_ranks, make_plan
 from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._results import plain, versions
@@ -26,10 +26,11 @@ from rmtspec._shard_index import file_names, write_index
 from rmtspec._sources import grouped
 from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.checkpoint import Checkpoint, matrices_in
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report import (
     Progress,
     Report,
+    Unread,
     check_options,
     check_progress,
     check_suffix,
@@ -154,7 +155,8 @@ def prune_checkpoint(
     listed = path if isinstance(path, Checkpoint) else matrices_in(path, parts=form == "dense")
     refuse_factors(listed)
     for tensor in listed.tensors.values():
-        tensor_dtype(tensor)  # raises where the new files could not hold it
+        check_holdable(tensor)
+    _check_all_read(listed)
     task = _Task(listed, selection, form, analysis, n_jobs, threads, progress)
     wanted = {
         "fit_cutoff": fit_cutoff, "min_saving": min_saving, "ranks": ranks, "budget": budget,
@@ -264,6 +266,9 @@ class _Task:
             chosen, self.analysis, n_jobs=self.n_jobs, threads=self.threads,
             progress=self.progress, journal=journal,
         )  # fmt: skip
+        unread = [outcome for _, outcome in found if isinstance(outcome, Unread)]
+        if unread and journal is not None:  # it could not be copied either
+            raise FileError(unread[0])
         report = report_of(found, check_options(self.analysis), skipped)
         return make_plan(report, targets, mode=mode, **wanted)
 
@@ -292,6 +297,7 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
     """Write the new files, those that an earlier call has not; return what was done."""
     if all(row["action"] == "keep" for row in decided.rows):
         raise task.nothing(decided)
+    _check_same(decided, work)
     errors: dict[str, float] = {}
     decided, files = task.sized(decided, errors)
     entries = [entry for entry in work.journal.entries if "file" in entry]
@@ -341,6 +347,30 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
         }
         Manifest(splits, {}, written_files, versions()).write(work.content)
     return decided
+
+
+def _check_all_read(listed: Checkpoint) -> None:
+    """Raise where a tensor could not even be listed: the new files would lack it."""
+    for entry in listed.skipped:
+        if entry["name"] not in listed.tensors:
+            raise FileError(
+                f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
+                f"{entry['reason']}. Leave it out or convert it, and save the file again."
+            )
+
+
+def _check_same(decided: Report, work: WorkFolder) -> None:
+    """Raise where an earlier call wrote by another plan: a predicate is known by its name only."""
+    cut = [[r["name"], r["action"], r["rank"]] for r in decided.rows if r["action"] != "keep"]
+    earlier = next((entry["cut"] for entry in work.journal.entries if "cut" in entry), None)
+    if earlier is None:
+        work.journal.add({"cut": cut})
+    elif earlier != cut:
+        raise FileError(
+            f"{work.path} holds the work of another plan: {len(earlier)} matrices were to be cut, "
+            f"now {len(cut)} or others. Call it the same way to go on with it; else name another "
+            f"folder, or delete {work.path}."
+        )
 
 
 def _nothing(path: Path, entries: list[dict[str, str]], selection: Selection) -> InvalidValueError:

@@ -25,6 +25,7 @@ from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report import (
     Progress,
     Report,
+    Unread,
     check_jobs,
     check_options,
     check_progress,
@@ -144,7 +145,10 @@ def outcomes(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> list[tuple[str, Outcome]]:
-    """Return what came of each matrix, in their order; what the journal holds is not done again."""
+    """Return what came of each matrix, in their order; what the journal holds is not done again.
+
+    A matrix that could not be read is not in the journal: its disk may be back the next time.
+    """
     found: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
         if entry.get("name") in matrices and ("spectrum" in entry or "skipped" in entry):
@@ -162,7 +166,7 @@ def outcomes(
     for index, outcome in each(work, items, n_jobs=n_jobs, threads=threads):
         name = missing[index][0]
         found[name] = outcome
-        if journal is not None:
+        if journal is not None and not isinstance(outcome, Unread):
             journal.add(_entry(name, outcome))
         if progress is not None:
             progress(len(found), len(matrices), name)

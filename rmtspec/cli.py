@@ -125,6 +125,10 @@ def analyze(
         _check_report(out)
         if out is not None and journal is not None and out.resolve() == journal.resolve():
             raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
+        if dry_run and out is not None:
+            raise click.UsageError("--out is of the analysis, which --dry-run leaves undone.")
+        if device is not None and jobs != 1:
+            raise click.UsageError("--device works in one process; leave --jobs out.")
     listed = checkpoint.matrices_in(path)
     chosen, left_out = selection.choose(listed.matrices)
     if not chosen:

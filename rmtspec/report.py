@@ -427,6 +427,12 @@ def check_suffix(path: PathLike) -> str:
 _PILOT = np.eye(4)
 
 
+class Unread(str):
+    """Why a matrix could not be read: another try may find its file."""
+
+    __slots__ = ()
+
+
 def outcome_of(options: Mapping[str, Any], item: tuple[str, Any]) -> MatrixReport | str:
     """Return the report of a named matrix, or the reason why it cannot be analysed."""
     name, value = item
@@ -437,6 +443,8 @@ def outcome_of(options: Mapping[str, Any], item: tuple[str, Any]) -> MatrixRepor
         if callable(value):
             value = value()
         return analyze(value, name=name, **options)
+    except FileError as error:
+        return Unread(error)
     except RmtspecError as error:
         return str(error)
     except Exception as error:

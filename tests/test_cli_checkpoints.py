@@ -152,3 +152,17 @@ def test_prune_that_cannot_be_done_leaves_nothing(
     assert message in done.stderr
     assert contents(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dry-run", "--out", "r.json"), "--out is of the analysis"),
+        (("--device", "cpu", "--jobs", "2"), "--device works in one process"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder.parent)
+    found = run("analyze", folder, *arguments)
+    assert found.exit_code == 2
+    assert message in found.output

@@ -318,6 +318,18 @@ def test_what_the_new_format_cannot_hold_is_said_before_any_work(tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["m.npz"]
 
 
+def test_names_that_utf8_lacks_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    np.save(folder / "größe.weight.npy", planted())
+    prune_checkpoint(folder, tmp_path / "out", form="dense", bulk_keep=0.0)
+    assert list(load_file(tmp_path / "out" / "model.safetensors")) == ["größe.weight"]
+    (folder / "größe.weight.npy").rename(folder / "gr\udcf6\udcdfe.weight.npy")  # of latin-1
+    with pytest.raises(FileError, match=r"'gr\\udcf6\\udcdfe\.weight', a name that UTF-8 lacks"):
+        prune_checkpoint(folder, tmp_path / "new", form="dense", bulk_keep=0.0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+
+
 def test_bfloat16_shards(tmp_path):
     shards = {
         file: {n: a.astype(ml_dtypes.bfloat16) if a.ndim == 2 else a for n, a in tensors.items()}
@@ -335,3 +347,10 @@ def test_factors_in_shards_are_not_split_again(folder, tmp_path):
     for path in (tmp_path / "out", tmp_path / "out" / f"{WEIGHTS}.index.json"):
         with pytest.raises(FileError, match=r"undo the split first: rmtspec merge"):
             prune_checkpoint(path, tmp_path / "again")
+
+
+def test_a_tensor_that_cannot_be_listed_is_not_dropped(tmp_path):
+    np.savez(tmp_path / "m.npz", **{"fc.weight": planted()}, words=np.array([{}], dtype=object))
+    with pytest.raises(FileError, match="holds 'words', which cannot be copied to the new files"):
+        prune_checkpoint(tmp_path / "m.npz", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.npz"]

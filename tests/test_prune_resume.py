@@ -432,6 +432,36 @@ def test_nothing_to_cut_leaves_nothing(folder, out):
     assert list(out.parent.iterdir()) == []
 
 
+def test_an_input_that_is_away_for_a_while(folder, out, unbroken, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    shard = moved / "model-00002-of-00002.safetensors"
+    content = shard.read_bytes()
+
+    def away(*_):
+        shard.unlink(missing_ok=True)
+
+    with pytest.raises(FileError, match=r"cannot be read at '.*What was done is kept in"):
+        prune(moved, out, progress=away)
+    assert list((work_path(out) / "content").iterdir()) == []
+    shard.write_bytes(content)
+    done = prune(moved, out)
+    shutil.rmtree(moved)
+    same(out, unbroken, "factors", done)
+
+
+def test_another_predicate_of_the_same_name(folder, out):
+    """The settings tell them apart by their names only."""
+    work = stopped(folder, out, include=lambda name, _: True)
+    message = rf"{work} holds the work of another plan: 3 matrices .* else name another folder, or"
+    with pytest.raises(FileError, match=message):
+        prune(folder, out, include=lambda name, _: name[0] in "ab")
+    done = prune(folder, out, include=lambda name, _: name != "")
+    assert [row["name"] for row in done.rows if row["action"] == "split"] == [
+        "a.weight", "c.weight", "b.weight"
+    ]  # fmt: skip
+
+
 def test_a_plan_is_part_of_the_work(folder, out, unbroken, tmp_path):
     plan = prune_checkpoint(folder, None, dry_run=True, **OPTIONS)
     with pytest.MonkeyPatch.context() as patch:

@@ -129,6 +129,24 @@ def test_what_cannot_be_analysed_is_in_the_journal_too(folder, tmp_path):
         assert entry is skipped or entry["row"]["n_spikes"] == found.row(entry["name"])["n_spikes"]
 
 
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
+def test_a_disk_that_was_away_for_a_while(folder, tmp_path, n_jobs):
+    expected, file = timeless(scan(folder, threads=1)), folder / "m-00002-of-00002.safetensors"
+    listed = matrices_in(folder)
+    options = {"journal": tmp_path / "j", "n_jobs": n_jobs, "threads": 1}
+    content = file.read_bytes()
+
+    def away(done, *_):
+        file.unlink(missing_ok=True)
+
+    found = scan(listed, **options, progress=away)
+    gone = [entry for entry in found.skipped if "cannot be read" in entry["reason"]]
+    assert gone
+    file.write_bytes(content)
+    assert timeless(scan(folder, **options)) == expected
+
+
 def test_include_and_exclude(folder, tmp_path):
     options = {"include": [r"weight$", "nowhere"], "exclude": lambda name, m: m.kind == "conv"}
     found = scan(folder, journal=tmp_path / "j", **options)

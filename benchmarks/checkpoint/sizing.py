@@ -87,6 +87,34 @@ def table(scan: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def beside(scan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the scan takes beside reading, Gram matrices and eigenvalues alone."""
+    seconds, processor, memory = scan["seconds"], scan["cpu_seconds"], scan["memory"]
+    limits = scan["limits"]
+    return [
+        {
+            "": "processor time, of reading, Gram matrices and eigvalsh alone",
+            "measured": processor["scan"] / processor["bare"],
+            "limit": f"at most {limits['ratio']}",
+        },
+        {
+            "": "wall time, of the same",
+            "measured": seconds["scan"] / seconds["bare"],
+            "limit": f"at most {limits['ratio']}",
+        },
+        {
+            "": "peak memory, GB",
+            "measured": memory["peak"] / 1e9,
+            "limit": f"at most {memory['limit'] / 1e9:.2f}: 0.5 and 4 p² of 8 bytes",
+        },
+        {
+            "": "two processes, times as fast as one",
+            "measured": seconds["scan"] / seconds["scan_2_jobs"],
+            "limit": f"at least {limits['speedup']}, on two free cores",
+        },
+    ]
+
+
 def hours(seconds: float) -> str:
     """Return a time in the unit that suits it."""
     if seconds < 120:
