@@ -79,9 +79,6 @@ def test_on_the_device_cpu(folder):
     done = run("analyze", folder, "--device", "cpu")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout == run("analyze", folder).stdout
-    done = run("analyze", folder, "--device", "cpu", "--jobs", 2)
-    assert done.exit_code != 0
-    assert "`device` 'cpu' and `n_jobs` 2 are both given" in done.stderr
 
 
 def test_prune_and_merge_a_folder(folder, tmp_path):
