@@ -36,20 +36,10 @@ class Method:
         """Take it back."""
 
 
-class FreshOptimizer(Method):
-    """The optimizer's state is forgotten every so many epochs, and nothing else is done."""
+class Counted(Method):
+    """A method that acts by the number of epochs."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
-        super().__init__(model, optimizer)
-        self.every, self.epoch = every, 0
-        self.unchanged_epochs = every
-
-    def after_epoch(self, loss: float) -> dict[str, Any] | None:
-        """Forget the state at the end of a cycle."""
-        self.epoch += 1
-        if self.epoch % self.every == 0:
-            self.optimizer.state.clear()
-        return None
+    epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many epochs there were."""
@@ -60,31 +50,38 @@ class FreshOptimizer(Method):
         self.epoch = state["epoch"]
 
 
-class RaisedRate(Method):
+class FreshOptimizer(Counted):
+    """The optimizer's state is forgotten every so many epochs, and nothing else is done."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
+        super().__init__(model, optimizer)
+        self.every = self.unchanged_epochs = every
+
+    def after_epoch(self, loss: float) -> dict[str, Any] | None:
+        """Forget the state at the end of a cycle."""
+        self.epoch += 1
+        if self.epoch % self.every == 0:
+            self.optimizer.state.clear()
+        return None
+
+
+class RaisedRate(Counted):
     """The learning rate is multiplied once, after an epoch, and nothing else is done."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, after: int, factor: float
     ) -> None:
         super().__init__(model, optimizer)
-        self.after, self.factor, self.epoch = after, factor, 0
-        self.unchanged_epochs = after
+        self.after = self.unchanged_epochs = after
+        self.factor = factor
 
     def after_epoch(self, loss: float) -> dict[str, Any] | None:
-        """Raise the rate when it is time."""
+        """Raise the rate when it is time; a resumed run has it in the optimizer's state."""
         self.epoch += 1
         if self.epoch == self.after:
             for group in self.optimizer.param_groups:
                 group["lr"] *= self.factor
         return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how many epochs there were; the rate is in the optimizer's state."""
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.epoch = state["epoch"]
 
 
 class Split(Method):
