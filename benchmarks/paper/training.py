@@ -223,7 +223,7 @@ class _Run:
         self.epochs, self.shared = state["epochs"], state["shared"]
         if epoch and not unsplit:  # that run's method did nothing so far, and nor had this one
             self.shared = epoch
-            for _ in range(epoch - 1):
+            for _ in range(min(epoch, shared - 1)):  # the last of them is yet to act
                 self.method.after_epoch(0.0)
         else:
             self.method.load_state_dict(state["method"])
