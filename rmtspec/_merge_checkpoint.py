@@ -22,14 +22,10 @@ from rmtspec._files import (
 from rmtspec._manifest import MANIFEST, Manifest, SplitEntry
 from rmtspec._safetensors import stored_metadata
 from rmtspec._safetensors_writer import Outgoing, write_safetensors
-from rmtspec._shard_index import file_names, write_index
+from rmtspec._shard_index import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec._stored import Checkpoint, MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 
-#: The file of the dense weights where one is enough.
-_WEIGHTS = "model.safetensors"
-#: Free text of the new files where the old ones have none; transformers asks for it.
-_METADATA = {"format": "pt"}
 #: Entries of a product that are in memory before they are rounded.
 _ENTRIES = 2**23
 #: Of layers whose weight has the inputs first, and of all that can be split.
@@ -112,13 +108,15 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     beside = sum(file.stat().st_size for file in companions(source)[0])
     check_space(out, size + beside)
     manifest.check_files(place)  # reads everything, so it comes last
-    names = file_names(_WEIGHTS, len(files))
+    names = file_names(DENSE_WEIGHTS, len(files))
     with finished_folder(out) as work:
         for name, (file, each) in zip(names, files.items(), strict=True):
-            write_safetensors(work / name, each, stored_metadata(file) or _METADATA)
+            write_safetensors(work / name, each, stored_metadata(file) or DENSE_METADATA)
         if len(names) > 1:
             pairs = zip(names, files.values(), strict=True)
-            write_index(work, _WEIGHTS, {t.name: name for name, each in pairs for t in each}, size)
+            write_index(
+                work, DENSE_WEIGHTS, {t.name: name for name, each in pairs for t in each}, size
+            )
         copy_companions(source, work)
     return products
 

@@ -22,7 +22,7 @@ from rmtspec._results import plain, versions
 from rmtspec._safetensors_writer import Outgoing, write_safetensors
 from rmtspec._scan import outcomes
 from rmtspec._selection import Pattern, Selection
-from rmtspec._shard_index import file_names, write_index
+from rmtspec._shard_index import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec._sources import grouped
 from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.checkpoint import Checkpoint, matrices_in
@@ -38,10 +38,6 @@ from rmtspec.report import (
 )
 
 FORMS = ("factors", "dense")
-#: The file that the form "dense" writes where one is enough; factors are in `WEIGHTS`.
-DENSE_WEIGHTS = "model.safetensors"
-#: Free text of the new files where the old ones have none; transformers asks for it.
-_METADATA = {"format": "pt"}
 _MODE = {"factors": "split", "dense": "truncate"}
 
 
@@ -309,7 +305,7 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
     names = file_names(stem, len(files))
-    metadata = task.listed.metadata or _METADATA
+    metadata = task.listed.metadata or DENSE_METADATA
     for name, tensors in zip(names, files, strict=True):
         if name in sizes and (work.content / name).exists():
             continue

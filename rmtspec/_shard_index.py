@@ -7,6 +7,11 @@ from pathlib import Path
 from rmtspec._files import write_atomically
 from rmtspec._shards import INDEX
 
+#: The file of dense weights where one is enough.
+DENSE_WEIGHTS = "model.safetensors"
+#: Free text of new files where the old ones have none; transformers asks for it.
+DENSE_METADATA = {"format": "pt"}
+
 
 def file_names(name: str, count: int) -> list[str]:
     """Return `name` for one file, "stem-00001-of-00003.suffix" and so on for several."""
