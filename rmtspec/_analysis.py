@@ -10,8 +10,9 @@ from rmtspec._bema import BulkFit, bema
 from rmtspec._eigenvalues import Eigensolver
 from rmtspec._fit_test import FitTest, fit_test
 from rmtspec._rank import RankDecision, choose_rank
-from rmtspec._results import aligned, plain
+from rmtspec._records import plain
 from rmtspec._spectrum import Spectrum, spectrum
+from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from rmtspec import _checks
 from rmtspec._bulk import Window, bulk_window, statistic
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
-from rmtspec._results import aligned, plain
+from rmtspec._records import plain
 from rmtspec._spectrum import Spectrum, check_spectrum
+from rmtspec._text import aligned
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import TracyWidom

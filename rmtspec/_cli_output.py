@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
 
 def show(found: "Report") -> None:
     """Print the table of a report, what was skipped, and what is kept."""
-    from rmtspec._sources import grouped
+    from rmtspec._text import grouped
 
     header, lines = found.cells()
     table(header, lines, numeric=("spikes", "rank", "kept"))
@@ -151,7 +151,7 @@ def table(
 
 def show_costs(found: "DryRun") -> None:
     """Print what a scan would cost: a line for the matrices of each size, and the sums."""
-    from rmtspec._sources import grouped
+    from rmtspec._text import grouped
 
     header = ("matrices", "kind", "size", "dtype", "break-even", "operations", "time")
     lines = [
@@ -182,6 +182,6 @@ def show_costs(found: "DryRun") -> None:
 
 def one_line(message: str) -> str:
     """Return the message with control characters, which a terminal would obey, spelled out."""
-    from rmtspec._sources import printable
+    from rmtspec._text import printable
 
     return printable(message)

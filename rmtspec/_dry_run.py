@@ -8,10 +8,10 @@ import joblib
 
 from rmtspec._costs import Speed, calibrate, cost, seconds
 from rmtspec._parallel import blas_threads
-from rmtspec._results import aligned
 from rmtspec._selection import Selection
-from rmtspec._sources import grouped, nothing_in
+from rmtspec._sources import nothing_in
 from rmtspec._stored import StoredMatrix, named_dtype
+from rmtspec._text import aligned, grouped
 from rmtspec.checkpoint import Checkpoint
 from rmtspec.errors import InvalidValueError
 

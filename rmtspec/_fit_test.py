@@ -7,8 +7,9 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec._bema import BulkFit
 from rmtspec._bulk import statistic
-from rmtspec._results import aligned, plain
+from rmtspec._records import plain
 from rmtspec._spectrum import Spectrum, check_spectrum
+from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 

@@ -18,12 +18,12 @@ from rmtspec._manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec._outgoing import check_holdable, outgoing_files
 from rmtspec._plan import check_ranks, make_plan
 from rmtspec._plan_options import analysis_options, sizes_only
-from rmtspec._results import plain, versions
+from rmtspec._records import plain, versions
 from rmtspec._safetensors_writer import Outgoing, write_safetensors
 from rmtspec._scan import outcomes
 from rmtspec._selection import Pattern, Selection
 from rmtspec._shard_index import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
-from rmtspec._sources import grouped
+from rmtspec._text import grouped
 from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.checkpoint import Checkpoint, matrices_in
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError

@@ -9,8 +9,9 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._bema import BulkFit
 from rmtspec._fit_test import check_fit
-from rmtspec._results import aligned, plain
+from rmtspec._records import plain
 from rmtspec._spectrum import Spectrum
+from rmtspec._text import aligned
 from rmtspec.errors import InvalidValueError
 
 #: All but "bema" keep a share (`keep`) and need no fit.

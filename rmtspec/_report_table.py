@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rmtspec._sources import printable
+from rmtspec._text import printable
 
 
 def row_cells(row: dict[str, Any]) -> list[str]:

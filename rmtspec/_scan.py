@@ -13,10 +13,11 @@ from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._costs import cost
 from rmtspec._files import PathLike
 from rmtspec._fingerprint import fingerprint
+from rmtspec._frameworks import eigensolver_on
 from rmtspec._journal import Journal, open_journal
 from rmtspec._parallel import each
 from rmtspec._read_ahead import read_ahead
-from rmtspec._results import versions
+from rmtspec._records import versions
 from rmtspec._selection import Pattern, Selection
 from rmtspec._sources import nothing_in
 from rmtspec._spectrum import Spectrum
@@ -208,7 +209,5 @@ def _on_device(device: Any, n_jobs: int | None) -> "Eigensolver":
             f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given; expected one process "
             "for a device. Leave `n_jobs` at 1."
         )
-    from rmtspec.adapters.torch._eigensolver import DeviceEigensolver
-
-    solver: Eigensolver = DeviceEigensolver(device)
+    solver: Eigensolver = eigensolver_on(device)
     return solver

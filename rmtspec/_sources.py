@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from rmtspec._spectrum import Spectrum
+from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 
@@ -48,18 +49,6 @@ def _named(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return (reason, count and first names) of what was skipped, one entry per reason."""
-    by_reason: dict[str, list[str]] = {}
-    for entry in skipped:
-        by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
-    shown = []
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        shown.append((printable(reason), f"{len(names)} ({', '.join(names[:3])}{more})"))
-    return shown
-
-
 def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:
     """Return the message for a checkpoint in which nothing can be analysed.
 
@@ -70,8 +59,3 @@ def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]
         return f"{path} holds no tensors; expected at least one matrix."
     lines += [f"  no name meets {printable(pattern)}" for pattern in unmet]
     return "\n".join([f"Nothing in {path} could be analysed.", *lines])
-
-
-def printable(words: str) -> str:
-    """Return `words` with control characters, which a terminal would obey, spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

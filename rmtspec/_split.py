@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._eigenvalues import blocks, gram_matrix
-from rmtspec._results import aligned
+from rmtspec._text import aligned
 from rmtspec.errors import InvalidValueError
 
 #: Added to an input moment: this share of its mean diagonal (a rank-deficient one is normal).

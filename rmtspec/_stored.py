@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._results import aligned
+from rmtspec._text import aligned
 from rmtspec.errors import FileError
 
 #: What reading a damaged zip archive may raise.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmtspec._frameworks import reader_of
 from rmtspec._grouping import group
 from rmtspec._npy_files import npy_tensor, npz_tensors
 from rmtspec._safetensors import stored_metadata, stored_tensors
@@ -104,9 +105,7 @@ def _read(
             listed, skipped = npz_tensors(file)
             unread += skipped
         elif suffix in PICKLED:
-            from rmtspec.adapters.torch._pickled import pickled_tensors
-
-            listed, skipped = pickled_tensors(file)
+            listed, skipped = reader_of(suffix)(file)
             unread += skipped
         else:
             listed = stored_tensors(file)

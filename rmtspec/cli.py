@@ -343,11 +343,11 @@ def _usable(device: str | None) -> str | None:
     """Return the device if it can be used; else say so and compute on the CPU."""
     if device is None:
         return None
-    from rmtspec.adapters.torch._eigensolver import usable_device
+    from rmtspec._frameworks import usable_device
     from rmtspec.errors import InvalidValueError
 
     try:
-        return str(usable_device(device))
+        return usable_device(device)
     except InvalidValueError as error:
         words = str(error).partition(" Expected")[0]
         click.echo(one_line(f"{words} Computing on the CPU."), err=True)

@@ -19,9 +19,10 @@ from rmtspec import _checks
 from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._files import PathLike, read_json, write_atomically
 from rmtspec._parallel import each
+from rmtspec._records import plain, versions
 from rmtspec._report_table import row_cells, share_of
-from rmtspec._results import plain, text, versions
-from rmtspec._sources import grouped, named_items, printable
+from rmtspec._sources import named_items
+from rmtspec._text import grouped, printable, text
 from rmtspec.errors import (
     FileError,
     InvalidTypeError,

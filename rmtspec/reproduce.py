@@ -18,7 +18,7 @@ from rmtspec import _checks, ensembles
 from rmtspec._bema import BulkFit, bema
 from rmtspec._files import output_folder, write_atomically
 from rmtspec._fit_test import fit_test
-from rmtspec._results import plain, versions
+from rmtspec._records import plain, versions
 from rmtspec._spectrum import Spectrum, spectrum
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec._results import versions
+from rmtspec._records import versions
 from rmtspec._selection import Pattern, Selection
-from rmtspec._sources import grouped
+from rmtspec._text import grouped
 from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
 from rmtspec.adapters.torch._layer_kinds import ON_REQUEST, ROOT
 from rmtspec.adapters.torch._matrices import weight_matrices

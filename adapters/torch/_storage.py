@@ -11,7 +11,7 @@ from torch import nn
 
 from rmtspec._files import PathLike, finished_folder
 from rmtspec._manifest import WEIGHTS, Manifest, SplitEntry
-from rmtspec._results import versions
+from rmtspec._records import versions
 from rmtspec._safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.adapters.torch._layer_kinds import unreadable
 from rmtspec.adapters.torch._matrices import check_model, memory_of

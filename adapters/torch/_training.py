@@ -13,7 +13,7 @@ from torch import nn
 from rmtspec import _checks
 from rmtspec._files import PathLike
 from rmtspec._plan_options import MODES
-from rmtspec._results import versions
+from rmtspec._records import versions
 from rmtspec._selection import Pattern
 from rmtspec._split import SplitFactors
 from rmtspec.adapters.torch._analysis import NothingToAnalyzeError

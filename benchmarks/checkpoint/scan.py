@@ -233,7 +233,7 @@ def conditions(rounds: int) -> dict[str, Any]:
     import scipy.linalg.blas  # noqa: F401  so that its BLAS is listed
     from threadpoolctl import threadpool_info
 
-    from rmtspec._results import versions
+    from rmtspec._records import versions
 
     names = ("internal_api", "version", "architecture", "threading_layer")
     return {

@@ -1,28 +1,11 @@
-"""How results show themselves: aligned text, plain values for JSON, and versions."""
+"""Values as files hold them: JSON's own types, and the versions that numbers depend on."""
 
 import math
 import platform
-from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-
-
-def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
-    """Return a title and one ``name  value`` line per pair, the values in one column."""
-    shown = [(name, text(value)) for name, value in pairs]
-    width = max(len(name) for name, _ in shown)
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown)])
-
-
-def text(value: object) -> str:
-    """Return a short readable form: six digits for floats, yes and no for truth values."""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return f"{float(value):.6g}"
-    return str(value)
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,38 @@
+"""Words for people: aligned lines, counts of what was skipped, text that a terminal can take."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
+    """Return a title and one ``name  value`` line per pair, the values in one column."""
+    shown = [(name, text(value)) for name, value in pairs]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown)])
+
+
+def text(value: object) -> str:
+    """Return a short readable form: six digits for floats, yes and no for truth values."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return f"{float(value):.6g}"
+    return str(value)
+
+
+def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return (reason, count and first names) of what was skipped, one entry per reason."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in skipped:
+        by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
+    shown = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        shown.append((printable(reason), f"{len(names)} ({', '.join(names[:3])}{more})"))
+    return shown
+
+
+def printable(words: str) -> str:
+    """Return `words` with control characters, which a terminal would obey, spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
