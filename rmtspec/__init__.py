@@ -19,48 +19,48 @@ if TYPE_CHECKING:
     from rmtspec import reproduce as reproduce
     from rmtspec._analysis import MatrixReport as MatrixReport
     from rmtspec._analysis import analyze as analyze
-    from rmtspec._bema import BulkFit as BulkFit
-    from rmtspec._bema import bema as bema
-    from rmtspec._fit_test import FitTest as FitTest
-    from rmtspec._fit_test import fit_test as fit_test
     from rmtspec._merge_checkpoint import merge_checkpoint as merge_checkpoint
     from rmtspec._prune_checkpoint import prune_checkpoint as prune_checkpoint
-    from rmtspec._rank import RankDecision as RankDecision
-    from rmtspec._rank import choose_rank as choose_rank
     from rmtspec._scan import analyze_checkpoint as analyze_checkpoint
-    from rmtspec._spectrum import Spectrum as Spectrum
-    from rmtspec._spectrum import spectrum as spectrum
-    from rmtspec._split import SplitFactors as SplitFactors
-    from rmtspec._split import split as split
     from rmtspec.errors import RmtspecError as RmtspecError
     from rmtspec.laws.marchenko_pastur import MarchenkoPastur as MarchenkoPastur
     from rmtspec.laws.tracy_widom import TracyWidom as TracyWidom
+    from rmtspec.matrix.bema import BulkFit as BulkFit
+    from rmtspec.matrix.bema import bema as bema
+    from rmtspec.matrix.fit_test import FitTest as FitTest
+    from rmtspec.matrix.fit_test import fit_test as fit_test
+    from rmtspec.matrix.rank import RankDecision as RankDecision
+    from rmtspec.matrix.rank import choose_rank as choose_rank
+    from rmtspec.matrix.spectrum import Spectrum as Spectrum
+    from rmtspec.matrix.spectrum import spectrum as spectrum
+    from rmtspec.matrix.split import SplitFactors as SplitFactors
+    from rmtspec.matrix.split import split as split
     from rmtspec.report import Report as Report
     from rmtspec.report import analyze_many as analyze_many
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BulkFit": "_bema",
-    "FitTest": "_fit_test",
+    "BulkFit": "matrix.bema",
+    "FitTest": "matrix.fit_test",
     "MarchenkoPastur": "laws.marchenko_pastur",
     "MatrixReport": "_analysis",
-    "RankDecision": "_rank",
+    "RankDecision": "matrix.rank",
     "Report": "report",
     "RmtspecError": "errors",
-    "Spectrum": "_spectrum",
-    "SplitFactors": "_split",
+    "Spectrum": "matrix.spectrum",
+    "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
     "analyze": "_analysis",
     "analyze_checkpoint": "_scan",
     "analyze_many": "report",
-    "bema": "_bema",
-    "choose_rank": "_rank",
-    "fit_test": "_fit_test",
+    "bema": "matrix.bema",
+    "choose_rank": "matrix.rank",
+    "fit_test": "matrix.fit_test",
     "merge_checkpoint": "_merge_checkpoint",
     "prune_checkpoint": "_prune_checkpoint",
-    "spectrum": "_spectrum",
-    "split": "_split",
+    "spectrum": "matrix.spectrum",
+    "split": "matrix.split",
 }
 _MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce")
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from rmtspec._bema import BulkFit, bema
-from rmtspec._eigenvalues import Eigensolver
-from rmtspec._fit_test import FitTest, fit_test
-from rmtspec._rank import RankDecision, choose_rank
 from rmtspec._records import plain
-from rmtspec._spectrum import Spectrum, spectrum
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError
+from rmtspec.matrix.bema import BulkFit, bema
+from rmtspec.matrix.eigenvalues import Eigensolver
+from rmtspec.matrix.fit_test import FitTest, fit_test
+from rmtspec.matrix.rank import RankDecision, choose_rank
+from rmtspec.matrix.spectrum import Spectrum, spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

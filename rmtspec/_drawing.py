@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtspec import _checks
-from rmtspec._bema import BulkFit
 from rmtspec._checks import Float64Array
-from rmtspec._spectrum import Spectrum
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
+from rmtspec.matrix.bema import BulkFit
+from rmtspec.matrix.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

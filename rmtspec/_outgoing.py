@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from rmtspec._safetensors import DTYPES
 from rmtspec._safetensors_writer import Outgoing, format_dtype
-from rmtspec._split import split
 from rmtspec._stored import Checkpoint, StoredMatrix, StoredTensor, named_dtype
-from rmtspec._truncate import truncate
 from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.matrix.split import split, truncate
 
 #: Largest file that is made of tensors which came in files of their own.
 SHARD_BYTES = 5_000_000_000

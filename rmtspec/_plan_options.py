@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec._rank import RULES, refuse_bulk_keep
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.matrix.rank import RULES, refuse_bulk_keep
 from rmtspec.report import Report, check_jobs, check_options
 
 MODES = ("split", "truncate")

@@ -20,9 +20,9 @@ from rmtspec._read_ahead import read_ahead
 from rmtspec._records import versions
 from rmtspec._selection import Pattern, Selection
 from rmtspec._sources import nothing_in
-from rmtspec._spectrum import Spectrum
 from rmtspec.checkpoint import Checkpoint, StoredMatrix, matrices_in
 from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.report import (
     Progress,
     Report,
@@ -35,7 +35,7 @@ from rmtspec.report import (
 )
 
 if TYPE_CHECKING:
-    from rmtspec._eigenvalues import Eigensolver
+    from rmtspec.matrix.eigenvalues import Eigensolver
 
 Outcome = MatrixReport | str
 

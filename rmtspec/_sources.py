@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from rmtspec._spectrum import Spectrum
 from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.matrix.spectrum import Spectrum
 
 
 def named_items(source: Any) -> tuple[int | None, Iterator[tuple[str, Any]]]:

@@ -10,8 +10,8 @@ from rmtspec._analysis import MatrixReport
 from rmtspec._checks import Float64Array
 from rmtspec._drawing import png
 from rmtspec._files import PathLike, output_folder, write_atomically
-from rmtspec._split import split
 from rmtspec.errors import MissingDependencyError
+from rmtspec.matrix.split import split
 from rmtspec.plot import plot_cdf_fit, plot_esd, plot_scree
 from rmtspec.report import analyze_many
 

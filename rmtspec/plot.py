@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmtspec._bema import BulkFit
 from rmtspec._checks import Float64Array
 from rmtspec._drawing import (
     axes_for,
@@ -21,10 +20,11 @@ from rmtspec._drawing import (
     limits,
     say,
 )
-from rmtspec._fit_test import FitTest, check_fit
-from rmtspec._spectrum import Spectrum, check_spectrum
 from rmtspec.errors import InvalidTypeError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
+from rmtspec.matrix.bema import BulkFit
+from rmtspec.matrix.fit_test import FitTest, check_fit
+from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtspec import _checks, ensembles
-from rmtspec._bema import BulkFit, bema
 from rmtspec._files import output_folder, write_atomically
-from rmtspec._fit_test import fit_test
 from rmtspec._records import plain, versions
-from rmtspec._spectrum import Spectrum, spectrum
+from rmtspec.matrix.bema import BulkFit, bema
+from rmtspec.matrix.fit_test import fit_test
+from rmtspec.matrix.spectrum import Spectrum, spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

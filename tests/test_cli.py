@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, _plan_options, _prune_checkpoint, _rank, cli, ensembles
+from rmtspec import _cli_output, _plan_options, _prune_checkpoint, cli, ensembles
 from rmtspec import reproduce as reproduce_module
 from rmtspec.errors import InvalidValueError
+from rmtspec.matrix import rank as _rank
 
 NOISE = ensembles.wishart(80, 50, rng=1)
 PLANTED = ensembles.spiked(120, 90, [5, 20], rng=0)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec import _checks
-from rmtspec._split import SplitFactors
 from rmtspec.adapters.torch._layers import SplitEmbedding
 from rmtspec.adapters.torch._split_layer import SplitLayer
-from rmtspec.adapters.torch._step_matching import RULES, step_share
 from rmtspec.adapters.torch._tensors import to_tensor
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
+from rmtspec.matrix.split import SplitFactors
+from rmtspec.matrix.step_share import RULES, step_share
 
 #: State of SGD, Adam and AdamW: linear in the gradients, or in their squares.
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")

@@ -8,11 +8,11 @@ from torch import nn
 from rmtspec import _checks
 from rmtspec._analysis import analyze
 from rmtspec._selection import Pattern
-from rmtspec._split import split
 from rmtspec.adapters.torch._analysis import Chosen
 from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
+from rmtspec.matrix.split import split
 from rmtspec.report import check_options
 
 NORMS = ("l1", "l2")

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec._split import SplitFactors, split
 from rmtspec.adapters.torch._layer_kinds import matrices_of
 from rmtspec.adapters.torch._tensors import to_tensor
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.matrix.split import SplitFactors, split
 
 #: What every module of torch holds; the rest of a layer's attributes are its own.
 _OF_TORCH = frozenset(nn.Module().__dict__)

@@ -15,7 +15,6 @@ from rmtspec._files import PathLike
 from rmtspec._plan_options import MODES
 from rmtspec._records import versions
 from rmtspec._selection import Pattern
-from rmtspec._split import SplitFactors
 from rmtspec.adapters.torch._analysis import NothingToAnalyzeError
 from rmtspec.adapters.torch._carry_out import carry_out
 from rmtspec.adapters.torch._factor_optimizer import FactorOptimizer
@@ -34,6 +33,7 @@ from rmtspec.adapters.torch._training_file import read_training, write_training
 from rmtspec.adapters.torch._training_state import Rebuilt, fingerprint
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
+from rmtspec.matrix.split import SplitFactors
 from rmtspec.report import Progress, Report
 
 #: Version of what `state_dict` returns.

@@ -16,7 +16,7 @@ from scipy.stats import kstest
 from rmtspec import MarchenkoPastur
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecError
 
-TABLE = json.loads((Path(__file__).parent / "reference" / "marchenko_pastur.json").read_text())
+TABLE = json.loads((Path(__file__).parents[1] / "reference" / "marchenko_pastur.json").read_text())
 POINTS = np.array(TABLE["points"]["rows"], dtype=float)
 QUANTILES = np.array(TABLE["quantiles"]["rows"], dtype=float)
 RATIOS = sorted(set(POINTS[:, 0]))

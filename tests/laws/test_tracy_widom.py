@@ -14,9 +14,7 @@ import rmtspec
 from rmtspec.laws import _tracy_widom_table as table
 from rmtspec.laws.tracy_widom import TracyWidom
 
-REFERENCE = json.loads(
-    Path(__file__).with_name("reference").joinpath("tracy_widom.json").read_text()
-)
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "tracy_widom.json").read_text())
 BETAS = (1, 2, 4)
 
 # Rounding x by eps moves log F by eps |x| |log F|', which for F = 1e-300 is 2e-13 times F.

@@ -7,12 +7,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec._bema import BulkFit
-from rmtspec._fit_test import check_fit
 from rmtspec._records import plain
-from rmtspec._spectrum import Spectrum
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidValueError
+from rmtspec.matrix.bema import BulkFit
+from rmtspec.matrix.fit_test import check_fit
+from rmtspec.matrix.spectrum import Spectrum
 
 #: All but "bema" keep a share (`keep`) and need no fit.
 RULES = ("bema", "energy", "fraction")

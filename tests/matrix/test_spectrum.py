@@ -100,7 +100,7 @@ def test_blocks_give_what_one_block_gives(monkeypatch, noise, tmp_path):
     path = tmp_path / "W.npy"
     np.save(path, noise)
     expected = svd_eigenvalues(noise)
-    monkeypatch.setattr("rmtspec._eigenvalues._BLOCK_BYTES", 8 * 200 * 37)
+    monkeypatch.setattr("rmtspec.matrix.eigenvalues._BLOCK_BYTES", 8 * 200 * 37)
     for W in (np.load(path, mmap_mode="r"), noise.T, np.asfortranarray(noise)):
         for method in ("gram", "svd"):
             assert_allclose(rmtspec.spectrum(W, method).eigenvalues, expected, rtol=1e-11)
@@ -233,7 +233,7 @@ def test_memory_is_one_block_and_the_smaller_side_squared(tmp_path, monkeypatch)
     import tracemalloc
 
     block = 2**22
-    monkeypatch.setattr("rmtspec._eigenvalues._BLOCK_BYTES", block)
+    monkeypatch.setattr("rmtspec.matrix.eigenvalues._BLOCK_BYTES", block)
     mapped = np.lib.format.open_memmap(tmp_path / "W.npy", "w+", np.float32, (200_000, 60))
     rng = np.random.default_rng(0)
     for start in range(0, 200_000, 20_000):

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec._bulk import Window, bulk_window, statistic
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec._records import plain
-from rmtspec._spectrum import Spectrum, check_spectrum
 from rmtspec._text import aligned
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.matrix.spectrum import Spectrum, check_spectrum
+from rmtspec.matrix.window import Window, bulk_window, statistic
 
 #: A refined fit is believed when its statistic is at most this far above the null's 99 % point.
 #: Planted signals of strength 3-10 (in units where the noise ends at 2), up to 70 % of full rank,

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec._bema import BulkFit
-from rmtspec._bulk import statistic
 from rmtspec._records import plain
-from rmtspec._spectrum import Spectrum, check_spectrum
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.laws.fit_statistic import FitStatisticNull
+from rmtspec.matrix.bema import BulkFit
+from rmtspec.matrix.spectrum import Spectrum, check_spectrum
+from rmtspec.matrix.window import statistic
 
 
 @dataclass(frozen=True, slots=True, repr=False)

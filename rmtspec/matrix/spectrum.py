@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
-from rmtspec._eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.matrix.eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
 
 _EPS = float(np.finfo(np.float64).eps)
 
