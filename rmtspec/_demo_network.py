@@ -17,8 +17,8 @@ from torch import nn
 
 from rmtspec._drawing import png
 from rmtspec._files import write_atomically
-from rmtspec._manifest import MANIFEST, WEIGHTS
 from rmtspec.adapters import torch as rt
+from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS
 from rmtspec.errors import FileError
 from rmtspec.plot import plot_esd
 from rmtspec.report import Report

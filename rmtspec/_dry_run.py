@@ -10,9 +10,8 @@ from rmtspec._costs import Speed, calibrate, cost, seconds
 from rmtspec._parallel import blas_threads
 from rmtspec._selection import Selection
 from rmtspec._sources import nothing_in
-from rmtspec._stored import StoredMatrix, named_dtype
 from rmtspec._text import aligned, grouped
-from rmtspec.checkpoint import Checkpoint
+from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix, named_dtype
 from rmtspec.errors import InvalidValueError
 
 #: Memory of a process that has numpy, scipy and numba loaded and analysed a small matrix.

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from rmtspec._manifest import MANIFEST
 from rmtspec._plan import Target
-from rmtspec._selection import Selection, layer_of
-from rmtspec.checkpoint import Checkpoint
+from rmtspec._selection import Selection
+from rmtspec.checkpoint.manifest import MANIFEST
+from rmtspec.checkpoint.stored import Checkpoint, layer_of
 from rmtspec.errors import FileError
 
 

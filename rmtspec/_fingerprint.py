@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._stored import Checkpoint, StoredTensor, ZippedTensor
+from rmtspec.checkpoint.stored import Checkpoint, StoredTensor, ZippedTensor
 
 #: A tensor up to this many bytes is read whole; of a larger one as much, in pieces.
 _SAMPLED = 2**16

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec import _checks
-from rmtspec._companions import companions, copy_companions
 from rmtspec._files import (
     PathLike,
     check_outside,
@@ -19,11 +18,12 @@ from rmtspec._files import (
     empty_folder,
     finished_folder,
 )
-from rmtspec._manifest import MANIFEST, Manifest, SplitEntry
-from rmtspec._safetensors import stored_metadata
-from rmtspec._safetensors_writer import Outgoing, write_safetensors
-from rmtspec._shard_index import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
-from rmtspec._stored import Checkpoint, MappedTensor, named_dtype
+from rmtspec.checkpoint.companions import companions, copy_companions
+from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
+from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry
+from rmtspec.checkpoint.safetensors_reader import stored_metadata
+from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.checkpoint.stored import Checkpoint, MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 
 #: Entries of a product that are in memory before they are rounded.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._safetensors import DTYPES
-from rmtspec._safetensors_writer import Outgoing, format_dtype
-from rmtspec._stored import Checkpoint, StoredMatrix, StoredTensor, named_dtype
+from rmtspec.checkpoint.safetensors_reader import DTYPES
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
+from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix, StoredTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 from rmtspec.matrix.split import split, truncate
 

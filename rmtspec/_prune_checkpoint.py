@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec._companions import copy_companions
 from rmtspec._file_targets import refuse_factors, targets_of
 from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
 from rmtspec._fingerprint import fingerprint
 from rmtspec._given_plan import adopt
 from rmtspec._journal import Journal
-from rmtspec._manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec._outgoing import check_holdable, outgoing_files
 from rmtspec._plan import check_ranks, make_plan
 from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._records import plain, versions
-from rmtspec._safetensors_writer import Outgoing, write_safetensors
 from rmtspec._scan import outcomes
 from rmtspec._selection import Pattern, Selection
-from rmtspec._shard_index import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec._text import grouped
 from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
-from rmtspec.checkpoint import Checkpoint, matrices_in
+from rmtspec.checkpoint.companions import copy_companions
+from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
+from rmtspec.checkpoint.listing import matrices_in
+from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
+from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.checkpoint.stored import Checkpoint
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report import (
     Progress,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtspec._stored import StoredMatrix
+from rmtspec.checkpoint.stored import StoredMatrix
 
 
 class Held:

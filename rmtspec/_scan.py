@@ -20,7 +20,8 @@ from rmtspec._read_ahead import read_ahead
 from rmtspec._records import versions
 from rmtspec._selection import Pattern, Selection
 from rmtspec._sources import nothing_in
-from rmtspec.checkpoint import Checkpoint, StoredMatrix, matrices_in
+from rmtspec.checkpoint.listing import matrices_in
+from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.report import (

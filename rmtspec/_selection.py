@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 T = TypeVar("T")
@@ -78,16 +79,6 @@ class Selection:
                 self._met.add(id(test))
                 found = True
         return found
-
-
-def layer_of(tensor: str) -> str:
-    """Return the name of the layer whose weight a tensor is, or its own where it is no weight.
-
-    A model that is one layer calls its weight "weight"; the layer's name is then empty.
-    """
-    if tensor == "weight":
-        return ""
-    return tensor.removesuffix(".weight")
 
 
 def _tests(given: Pattern | None, name: str) -> list[tuple[str, Predicate]] | None:

@@ -17,7 +17,7 @@ from rmtspec.errors import RmtspecError
 
 if TYPE_CHECKING:
     from rmtspec._selection import Selection
-    from rmtspec.checkpoint import Checkpoint
+    from rmtspec.checkpoint.stored import Checkpoint
     from rmtspec.report import Report
 
 _RULES = ("bema", "energy", "fraction")
@@ -212,10 +212,10 @@ def prune(
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run goes without.")
     from rmtspec import checkpoint
-    from rmtspec._companions import companions
     from rmtspec._dry_run import operations_of
     from rmtspec._prune_checkpoint import check_request, prune_checkpoint
     from rmtspec._work_folder import work_path
+    from rmtspec.checkpoint.companions import companions
     from rmtspec.report import Report
 
     given = {name: value for name, value in request.items() if value is not None}

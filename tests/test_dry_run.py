@@ -95,9 +95,15 @@ def test_selection(listed):
 @pytest.fixture
 def unread(monkeypatch):
     """Nothing but headers can be read."""
-    monkeypatch.setattr("rmtspec._stored.StoredMatrix.__call__", lambda _: pytest.fail("read"))
-    monkeypatch.setattr("rmtspec._stored.MappedTensor.__call__", lambda _: pytest.fail("read"))
-    monkeypatch.setattr("rmtspec._stored.ZippedTensor.__call__", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(
+        "rmtspec.checkpoint.stored.StoredMatrix.__call__", lambda _: pytest.fail("read")
+    )
+    monkeypatch.setattr(
+        "rmtspec.checkpoint.stored.MappedTensor.__call__", lambda _: pytest.fail("read")
+    )
+    monkeypatch.setattr(
+        "rmtspec.checkpoint.stored.ZippedTensor.__call__", lambda _: pytest.fail("read")
+    )
     monkeypatch.setattr(np, "memmap", lambda *_, **__: pytest.fail("mapped"))
 
 

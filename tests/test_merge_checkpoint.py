@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 import rmtspec
 from rmtspec import _merge_checkpoint, ensembles
-from rmtspec._manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
 from rmtspec._merge_checkpoint import merge_checkpoint
-from rmtspec._safetensors import stored_metadata, stored_tensors
-from rmtspec._safetensors_writer import Outgoing, format_dtype, write_safetensors
-from rmtspec._shard_index import file_names
 from rmtspec.checkpoint import matrices_in
+from rmtspec.checkpoint.index_writer import file_names
+from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
+from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.errors import FileError, InvalidTypeError
 
 DENSE = "model.safetensors"

@@ -12,11 +12,11 @@ from numpy.testing import assert_allclose
 from safetensors.numpy import load_file, save_file
 
 from rmtspec import _prune_checkpoint, ensembles
-from rmtspec._manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
 from rmtspec._prune_checkpoint import prune_checkpoint
-from rmtspec._safetensors import stored_metadata, stored_tensors
-from rmtspec._safetensors_writer import Outgoing, format_dtype, write_safetensors
-from rmtspec._shard_index import DENSE_WEIGHTS
+from rmtspec.checkpoint.index_writer import DENSE_WEIGHTS
+from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
+from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report import Report
 

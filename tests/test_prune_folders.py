@@ -19,10 +19,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
 
 from rmtspec import _outgoing, cli
-from rmtspec._companions import companions
-from rmtspec._manifest import MANIFEST, WEIGHTS, Manifest
 from rmtspec._prune_checkpoint import prune_checkpoint
 from rmtspec.checkpoint import matrices_in
+from rmtspec.checkpoint.companions import companions
+from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest
 from rmtspec.errors import FileError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -108,7 +108,7 @@ STEPS = [
     ("rmtspec._journal.Journal", "add", KeyboardInterrupt()),
     ("rmtspec._journal.Journal", "add", FileError("the journal cannot be written")),
     ("shutil", "copyfile", FULL),
-    ("rmtspec._manifest.Manifest", "write", KeyboardInterrupt()),
+    ("rmtspec.checkpoint.manifest.Manifest", "write", KeyboardInterrupt()),
     ("rmtspec._work_folder.WorkFolder", "finish", KeyboardInterrupt()),
     ("rmtspec._work_folder", "_sync", KeyboardInterrupt()),
     ("rmtspec._work_folder", "_remove", KeyboardInterrupt()),

@@ -102,7 +102,7 @@ def test_gone_on_with_after_any_number_of_lines(folder, tmp_path):
 def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch):
     first = scan(folder, journal=tmp_path / "j")
     monkeypatch.setattr(
-        "rmtspec._stored.MappedTensor.__call__", lambda _: pytest.fail("it was read")
+        "rmtspec.checkpoint.stored.MappedTensor.__call__", lambda _: pytest.fail("it was read")
     )
     monkeypatch.setattr(
         _scan, "fingerprint", lambda _: json.loads(lines(tmp_path / "j")[0])["checkpoint"]

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from rmtspec._selection import Selection, layer_of
+from rmtspec._selection import Selection
+from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 

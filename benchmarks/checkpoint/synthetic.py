@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec._files import finished_folder
-from rmtspec._safetensors_writer import Outgoing, write_safetensors
-from rmtspec._shard_index import file_names, write_index
+from rmtspec.checkpoint.index_writer import file_names, write_index
+from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.errors import RmtspecError
 
 #: The ratios to the width that make 5632, 32000 and 4096 x 11008 of 2048.

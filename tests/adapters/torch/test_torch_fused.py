@@ -12,8 +12,8 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
-from rmtspec._fused import parts_of  # noqa: E402
 from rmtspec.adapters import torch as rt  # noqa: E402
+from rmtspec.checkpoint.fused import parts_of  # noqa: E402
 
 
 def parts_in(model, config):

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import rmtspec
-from rmtspec._manifest import MANIFEST, WEIGHTS, Manifest
-from rmtspec._safetensors import stored_tensors
-from rmtspec._safetensors_writer import Outgoing, write_safetensors
-from rmtspec._shard_index import file_names
 from rmtspec.adapters import torch as rt
+from rmtspec.checkpoint.index_writer import file_names
+from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest
+from rmtspec.checkpoint.safetensors_reader import stored_tensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.errors import FileError, InvalidValueError
 
 

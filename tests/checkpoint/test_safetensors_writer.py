@@ -10,9 +10,9 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file
 
-from rmtspec._safetensors import DTYPES, stored_metadata, stored_tensors
-from rmtspec._safetensors_writer import Outgoing, format_dtype, write_safetensors
-from rmtspec._stored import named_dtype
+from rmtspec.checkpoint.safetensors_reader import DTYPES, stored_metadata, stored_tensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
+from rmtspec.checkpoint.stored import named_dtype
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 

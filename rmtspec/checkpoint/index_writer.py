@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rmtspec._files import write_atomically
-from rmtspec._shards import INDEX
+from rmtspec.checkpoint.paths import INDEX
 
 #: The file of dense weights where one is enough.
 DENSE_WEIGHTS = "model.safetensors"

@@ -92,7 +92,9 @@ def test_an_index_that_leaves_its_folder_is_refused(folder, place, monkeypatch):
     for target in (folder.parent / "other" / "w.safetensors", folder.parent / "w.safetensors"):
         write_safetensors(target, {"a.weight": noise(6, 4)})  # it would be there to be read
     write_index(folder, {"a.weight": place})
-    monkeypatch.setattr("rmtspec.checkpoint.stored_tensors", lambda _: pytest.fail("it was read"))
+    monkeypatch.setattr(
+        "rmtspec.checkpoint.listing.stored_tensors", lambda _: pytest.fail("it was read")
+    )
     for path in (folder, folder / INDEX):
         with pytest.raises(FileError, match=r"is refused: .*'a.weight', which leaves the folder"):
             matrices_in(path)

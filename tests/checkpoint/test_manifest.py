@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rmtspec._manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
+from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
 from rmtspec.errors import FileError
 
 CONTENT = b"0123456789" * 20

@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._safetensors import DTYPES, METADATA
-from rmtspec._stored import named_dtype
+from rmtspec.checkpoint.safetensors_reader import DTYPES, METADATA
+from rmtspec.checkpoint.stored import named_dtype
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Header and tensors begin at multiples of it.

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec._fused import parts_of
-from rmtspec._selection import layer_of
-from rmtspec._stored import Part, StoredMatrix, StoredTensor, named_dtype
+from rmtspec.checkpoint.fused import parts_of
+from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, layer_of, named_dtype
 
 #: The last part of the name of a layer that looks rows up.
 _EMBEDDING = re.compile(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from rmtspec._stored import Part
+from rmtspec.checkpoint.stored import Part
 
 _Config = Mapping[str, Any]
 #: How a side is cut: into so many groups, each of consecutive blocks of these sizes. A part is the

@@ -27,36 +27,37 @@ ZIP_ERRORS = (
 
 
 class StoredTensor(Protocol):
-    """A tensor in a file, of whatever format; calling it returns the array.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    name : str
-        Of the tensor.
-    dtype : str
-        Of its entries, as the file's format calls it ("BF16", "<f4").
-    numpy_name : str
-        The same for `named_dtype`; empty where numpy has none.
-    shape : tuple of int
-        Its sides.
-    nbytes : int
-        Of its entries.
-    """
+    """A tensor in a file, of whatever format; calling it returns the array."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """The file."""
+        ...
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the tensor."""
+        ...
+
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """Type of its entries, as the file's format calls it ("BF16", "<f4")."""
+        ...
+
     @property
-    def numpy_name(self) -> str: ...
+    def numpy_name(self) -> str:
+        """The same for `named_dtype`; empty where numpy has none."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Its sides."""
+        ...
+
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes of its entries."""
+        ...
 
     def __call__(self) -> NDArray[Any]:
         """Return the tensor; bytes (uint8, one dimension) where numpy has no such dtype."""
@@ -270,3 +271,13 @@ def named_dtype(name: str) -> np.dtype[Any]:
         short: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
         return short
     return np.dtype(name)
+
+
+def layer_of(tensor: str) -> str:
+    """Return the name of the layer whose weight a tensor is, or its own where it is no weight.
+
+    A model that is one layer calls its weight "weight"; the layer's name is then empty.
+    """
+    if tensor == "weight":
+        return ""
+    return tensor.removesuffix(".weight")

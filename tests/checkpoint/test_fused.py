@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtspec import _fused
-from rmtspec._fused import parts_of
+from rmtspec.checkpoint import fused as _fused
+from rmtspec.checkpoint.fused import parts_of
 
 LAYOUTS = [*_fused._MATRICES, *_fused._STACKS]
 

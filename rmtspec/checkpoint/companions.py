@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from rmtspec._manifest import MANIFEST
-from rmtspec._shards import INDEX, PICKLED, PLAIN
-from rmtspec._stored import Checkpoint
+from rmtspec.checkpoint.manifest import MANIFEST
+from rmtspec.checkpoint.paths import INDEX, PICKLED, PLAIN
+from rmtspec.checkpoint.stored import Checkpoint
 
 #: Suffixes of files that hold the same weights in other formats.
 _WEIGHTS = (*PLAIN, *PICKLED, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")

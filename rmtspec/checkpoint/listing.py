@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec._frameworks import reader_of
-from rmtspec._grouping import group
-from rmtspec._npy_files import npy_tensor, npz_tensors
-from rmtspec._safetensors import stored_metadata, stored_tensors
-from rmtspec._shards import PICKLED, WeightFiles, weight_files
-from rmtspec._stored import Checkpoint, StoredMatrix, StoredTensor
+from rmtspec.checkpoint.grouping import group
+from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
+from rmtspec.checkpoint.paths import PICKLED, WeightFiles, weight_files
+from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
+from rmtspec.checkpoint.stored import Checkpoint, StoredTensor
 from rmtspec.errors import FileError, InvalidTypeError
-
-__all__ = ["CONFIG", "Checkpoint", "StoredMatrix", "matrices_in"]
 
 #: Beside the weights of a transformers model; says which tensors are fused.
 CONFIG = "config.json"

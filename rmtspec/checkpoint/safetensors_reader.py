@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rmtspec._stored import MappedTensor, named_dtype
+from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError
 
 #: The format's own limit.

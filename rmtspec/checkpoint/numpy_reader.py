@@ -8,8 +8,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from rmtspec._safetensors import looks_like
-from rmtspec._stored import ZIP_ERRORS, MappedTensor, ZippedTensor
+from rmtspec.checkpoint.safetensors_reader import looks_like
+from rmtspec.checkpoint.stored import ZIP_ERRORS, MappedTensor, ZippedTensor
 from rmtspec.errors import FileError
 
 _MAGIC = b"\x93NUMPY"

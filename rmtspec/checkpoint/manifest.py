@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec._files import PathLike, read_json, write_atomically
-from rmtspec._safetensors import stored_tensors
-from rmtspec._stored import MappedTensor
+from rmtspec.checkpoint.safetensors_reader import stored_tensors
+from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError
 
 MANIFEST = "rmtspec.json"
