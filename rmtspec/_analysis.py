@@ -108,7 +108,7 @@ class MatrixReport:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the spectrum with the fitted law: see `rmtspec.plot.plot_esd`."""
-        from rmtspec.plot import plot_esd
+        from rmtspec.plot.esd import plot_esd
 
         axes = plot_esd(self.spectrum, self.fit, ax=ax)
         axes.set_title(self.name)

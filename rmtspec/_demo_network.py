@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from rmtspec._drawing import png
 from rmtspec._files import write_atomically
 from rmtspec.adapters import torch as rt
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS
 from rmtspec.errors import FileError
-from rmtspec.plot import plot_esd
+from rmtspec.plot.axes import png
+from rmtspec.plot.esd import plot_esd
 from rmtspec.report import Report
 
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@ import numpy as np
 from rmtspec import ensembles
 from rmtspec._analysis import MatrixReport
 from rmtspec._checks import Float64Array
-from rmtspec._drawing import png
 from rmtspec._files import PathLike, output_folder, write_atomically
 from rmtspec.errors import MissingDependencyError
 from rmtspec.matrix.split import split
-from rmtspec.plot import plot_cdf_fit, plot_esd, plot_scree
+from rmtspec.plot.axes import png
+from rmtspec.plot.cdf_fit import plot_cdf_fit
+from rmtspec.plot.esd import plot_esd
+from rmtspec.plot.scree import plot_scree
 from rmtspec.report import analyze_many
 
 #: Receives one piece of text at a time.

@@ -195,7 +195,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def _draw_bulk(spec: Spectrum, fit: BulkFit, n: int, seed: int) -> "Figure":
     from matplotlib.figure import Figure
 
-    from rmtspec.plot import plot_esd
+    from rmtspec.plot.esd import plot_esd
 
     drawing = Figure(figsize=(7.0, 4.4), layout="constrained")
     ax = plot_esd(spec, fit, ax=drawing.subplots(), bins=80, xlim=(0.0, 8.0))

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Lines differ in dash as well as in colour; the colours are Paul Tol's "vibrant" set.
+BARS = "#b8c9d9"
+LAW = "#cc3311"
+EDGE = "#333333"
+THRESHOLD = "#0077bb"
+SPIKES = "#aa3377"
+EIGENVALUE = "eigenvalue $s^2 / n$"
+
 
 def axes_for(ax: "Axes | None") -> "Axes":
     """Return `ax`, or the only Axes of a new pyplot figure."""
