@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from rmtspec import laws as laws
     from rmtspec import plot as plot
     from rmtspec import reproduce as reproduce
-    from rmtspec._analysis import MatrixReport as MatrixReport
-    from rmtspec._analysis import analyze as analyze
     from rmtspec._merge_checkpoint import merge_checkpoint as merge_checkpoint
     from rmtspec._prune_checkpoint import prune_checkpoint as prune_checkpoint
     from rmtspec._scan import analyze_checkpoint as analyze_checkpoint
@@ -35,8 +33,10 @@ if TYPE_CHECKING:
     from rmtspec.matrix.spectrum import spectrum as spectrum
     from rmtspec.matrix.split import SplitFactors as SplitFactors
     from rmtspec.matrix.split import split as split
-    from rmtspec.report import Report as Report
-    from rmtspec.report import analyze_many as analyze_many
+    from rmtspec.report.many import analyze_many as analyze_many
+    from rmtspec.report.matrix_report import MatrixReport as MatrixReport
+    from rmtspec.report.matrix_report import analyze as analyze
+    from rmtspec.report.report import Report as Report
 
 __version__ = "0.1.0"
 
@@ -44,16 +44,16 @@ _HOME = {
     "BulkFit": "matrix.bema",
     "FitTest": "matrix.fit_test",
     "MarchenkoPastur": "laws.marchenko_pastur",
-    "MatrixReport": "_analysis",
+    "MatrixReport": "report.matrix_report",
     "RankDecision": "matrix.rank",
-    "Report": "report",
+    "Report": "report.report",
     "RmtspecError": "errors",
     "Spectrum": "matrix.spectrum",
     "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
-    "analyze": "_analysis",
+    "analyze": "report.matrix_report",
     "analyze_checkpoint": "_scan",
-    "analyze_many": "report",
+    "analyze_many": "report.many",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
     "fit_test": "matrix.fit_test",

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from rmtspec._dry_run import DryRun
-    from rmtspec.report import Report
+    from rmtspec.report.report import Report
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS
 from rmtspec.errors import FileError
 from rmtspec.plot.axes import png
 from rmtspec.plot.esd import plot_esd
-from rmtspec.report import Report
+from rmtspec.report.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec._plan import Target, settle
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.report import Report
+from rmtspec.report.report import Report
 
 ACTIONS = ("split", "truncate", "keep")
 #: What a row must say to be carried out.

@@ -6,7 +6,8 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
-from rmtspec.report import Report, check_jobs, check_options
+from rmtspec.report.options import check_jobs, check_options
+from rmtspec.report.report import Report
 
 MODES = ("split", "truncate")
 #: Share of the bulk that a plan keeps beside the spikes (rule "bema"), unless told otherwise; the

@@ -28,15 +28,9 @@ from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import Checkpoint
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
-from rmtspec.report import (
-    Progress,
-    Report,
-    Unread,
-    check_options,
-    check_progress,
-    check_suffix,
-    report_of,
-)
+from rmtspec.report.many import Unread, report_of
+from rmtspec.report.options import Progress, check_options, check_progress
+from rmtspec.report.report import Report, check_suffix
 
 FORMS = ("factors", "dense")
 _MODE = {"factors": "split", "dense": "truncate"}

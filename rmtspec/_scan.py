@@ -9,31 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._costs import cost
 from rmtspec._files import PathLike
 from rmtspec._fingerprint import fingerprint
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._journal import Journal, open_journal
-from rmtspec._parallel import each
 from rmtspec._read_ahead import read_ahead
 from rmtspec._records import versions
 from rmtspec._selection import Pattern, Selection
-from rmtspec._sources import nothing_in
 from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
-from rmtspec.report import (
-    Progress,
-    Report,
-    Unread,
-    check_jobs,
-    check_options,
-    check_progress,
-    outcome_of,
-    report_of,
-)
+from rmtspec.report.many import Unread, outcome_of, report_of
+from rmtspec.report.matrix_report import MatrixReport, analyze
+from rmtspec.report.options import Progress, check_jobs, check_options, check_progress
+from rmtspec.report.parallel import each
+from rmtspec.report.report import Report
+from rmtspec.report.sources import nothing_in
 
 if TYPE_CHECKING:
     from rmtspec.matrix.eigenvalues import Eigensolver

@@ -18,7 +18,7 @@ from rmtspec.errors import RmtspecError
 if TYPE_CHECKING:
     from rmtspec._selection import Selection
     from rmtspec.checkpoint.stored import Checkpoint
-    from rmtspec.report import Report
+    from rmtspec.report.report import Report
 
 _RULES = ("bema", "energy", "fraction")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
@@ -111,16 +111,17 @@ def analyze(
     shards, a single file, or .npy files. One matrix is in memory at a time.
     """
     options = {**numbers, "refine": not no_refine, "cutoff": fit_cutoff}
-    from rmtspec import checkpoint, report
+    from rmtspec import checkpoint
     from rmtspec._dry_run import operations_of
     from rmtspec._scan import analyze_checkpoint
     from rmtspec._selection import Selection
-    from rmtspec._sources import nothing_in
+    from rmtspec.report.options import check_jobs, check_options
+    from rmtspec.report.sources import nothing_in
 
     with _usage():
         selection = Selection(include, exclude)
-        report.check_options(options)
-        report.check_jobs(jobs)
+        check_options(options)
+        check_jobs(jobs)
         _check_threads(threads)
         _check_report(out)
         if out is not None and journal is not None and out.resolve() == journal.resolve():
@@ -216,7 +217,7 @@ def prune(
     from rmtspec._prune_checkpoint import check_request, prune_checkpoint
     from rmtspec._work_folder import work_path
     from rmtspec.checkpoint.companions import companions
-    from rmtspec.report import Report
+    from rmtspec.report.report import Report
 
     given = {name: value for name, value in request.items() if value is not None}
     given.update(ranks=_ranks(ranks), n_jobs=jobs)
@@ -327,7 +328,7 @@ def _check_report(file: Path | None) -> None:
     """Raise now what writing the report would raise after all the work."""
     if file is not None:
         from rmtspec._files import check_writable
-        from rmtspec.report import check_suffix
+        from rmtspec.report.report import check_suffix
 
         check_suffix(file)
         check_writable(file)

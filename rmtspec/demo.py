@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from rmtspec import ensembles
-from rmtspec._analysis import MatrixReport
 from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike, output_folder, write_atomically
 from rmtspec.errors import MissingDependencyError
@@ -15,7 +14,8 @@ from rmtspec.plot.axes import png
 from rmtspec.plot.cdf_fit import plot_cdf_fit
 from rmtspec.plot.esd import plot_esd
 from rmtspec.plot.scree import plot_scree
-from rmtspec.report import analyze_many
+from rmtspec.report.many import analyze_many
+from rmtspec.report.matrix_report import MatrixReport
 
 #: Receives one piece of text at a time.
 Say = Callable[[str], object]

@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 
 import rmtspec
 from rmtspec import ensembles
-from rmtspec._parallel import _numbered, each
 from rmtspec.checkpoint import matrices_in
-from rmtspec.report import outcome_of
+from rmtspec.report.many import outcome_of
+from rmtspec.report.parallel import _numbered, each
 
 SIDES = [(150, 90), (60, 140), (120, 120), (200, 70), (80, 64), (90, 170), (64, 64), (110, 75)]
 STOP_AFTER = 3

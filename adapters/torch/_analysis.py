@@ -15,7 +15,9 @@ from rmtspec.adapters.torch._layer_kinds import ON_REQUEST, ROOT
 from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
-from rmtspec.report import Progress, Report, analyze_many
+from rmtspec.report.many import analyze_many
+from rmtspec.report.options import Progress
+from rmtspec.report.report import Report
 
 
 def analyze(

@@ -17,7 +17,7 @@ from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._replace import check_inplace, model_sizes, replace_layers
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.matrix.split import SplitFactors, split, truncate
-from rmtspec.report import Report
+from rmtspec.report.report import Report
 
 Moments = Mapping[str, list[NDArray[np.float64]]]
 #: Told path, new layer and factors of its matrices, one pair for each group.

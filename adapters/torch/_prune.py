@@ -14,7 +14,8 @@ from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._pruning_task import PruningTask, targets_of
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
-from rmtspec.report import Progress, Report
+from rmtspec.report.options import Progress
+from rmtspec.report.report import Report
 
 
 def plan(

@@ -18,7 +18,8 @@ from rmtspec.adapters.torch._layer_kinds import ON_REQUEST
 from rmtspec.adapters.torch._replace import model_sizes
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.matrix.split import output_energies
-from rmtspec.report import Progress, Report, check_progress
+from rmtspec.report.options import Progress, check_progress
+from rmtspec.report.report import Report
 
 
 class PruningTask:

@@ -34,7 +34,8 @@ from rmtspec.adapters.torch._training_state import Rebuilt, fingerprint
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.matrix.split import SplitFactors
-from rmtspec.report import Progress, Report
+from rmtspec.report.options import Progress
+from rmtspec.report.report import Report
 
 #: Version of what `state_dict` returns.
 SCHEMA = 1

@@ -11,7 +11,7 @@ from rmtspec.adapters.torch._layers import SPLIT_TYPES
 from rmtspec.adapters.torch._replace import replace_layers
 from rmtspec.adapters.torch._split_layer import SplitLayer, is_channels_last
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.report import Report
+from rmtspec.report.report import Report
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

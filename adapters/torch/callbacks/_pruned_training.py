@@ -10,7 +10,7 @@ from rmtspec.adapters.torch._replace import replace_layers
 from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._training import RMTPruner
 from rmtspec.errors import InvalidValueError
-from rmtspec.report import Report
+from rmtspec.report.report import Report
 
 
 class PrunedTraining:

@@ -12,7 +12,7 @@ from rmtspec.adapters.torch._training import RMTPruner
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining
 from rmtspec.adapters.torch.callbacks._split_as import fits, is_split, make_layers
 from rmtspec.errors import InvalidValueError, MissingDependencyError
-from rmtspec.report import Report
+from rmtspec.report.report import Report
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback

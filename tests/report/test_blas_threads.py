@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg.blas  # noqa: F401  its BLAS is not that of numpy, and only loaded ones count
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from rmtspec._parallel import blas_threads, each
+from rmtspec.report.parallel import blas_threads, each
 
 
 def threads():

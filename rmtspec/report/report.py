@@ -2,34 +2,25 @@
 
 import csv
 import difflib
-import functools
-import inspect
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rmtspec import _checks
-from rmtspec._analysis import MatrixReport, analyze
 from rmtspec._files import PathLike, read_json, write_atomically
-from rmtspec._parallel import each
-from rmtspec._records import plain, versions
-from rmtspec._report_table import row_cells, share_of
-from rmtspec._sources import named_items
+from rmtspec._records import plain
 from rmtspec._text import grouped, printable, text
 from rmtspec.errors import (
     FileError,
-    InvalidTypeError,
     InvalidValueError,
     MissingDependencyError,
-    RmtspecError,
 )
+from rmtspec.report.matrix_report import MatrixReport, analyze
+from rmtspec.report.options import _PILOT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +31,6 @@ SCHEMA = 1
 SUFFIXES = (".csv", ".json", ".html")
 #: Matrices shown by `repr`.
 _SHOWN = 60
-
-Progress = Callable[[int, int | None, str], object]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -187,8 +176,10 @@ class Report:
         """Return the report as one HTML page that needs no other file; written to `path` too."""
         from jinja2 import Environment, StrictUndefined
 
-        template = resources.files("rmtspec").joinpath("report_template.html").read_text("utf-8")
-        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
+        file = resources.files("rmtspec.report").joinpath("report_template.html")
+        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+            file.read_text("utf-8")
+        )
         header, cells = self.cells()
         content = page.render(
             header=header,
@@ -274,146 +265,6 @@ class Report:
         return list(row)
 
 
-def analyze_many(
-    source: Mapping[str, Any] | Iterable[Any],
-    *,
-    n_jobs: int | None = 1,
-    progress: Progress | None = None,
-    **options: Any,
-) -> Report:
-    """Analyse many matrices, each as `analyze` does, and report on them together.
-
-    What cannot be analysed (nan entries, a vector, a file that breaks off) is listed in
-    `Report.skipped` with the reason, and the rest goes on.
-
-    Parameters
-    ----------
-    source : mapping of str to matrix, or iterable of (name, matrix) pairs or of matrices
-        Matrices without a name are called "0", "1", ... A matrix is an array, a `Spectrum`, or a
-        callable without arguments that returns one: it is called when its turn comes, where
-        the work is done, so that all matrices are never in memory at once. Its attribute `kind`,
-        if it has one, goes into the report.
-    n_jobs : int or None
-        Processes, through joblib: 1 works in this one, -1 takes all cores, None asks
-        ``joblib.parallel_config``, whose backend (Dask, Ray, ...) is used for all but 1.
-        With other than 1 the source is read to its end first: give callables where it is large.
-    progress : callable, optional
-        Called after each matrix with (done, total, name); total is None for a source that does
-        not tell its length.
-    **options
-        Of `analyze`, all but `name`.
-
-    Returns
-    -------
-    Report
-
-    Raises
-    ------
-    InvalidTypeError
-        A source that is no collection of matrices, or an unknown option.
-    InvalidValueError
-        An empty source, two matrices of one name, an option outside its range. Options are
-        checked before any work.
-
-    Examples
-    --------
-    >>> import rmtspec
-    >>> planted = rmtspec.ensembles.spiked(400, 300, [5, 20], rng=0)
-    >>> noise = rmtspec.ensembles.wishart(200, 100, rng=1)
-    >>> report = rmtspec.analyze_many({"planted": planted, "noise": noise})
-    >>> [(row["name"], row["n_spikes"]) for row in report.rows]
-    [('planted', 2), ('noise', 0)]
-    """
-    settings = check_options(options)
-    n_jobs = check_jobs(n_jobs)
-    check_progress(progress)
-    total, items = named_items(source)
-    names: list[str] = []
-
-    def noted() -> Iterator[tuple[str, Any]]:
-        for name, value in items:
-            names.append(name)
-            yield name, value
-            del value  # not kept while the next one is made
-
-    outcomes: dict[int, MatrixReport | str] = {}
-    work = functools.partial(outcome_of, options)
-    for index, outcome in each(work, noted(), n_jobs=n_jobs):
-        outcomes[index] = outcome
-        if progress is not None:
-            progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
-    if not outcomes:
-        raise InvalidValueError(
-            "`source` is empty; expected at least one matrix. "
-            "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
-        )
-    return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], settings)
-
-
-def report_of(
-    outcomes: Iterable[tuple[str, MatrixReport | str]],
-    settings: dict[str, Any],
-    skipped: Iterable[dict[str, str]] = (),
-) -> Report:
-    """Return the report on named outcomes: reports of matrices, or reasons why there is none."""
-    matrices: dict[str, MatrixReport] = {}
-    left_out: list[dict[str, str]] = []
-    for name, outcome in outcomes:
-        if isinstance(outcome, str):
-            left_out.append({"name": name, "reason": outcome})
-        else:
-            matrices[name] = outcome
-    rows = [report.to_dict() for report in matrices.values()]
-    return Report(rows, [*left_out, *skipped], settings, versions(), matrices)
-
-
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of `analyze` as settings of a report, or raise for a wrong one."""
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(analyze).parameters.items()
-        if name not in ("W", "name")
-    }
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InvalidTypeError(
-            f"`{unknown[0]}` is no option of the analysis; expected one of "
-            f"{', '.join(sorted(known))}."
-        )
-    given = dict(options)
-    solver = given.get("eigensolver")
-    if solver is not None:
-        if not callable(solver):
-            raise InvalidTypeError(f"`eigensolver` is {solver!r}; expected a callable, or None.")
-        given["eigensolver"] = np.linalg.eigvalsh  # the check below must not run the user's
-    _checks.integer(given.pop("min_rank", 0), "min_rank", 0)  # its upper end is each matrix's own
-    analyze(_PILOT, **given)
-    settings = {**known, **options}
-    if "kind" not in options:
-        settings.pop("kind")
-    if solver is not None:
-        settings["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
-    result: dict[str, Any] = plain(settings)
-    return result
-
-
-def check_jobs(n_jobs: Any) -> int | None:
-    """Return `n_jobs` if joblib can take it: a whole number but 0, or None."""
-    if n_jobs is None:
-        return None
-    hint = "1 works in this process, -1 takes all cores."
-    number = _checks.integer(n_jobs, "n_jobs", -(2**31), hint=hint)
-    if number == 0:
-        raise InvalidValueError(f"`n_jobs` is 0; expected a whole number other than 0. {hint}")
-    return number
-
-
-def check_progress(progress: Any) -> None:
-    """Raise unless `progress` can be called, or is None."""
-    if progress is not None and not callable(progress):
-        raise InvalidTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
-
-
 def check_suffix(path: PathLike) -> str:
     """Return the suffix of `path` in lower case if a report can be written in that format."""
     suffix = Path(path).suffix.lower()
@@ -425,35 +276,36 @@ def check_suffix(path: PathLike) -> str:
     return suffix
 
 
-_PILOT = np.eye(4)
-
-
-class Unread(str):
-    """Why a matrix could not be read: another try may find its file."""
-
-    __slots__ = ()
-
-
-def outcome_of(options: Mapping[str, Any], item: tuple[str, Any]) -> MatrixReport | str:
-    """Return the report of a named matrix, or the reason why it cannot be analysed."""
-    name, value = item
-    try:
-        kind = getattr(value, "kind", None)
-        if isinstance(kind, str):
-            options = {"kind": kind, **options}
-        if callable(value):
-            value = value()
-        return analyze(value, name=name, **options)
-    except FileError as error:
-        return Unread(error)
-    except RmtspecError as error:
-        return str(error)
-    except Exception as error:
-        error.add_note(f"This happened with the matrix {name!r}.")
-        raise
-
-
 def _written(content: str, path: PathLike | None) -> str:
     if path is not None:
         write_atomically(path, content)
     return content
+
+
+def row_cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of a row, all but the reason, which comes last."""
+    fitted = row["variance"] is not None
+    before, after = row["parameters_before"], row["parameters_after"]
+    return [
+        printable(row["name"]),
+        f"{row['rows']} x {row['columns']}",
+        str(row["n_spikes"]) if fitted else "-",
+        str(row["rank"]),
+        ("yes" if row["accepted"] else "no") if fitted else "-",
+        share_of(after, before),
+        row.get("action", ""),
+        _error(row),
+    ]
+
+
+def _error(row: dict[str, Any]) -> str:
+    """Return the relative error of the output, where inputs were given, else of the weight."""
+    output, weight = row.get("output_error"), row.get("weight_error")
+    if output is not None:
+        return f"{output:.3f} (weight {weight:.3f})"
+    return "" if weight is None else f"{weight:.3f}"
+
+
+def share_of(part: int, whole: int) -> str:
+    """Return part / whole in per cent, or a dash where there is no whole."""
+    return f"{part / whole:.1%}" if whole else "-"

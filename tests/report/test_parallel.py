@@ -7,7 +7,7 @@ import joblib
 import pytest
 from joblib.parallel import BACKENDS, ThreadingBackend, register_parallel_backend
 
-from rmtspec._parallel import each
+from rmtspec.report.parallel import each
 
 
 class Cluster(ThreadingBackend):
@@ -51,7 +51,7 @@ def test_none_is_what_the_configuration_says(cluster):
 
 
 def test_groups_grow_only_while_they_take_no_time(cluster, monkeypatch):
-    monkeypatch.setattr("rmtspec._parallel._GROUP_SECONDS", 0.2)
+    monkeypatch.setattr("rmtspec.report.parallel._GROUP_SECONDS", 0.2)
     seconds = [0.0] * 9 + [0.3] * 12 + [0.0] * 4
     list(each(time.sleep, seconds, n_jobs=-1))
     assert cluster == [3, 6, 12, 3, 1]

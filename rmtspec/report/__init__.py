@@ -1,0 +1,7 @@
+"""What was found: about one matrix, and about many."""
+
+from rmtspec.report.many import analyze_many
+from rmtspec.report.matrix_report import MatrixReport, analyze
+from rmtspec.report.report import Report
+
+__all__ = ["MatrixReport", "Report", "analyze", "analyze_many"]

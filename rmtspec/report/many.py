@@ -1,0 +1,138 @@
+"""Many matrices, each analysed as `analyze` does, in one report."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rmtspec._records import versions
+from rmtspec.errors import (
+    FileError,
+    InvalidValueError,
+    RmtspecError,
+)
+from rmtspec.report.matrix_report import MatrixReport, analyze
+from rmtspec.report.options import Progress, check_jobs, check_options, check_progress
+from rmtspec.report.parallel import each
+from rmtspec.report.report import Report
+from rmtspec.report.sources import named_items
+
+if TYPE_CHECKING:
+    pass
+
+
+def analyze_many(
+    source: Mapping[str, Any] | Iterable[Any],
+    *,
+    n_jobs: int | None = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Analyse many matrices, each as `analyze` does, and report on them together.
+
+    What cannot be analysed (nan entries, a vector, a file that breaks off) is listed in
+    `Report.skipped` with the reason, and the rest goes on.
+
+    Parameters
+    ----------
+    source : mapping of str to matrix, or iterable of (name, matrix) pairs or of matrices
+        Matrices without a name are called "0", "1", ... A matrix is an array, a `Spectrum`, or a
+        callable without arguments that returns one: it is called when its turn comes, where
+        the work is done, so that all matrices are never in memory at once. Its attribute `kind`,
+        if it has one, goes into the report.
+    n_jobs : int or None
+        Processes, through joblib: 1 works in this one, -1 takes all cores, None asks
+        ``joblib.parallel_config``, whose backend (Dask, Ray, ...) is used for all but 1.
+        With other than 1 the source is read to its end first: give callables where it is large.
+    progress : callable, optional
+        Called after each matrix with (done, total, name); total is None for a source that does
+        not tell its length.
+    **options
+        Of `analyze`, all but `name`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InvalidTypeError
+        A source that is no collection of matrices, or an unknown option.
+    InvalidValueError
+        An empty source, two matrices of one name, an option outside its range. Options are
+        checked before any work.
+
+    Examples
+    --------
+    >>> import rmtspec
+    >>> planted = rmtspec.ensembles.spiked(400, 300, [5, 20], rng=0)
+    >>> noise = rmtspec.ensembles.wishart(200, 100, rng=1)
+    >>> report = rmtspec.analyze_many({"planted": planted, "noise": noise})
+    >>> [(row["name"], row["n_spikes"]) for row in report.rows]
+    [('planted', 2), ('noise', 0)]
+    """
+    settings = check_options(options)
+    n_jobs = check_jobs(n_jobs)
+    check_progress(progress)
+    total, items = named_items(source)
+    names: list[str] = []
+
+    def noted() -> Iterator[tuple[str, Any]]:
+        for name, value in items:
+            names.append(name)
+            yield name, value
+            del value  # not kept while the next one is made
+
+    outcomes: dict[int, MatrixReport | str] = {}
+    work = functools.partial(outcome_of, options)
+    for index, outcome in each(work, noted(), n_jobs=n_jobs):
+        outcomes[index] = outcome
+        if progress is not None:
+            progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
+    if not outcomes:
+        raise InvalidValueError(
+            "`source` is empty; expected at least one matrix. "
+            "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
+        )
+    return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], settings)
+
+
+def report_of(
+    outcomes: Iterable[tuple[str, MatrixReport | str]],
+    settings: dict[str, Any],
+    skipped: Iterable[dict[str, str]] = (),
+) -> Report:
+    """Return the report on named outcomes: reports of matrices, or reasons why there is none."""
+    matrices: dict[str, MatrixReport] = {}
+    left_out: list[dict[str, str]] = []
+    for name, outcome in outcomes:
+        if isinstance(outcome, str):
+            left_out.append({"name": name, "reason": outcome})
+        else:
+            matrices[name] = outcome
+    rows = [report.to_dict() for report in matrices.values()]
+    return Report(rows, [*left_out, *skipped], settings, versions(), matrices)
+
+
+class Unread(str):
+    """Why a matrix could not be read: another try may find its file."""
+
+    __slots__ = ()
+
+
+def outcome_of(options: Mapping[str, Any], item: tuple[str, Any]) -> MatrixReport | str:
+    """Return the report of a named matrix, or the reason why it cannot be analysed."""
+    name, value = item
+    try:
+        kind = getattr(value, "kind", None)
+        if isinstance(kind, str):
+            options = {"kind": kind, **options}
+        if callable(value):
+            value = value()
+        return analyze(value, name=name, **options)
+    except FileError as error:
+        return Unread(error)
+    except RmtspecError as error:
+        return str(error)
+    except Exception as error:
+        error.add_note(f"This happened with the matrix {name!r}.")
+        raise
