@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from rmtspec._plan import Target
-from rmtspec._selection import Selection
 from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.stored import Checkpoint, layer_of
 from rmtspec.errors import FileError
+from rmtspec.planning.plan import Target
+from rmtspec.planning.selection import Selection
 
 
 def refuse_factors(listed: Checkpoint) -> None:

@@ -11,14 +11,10 @@ from rmtspec import _checks
 from rmtspec._file_targets import refuse_factors, targets_of
 from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
 from rmtspec._fingerprint import fingerprint
-from rmtspec._given_plan import adopt
 from rmtspec._journal import Journal
 from rmtspec._outgoing import check_holdable, outgoing_files
-from rmtspec._plan import check_ranks, make_plan
-from rmtspec._plan_options import analysis_options, sizes_only
 from rmtspec._records import plain, versions
 from rmtspec._scan import outcomes
-from rmtspec._selection import Pattern, Selection
 from rmtspec._text import grouped
 from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.checkpoint.companions import copy_companions
@@ -28,6 +24,10 @@ from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import Checkpoint
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.planning.given import adopt
+from rmtspec.planning.options import analysis_options, sizes_only
+from rmtspec.planning.plan import check_ranks, make_plan
+from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.many import Unread, report_of
 from rmtspec.report.options import Progress, check_options, check_progress
 from rmtspec.report.report import Report, check_suffix

@@ -16,17 +16,16 @@ from rmtspec._frameworks import eigensolver_on
 from rmtspec._journal import Journal, open_journal
 from rmtspec._read_ahead import read_ahead
 from rmtspec._records import versions
-from rmtspec._selection import Pattern, Selection
 from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import Unread, outcome_of, report_of
 from rmtspec.report.matrix_report import MatrixReport, analyze
 from rmtspec.report.options import Progress, check_jobs, check_options, check_progress
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
-from rmtspec.report.sources import nothing_in
 
 if TYPE_CHECKING:
     from rmtspec.matrix.eigenvalues import Eigensolver

@@ -16,8 +16,8 @@ from rmtspec._cli_output import one_line, progress_bar, show
 from rmtspec.errors import RmtspecError
 
 if TYPE_CHECKING:
-    from rmtspec._selection import Selection
     from rmtspec.checkpoint.stored import Checkpoint
+    from rmtspec.planning.selection import Selection
     from rmtspec.report.report import Report
 
 _RULES = ("bema", "energy", "fraction")
@@ -114,9 +114,8 @@ def analyze(
     from rmtspec import checkpoint
     from rmtspec._dry_run import operations_of
     from rmtspec._scan import analyze_checkpoint
-    from rmtspec._selection import Selection
+    from rmtspec.planning.selection import Selection, nothing_in
     from rmtspec.report.options import check_jobs, check_options
-    from rmtspec.report.sources import nothing_in
 
     with _usage():
         selection = Selection(include, exclude)

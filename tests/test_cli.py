@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, _plan_options, _prune_checkpoint, cli, ensembles
+from rmtspec import _cli_output, _prune_checkpoint, cli, ensembles
 from rmtspec import reproduce as reproduce_module
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix import rank as _rank
+from rmtspec.planning import options as _plan_options
 
 NOISE = ensembles.wishart(80, 50, rng=1)
 PLANTED = ensembles.spiked(120, 90, [5, 20], rng=0)

@@ -8,9 +8,9 @@ from click.testing import CliRunner
 from rmtspec import _dry_run, cli
 from rmtspec._costs import Speed, cost, seconds
 from rmtspec._dry_run import BASE_BYTES, dry_run, operations_of
-from rmtspec._selection import Selection
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import InvalidValueError
+from rmtspec.planning.selection import Selection
 
 SPEED = Speed(gram=4e10, reduction=((256, 2e10), (3072, 1e10)), rest=3e-8, read=1e9)
 TENSORS = {

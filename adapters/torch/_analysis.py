@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from rmtspec._records import versions
-from rmtspec._selection import Pattern, Selection
 from rmtspec._text import grouped
 from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
 from rmtspec.adapters.torch._layer_kinds import ON_REQUEST, ROOT
 from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
+from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.many import analyze_many
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report

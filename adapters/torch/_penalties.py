@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from rmtspec import _checks
-from rmtspec._selection import Pattern
 from rmtspec.adapters.torch._analysis import Chosen
 from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.split import split
+from rmtspec.planning.selection import Pattern
 from rmtspec.report.matrix_report import analyze
 from rmtspec.report.options import check_options
 

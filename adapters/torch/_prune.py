@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec._given_plan import adopt
-from rmtspec._selection import Pattern
 from rmtspec.adapters.torch._calibration import Calibration
 from rmtspec.adapters.torch._carry_out import Moments, carry_out, moments_of
 from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._pruning_task import PruningTask, targets_of
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
+from rmtspec.planning.given import adopt
+from rmtspec.planning.selection import Pattern
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report
 

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec._plan import Target, candidates, check_ranks, make_plan
-from rmtspec._plan_options import analysis_options, sizes_only
-from rmtspec._selection import Pattern
 from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
 from rmtspec.adapters.torch._calibration import Calibration
 from rmtspec.adapters.torch._carry_out import Moments, moment_of, moments_of
@@ -18,6 +15,9 @@ from rmtspec.adapters.torch._layer_kinds import ON_REQUEST
 from rmtspec.adapters.torch._replace import model_sizes
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.matrix.split import output_energies
+from rmtspec.planning.options import analysis_options, sizes_only
+from rmtspec.planning.plan import Target, candidates, check_ranks, make_plan
+from rmtspec.planning.selection import Pattern
 from rmtspec.report.options import Progress, check_progress
 from rmtspec.report.report import Report
 

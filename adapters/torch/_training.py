@@ -12,9 +12,7 @@ from torch import nn
 
 from rmtspec import _checks
 from rmtspec._files import PathLike
-from rmtspec._plan_options import MODES
 from rmtspec._records import versions
-from rmtspec._selection import Pattern
 from rmtspec.adapters.torch._analysis import NothingToAnalyzeError
 from rmtspec.adapters.torch._carry_out import carry_out
 from rmtspec.adapters.torch._factor_optimizer import FactorOptimizer
@@ -27,13 +25,15 @@ from rmtspec.adapters.torch._replicas import (
     replicas,
     shared_gradient,
 )
-from rmtspec.adapters.torch._schedule import Every, Schedule
 from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._training_file import read_training, write_training
 from rmtspec.adapters.torch._training_state import Rebuilt, fingerprint
 from rmtspec.adapters.torch._weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.matrix.split import SplitFactors
+from rmtspec.planning.options import MODES
+from rmtspec.planning.schedule import Every, Schedule
+from rmtspec.planning.selection import Pattern
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report
 

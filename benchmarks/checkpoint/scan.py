@@ -188,8 +188,8 @@ def measure(folder: Path, include: str | None, rounds: int, jobs: int) -> dict[s
 
 def chosen(folder: Path, include: str | None) -> list[tuple[str, str, int, tuple[int, int]]]:
     """Return name, file, first byte and sides of the matrices of a bf16 checkpoint."""
-    from rmtspec._selection import Selection
     from rmtspec.checkpoint import matrices_in
+    from rmtspec.planning.selection import Selection
 
     listed = Selection(include).choose(matrices_in(folder).matrices)[0]
     if not listed or any(m.tensor.dtype != "BF16" or m.part for m in listed.values()):

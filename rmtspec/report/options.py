@@ -11,7 +11,6 @@ from rmtspec._records import plain
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.report.matrix_report import analyze
 
-
 Progress = Callable[[int, int | None, str], object]
 
 

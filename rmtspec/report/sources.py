@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 
@@ -47,15 +46,3 @@ def _named(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
             )
         seen.add(name)
         yield name, value
-
-
-def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:
-    """Return the message for a checkpoint in which nothing can be analysed.
-
-    `unmet` are the patterns that met no name.
-    """
-    lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
-    if not lines:
-        return f"{path} holds no tensors; expected at least one matrix."
-    lines += [f"  no name meets {printable(pattern)}" for pattern in unmet]
-    return "\n".join([f"Nothing in {path} could be analysed.", *lines])

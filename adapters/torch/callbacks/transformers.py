@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from rmtspec.adapters.torch._schedule import Every
 from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._training import RMTPruner
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining, innermost
 from rmtspec.adapters.torch.callbacks._split_as import make_layers
 from rmtspec.errors import InvalidValueError, MissingDependencyError
+from rmtspec.planning.schedule import Every
 from rmtspec.report.report import Report
 
 try:

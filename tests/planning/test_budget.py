@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtspec._budget import Purchase, spread
 from rmtspec.errors import InvalidValueError
+from rmtspec.planning.budget import Purchase, spread
 
 
 def layer(rows, columns, energies):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec._plan import Target, settle
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.planning.plan import Target, settle
 from rmtspec.report.report import Report
 
 ACTIONS = ("split", "truncate", "keep")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec._budget import Purchase, spread
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.planning.budget import Purchase, spread
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
 

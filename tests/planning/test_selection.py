@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from rmtspec._selection import Selection
 from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.planning.selection import Selection
 
 
 def refused(selection, *names):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from rmtspec._text import grouped, printable
 from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
@@ -114,3 +115,15 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
         f"`{name}` is {one!r} ({type(one).__name__}); expected a regular expression, or a "
         "predicate on (name, module)."
     )
+
+
+def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:
+    """Return the message for a checkpoint in which nothing can be analysed.
+
+    `unmet` are the patterns that met no name.
+    """
+    lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
+    if not lines:
+        return f"{path} holds no tensors; expected at least one matrix."
+    lines += [f"  no name meets {printable(pattern)}" for pattern in unmet]
+    return "\n".join([f"Nothing in {path} could be analysed.", *lines])
