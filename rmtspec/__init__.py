@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from rmtspec import laws as laws
     from rmtspec import plot as plot
     from rmtspec import reproduce as reproduce
-    from rmtspec._merge_checkpoint import merge_checkpoint as merge_checkpoint
-    from rmtspec._prune_checkpoint import prune_checkpoint as prune_checkpoint
-    from rmtspec._scan import analyze_checkpoint as analyze_checkpoint
     from rmtspec.errors import RmtspecError as RmtspecError
     from rmtspec.laws.marchenko_pastur import MarchenkoPastur as MarchenkoPastur
     from rmtspec.laws.tracy_widom import TracyWidom as TracyWidom
@@ -37,6 +34,9 @@ if TYPE_CHECKING:
     from rmtspec.report.matrix_report import MatrixReport as MatrixReport
     from rmtspec.report.matrix_report import analyze as analyze
     from rmtspec.report.report import Report as Report
+    from rmtspec.runs.analyze import analyze_checkpoint as analyze_checkpoint
+    from rmtspec.runs.merge import merge_checkpoint as merge_checkpoint
+    from rmtspec.runs.prune import prune_checkpoint as prune_checkpoint
 
 __version__ = "0.1.0"
 
@@ -52,13 +52,13 @@ _HOME = {
     "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
     "analyze": "report.matrix_report",
-    "analyze_checkpoint": "_scan",
+    "analyze_checkpoint": "runs.analyze",
     "analyze_many": "report.many",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
     "fit_test": "matrix.fit_test",
-    "merge_checkpoint": "_merge_checkpoint",
-    "prune_checkpoint": "_prune_checkpoint",
+    "merge_checkpoint": "runs.merge",
+    "prune_checkpoint": "runs.prune",
     "spectrum": "matrix.spectrum",
     "split": "matrix.split",
 }

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rmtspec._dry_run import DryRun
     from rmtspec.report.report import Report
+    from rmtspec.runs.dry_run import DryRun
 
 
 @contextlib.contextmanager

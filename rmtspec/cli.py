@@ -112,10 +112,10 @@ def analyze(
     """
     options = {**numbers, "refine": not no_refine, "cutoff": fit_cutoff}
     from rmtspec import checkpoint
-    from rmtspec._dry_run import operations_of
-    from rmtspec._scan import analyze_checkpoint
     from rmtspec.planning.selection import Selection, nothing_in
     from rmtspec.report.options import check_jobs, check_options
+    from rmtspec.runs.analyze import analyze_checkpoint
+    from rmtspec.runs.dry_run import operations_of
 
     with _usage():
         selection = Selection(include, exclude)
@@ -212,11 +212,11 @@ def prune(
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run goes without.")
     from rmtspec import checkpoint
-    from rmtspec._dry_run import operations_of
-    from rmtspec._prune_checkpoint import check_request, prune_checkpoint
-    from rmtspec._work_folder import work_path
     from rmtspec.checkpoint.companions import companions
     from rmtspec.report.report import Report
+    from rmtspec.runs.dry_run import operations_of
+    from rmtspec.runs.prune import check_request, prune_checkpoint
+    from rmtspec.runs.work_folder import work_path
 
     given = {name: value for name, value in request.items() if value is not None}
     given.update(ranks=_ranks(ranks), n_jobs=jobs)
@@ -253,7 +253,7 @@ def prune(
 def merge(folder: Path, out: Path) -> None:
     """Multiply the factors in IN, written by prune, into dense weights in OUT, a new folder."""
     from rmtspec._files import empty_folder
-    from rmtspec._merge_checkpoint import merge_checkpoint
+    from rmtspec.runs.merge import merge_checkpoint
 
     with _usage():
         empty_folder(out)
@@ -361,7 +361,7 @@ def _show_costs(
     import joblib
 
     from rmtspec._cli_output import show_costs
-    from rmtspec._dry_run import dry_run
+    from rmtspec.runs.dry_run import dry_run
 
     processes = joblib.effective_n_jobs(jobs)
     show_costs(dry_run(listed, selection, n_jobs=processes, threads=threads))

@@ -17,11 +17,12 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, _prune_checkpoint, cli, ensembles
+from rmtspec import _cli_output, cli, ensembles
 from rmtspec import reproduce as reproduce_module
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix import rank as _rank
 from rmtspec.planning import options as _plan_options
+from rmtspec.runs import prune as _prune_checkpoint
 
 NOISE = ensembles.wishart(80, 50, rng=1)
 PLANTED = ensembles.spiked(120, 90, [5, 20], rng=0)
@@ -261,7 +262,7 @@ def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rmtspec._scan.outcome_of", stop)
+    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", stop)
     done = run("analyze", weights, "--out", tmp_path / "r.csv")
     assert done.exit_code == 130
     assert "With --resume FILE a scan goes on where it was." in done.stderr

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtspec._costs import cost
-from rmtspec._dry_run import BASE_BYTES
+from rmtspec.runs.costs import cost
+from rmtspec.runs.dry_run import BASE_BYTES
 
 RESULTS = Path(__file__).parent / "results"
 Shape = tuple[int, int]

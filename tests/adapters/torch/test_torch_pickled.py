@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rmtspec
-from rmtspec._fingerprint import fingerprint
 from rmtspec.adapters.torch import _pickled
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import FileError
+from rmtspec.runs.fingerprint import fingerprint
 
 STATE = {
     "fc.weight": torch.from_numpy(planted()),

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import rmtspec
-from rmtspec._prune_checkpoint import prune_checkpoint
 from rmtspec.adapters import torch as rt
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.runs.prune import prune_checkpoint
 
 
 class Net(nn.Module):

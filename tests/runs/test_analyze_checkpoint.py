@@ -10,9 +10,9 @@ from checkpoints import file_limit, noise, planted, write_safetensors, write_sha
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import rmtspec
-from rmtspec import _scan
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.runs import analyze as _scan
 
 BAD = noise(40, 30)
 BAD[3, 4] = np.nan

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec._file_targets import refuse_factors, targets_of
 from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
-from rmtspec._fingerprint import fingerprint
-from rmtspec._journal import Journal
-from rmtspec._outgoing import check_holdable, outgoing_files
 from rmtspec._records import plain, versions
-from rmtspec._scan import outcomes
 from rmtspec._text import grouped
-from rmtspec._work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.checkpoint.companions import copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.listing import matrices_in
@@ -31,6 +25,12 @@ from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.many import Unread, report_of
 from rmtspec.report.options import Progress, check_options, check_progress
 from rmtspec.report.report import Report, check_suffix
+from rmtspec.runs.analyze import outcomes
+from rmtspec.runs.fingerprint import fingerprint
+from rmtspec.runs.journal import Journal
+from rmtspec.runs.pruned_tensors import check_holdable, outgoing_files
+from rmtspec.runs.targets import refuse_factors, targets_of
+from rmtspec.runs.work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 
 FORMS = ("factors", "dense")
 _MODE = {"factors": "split", "dense": "truncate"}

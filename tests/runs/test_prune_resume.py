@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from checkpoints import contents, file_limit, noise, planted, write_sharded
 
-from rmtspec import _outgoing, _prune_checkpoint, _work_folder
-from rmtspec._journal import open_journal
-from rmtspec._prune_checkpoint import prune_checkpoint
-from rmtspec._work_folder import work_path
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report import Report
+from rmtspec.runs import prune as _prune_checkpoint
+from rmtspec.runs import pruned_tensors as _outgoing
+from rmtspec.runs import work_folder as _work_folder
+from rmtspec.runs.journal import open_journal
+from rmtspec.runs.prune import prune_checkpoint
+from rmtspec.runs.work_folder import work_path
 
 OPTIONS = {"bulk_keep": 0.1, "exclude": "embed"}
 CUT = ["a.weight", "b.weight", "c.weight"]
@@ -102,16 +104,16 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 STEPS = [
     ("os", "fsync", FULL),
     ("os", "fsync", KeyboardInterrupt()),
-    ("rmtspec._outgoing", "split", KeyboardInterrupt()),
-    ("rmtspec._outgoing", "split", MemoryError()),
-    ("rmtspec._outgoing", "truncate", KeyboardInterrupt()),
-    ("rmtspec._journal.Journal", "add", KeyboardInterrupt()),
-    ("rmtspec._journal.Journal", "add", FileError("the journal cannot be written")),
+    ("rmtspec.runs.pruned_tensors", "split", KeyboardInterrupt()),
+    ("rmtspec.runs.pruned_tensors", "split", MemoryError()),
+    ("rmtspec.runs.pruned_tensors", "truncate", KeyboardInterrupt()),
+    ("rmtspec.runs.journal.Journal", "add", KeyboardInterrupt()),
+    ("rmtspec.runs.journal.Journal", "add", FileError("the journal cannot be written")),
     ("shutil", "copyfile", FULL),
     ("rmtspec.checkpoint.manifest.Manifest", "write", KeyboardInterrupt()),
-    ("rmtspec._work_folder.WorkFolder", "finish", KeyboardInterrupt()),
-    ("rmtspec._work_folder", "_sync", KeyboardInterrupt()),
-    ("rmtspec._work_folder", "_remove", KeyboardInterrupt()),
+    ("rmtspec.runs.work_folder.WorkFolder", "finish", KeyboardInterrupt()),
+    ("rmtspec.runs.work_folder", "_sync", KeyboardInterrupt()),
+    ("rmtspec.runs.work_folder", "_remove", KeyboardInterrupt()),
 ]
 
 
@@ -160,7 +162,9 @@ def test_what_was_written_is_not_computed_again(folder, out, unbroken, monkeypat
                 prune(folder, out, form)
         with monkeypatch.context() as patch:
             calls = failing(patch, _outgoing, computes, 0, None)
-            patch.setattr("rmtspec._scan.outcome_of", lambda *_: pytest.fail("analysed again"))
+            patch.setattr(
+                "rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again")
+            )
             told = []
             done = prune(folder, out, form, progress=lambda *given, told=told: told.append(given))
         assert len(calls) == 3 - (number - 1)
@@ -237,7 +241,7 @@ def test_a_journal_that_may_not_grow_keeps_the_analysis(folder, out, unbroken, m
         message = rf"no space for the journal\. What was done is kept in {work_path(out)}: the same"
         with pytest.raises(FileError, match=message):
             prune(folder, out)
-    monkeypatch.setattr("rmtspec._scan.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
     same(out, unbroken, "factors", prune(folder, out))
 
 
@@ -253,7 +257,7 @@ def test_a_disk_that_is_too_small(folder, out, unbroken, monkeypatch):
         patch.setattr("shutil.disk_usage", lambda _: usage)
         with pytest.raises(FileError, match=r"and 1,000 are free\. .*What was done is kept in"):
             prune(folder, out)
-    monkeypatch.setattr("rmtspec._scan.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
     same(out, unbroken, "factors", prune(folder, out))
 
 
@@ -352,7 +356,7 @@ def test_read_only_places(folder, out, monkeypatch):
         with pytest.raises(FileError, match=r"out cannot be made: permission denied\. Name anoth"):
             prune(folder, out)
     with monkeypatch.context() as patch:
-        patch.setattr("rmtspec._journal.os.open", refuse)
+        patch.setattr("rmtspec.runs.journal.os.open", refuse)
         with pytest.raises(FileError, match=r"cannot be used: permission denied"):
             prune(folder, out)
     work_path(out).write_text("mine")
@@ -373,7 +377,7 @@ def test_killed_between_the_name_and_the_clearing_up(folder, out, unbroken, monk
     with pytest.raises(FileError, match=r"other options .* or delete"):
         prune(folder, out, bulk_keep=0.2)
     assert contents(out) == unbroken["factors"][0]
-    monkeypatch.setattr("rmtspec._scan.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
     monkeypatch.setattr(_outgoing, "split", lambda *_: pytest.fail("computed again"))
     same(out, unbroken, "factors", prune(folder, out))
     with pytest.raises(FileError, match="is not empty"):  # a third time it is another's
@@ -408,7 +412,7 @@ def test_a_report_that_cannot_be_written_in_the_end(folder, out, unbroken, monke
         ):
             prune(folder, out, report=report)
     assert contents(out) == unbroken["factors"][0]
-    monkeypatch.setattr("rmtspec._scan.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
     done = prune(folder, out, report=report)
     assert json.loads(report.read_text())["rows"] == json.loads(done.to_json())["rows"]
     report.unlink()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from checkpoints import noise, write_safetensors, write_sharded
 
-from rmtspec import _fingerprint
-from rmtspec._fingerprint import fingerprint
 from rmtspec.checkpoint import matrices_in
+from rmtspec.runs import fingerprint as _fingerprint
+from rmtspec.runs.fingerprint import fingerprint
 
 TENSORS = {
     "a.weight": noise(40, 30),

@@ -18,12 +18,13 @@ from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
 
-from rmtspec import _outgoing, cli
-from rmtspec._prune_checkpoint import prune_checkpoint
+from rmtspec import cli
 from rmtspec.checkpoint import matrices_in
 from rmtspec.checkpoint.companions import companions
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest
 from rmtspec.errors import FileError
+from rmtspec.runs import pruned_tensors as _outgoing
+from rmtspec.runs.prune import prune_checkpoint
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SHARDS = {
@@ -306,9 +307,7 @@ def test_many_arrays_go_into_a_few_files(tmp_path, monkeypatch):
 
 
 def test_what_the_new_format_cannot_hold_is_said_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "rmtspec._prune_checkpoint.outcomes", lambda *_, **__: pytest.fail("it worked")
-    )
+    monkeypatch.setattr("rmtspec.runs.prune.outcomes", lambda *_, **__: pytest.fail("it worked"))
     for odd in (np.ones((3, 3), complex), np.array(["a"]), np.ones(3, "longdouble")):
         np.savez(tmp_path / "m.npz", **{"fc.weight": planted(), "odd": odd})
         with pytest.raises(

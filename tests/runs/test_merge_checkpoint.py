@@ -11,14 +11,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _merge_checkpoint, ensembles
-from rmtspec._merge_checkpoint import merge_checkpoint
+from rmtspec import ensembles
 from rmtspec.checkpoint import matrices_in
 from rmtspec.checkpoint.index_writer import file_names
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.runs import merge as _merge_checkpoint
+from rmtspec.runs.merge import merge_checkpoint
 
 DENSE = "model.safetensors"
 
@@ -547,7 +548,7 @@ def stop(*_, **__):
     ("target", "replacement", "error", "message"),
     [
         ("os.fsync", no_space, FileError, "no space left on device. Nothing was left there"),
-        ("rmtspec._merge_checkpoint.copy_companions", stop, KeyboardInterrupt, None),
+        ("rmtspec.runs.merge.copy_companions", stop, KeyboardInterrupt, None),
     ],
 )
 def test_what_fails_midway_leaves_nothing(

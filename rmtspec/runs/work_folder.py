@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec._files import TEMPORARY, PathLike, empty_folder
-from rmtspec._journal import Journal, open_journal
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.runs.journal import Journal, open_journal
 
 #: In the hidden folder: what becomes the folder that is made.
 _CONTENT = "content"

@@ -19,7 +19,7 @@ from rmtspec import analyze_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and process groups")
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "checkpoint"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "checkpoint"
 MATRICES = 9
 
 

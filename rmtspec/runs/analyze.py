@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec._costs import cost
 from rmtspec._files import PathLike
-from rmtspec._fingerprint import fingerprint
 from rmtspec._frameworks import eigensolver_on
-from rmtspec._journal import Journal, open_journal
-from rmtspec._read_ahead import read_ahead
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
@@ -26,6 +22,10 @@ from rmtspec.report.matrix_report import MatrixReport, analyze
 from rmtspec.report.options import Progress, check_jobs, check_options, check_progress
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
+from rmtspec.runs.costs import cost
+from rmtspec.runs.fingerprint import fingerprint
+from rmtspec.runs.journal import Journal, open_journal
+from rmtspec.runs.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     from rmtspec.matrix.eigenvalues import Eigensolver

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import rmtspec
-from rmtspec import _costs
-from rmtspec._costs import Speed, calibrate, cost, seconds
 from rmtspec.matrix import eigenvalues as _eigenvalues
+from rmtspec.runs import costs as _costs
+from rmtspec.runs.costs import Speed, calibrate, cost, seconds
 
 #: A machine of round numbers.
 SPEED = Speed(gram=4e10, reduction=((256, 2e10), (1024, 2e10), (3072, 1e10)), rest=3e-8, read=1e9)

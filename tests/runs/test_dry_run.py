@@ -5,12 +5,13 @@ import pytest
 from checkpoints import noise, write_safetensors, write_sharded
 from click.testing import CliRunner
 
-from rmtspec import _dry_run, cli
-from rmtspec._costs import Speed, cost, seconds
-from rmtspec._dry_run import BASE_BYTES, dry_run, operations_of
+from rmtspec import cli
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.selection import Selection
+from rmtspec.runs import dry_run as _dry_run
+from rmtspec.runs.costs import Speed, cost, seconds
+from rmtspec.runs.dry_run import BASE_BYTES, dry_run, operations_of
 
 SPEED = Speed(gram=4e10, reduction=((256, 2e10), (3072, 1e10)), rest=3e-8, read=1e9)
 TENSORS = {

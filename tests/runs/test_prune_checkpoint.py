@@ -11,14 +11,15 @@ import safetensors
 from numpy.testing import assert_allclose
 from safetensors.numpy import load_file, save_file
 
-from rmtspec import _prune_checkpoint, ensembles
-from rmtspec._prune_checkpoint import prune_checkpoint
+from rmtspec import ensembles
 from rmtspec.checkpoint.index_writer import DENSE_WEIGHTS
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report import Report
+from rmtspec.runs import prune as _prune_checkpoint
+from rmtspec.runs.prune import prune_checkpoint
 
 
 def planted(rows=120, columns=90, seed=0, dtype="float32"):

@@ -7,8 +7,8 @@ import weakref
 import numpy as np
 import pytest
 
-from rmtspec._read_ahead import read_ahead
 from rmtspec.errors import FileError
+from rmtspec.runs.read_ahead import read_ahead
 
 
 class Matrix:
@@ -51,7 +51,7 @@ def test_an_error_comes_when_the_matrix_is_called_for():
 
 def test_two_in_memory_and_the_next_is_read_meanwhile(monkeypatch):
     alive, most, lock = [], [], threading.Lock()
-    from rmtspec import _read_ahead
+    from rmtspec.runs import read_ahead as _read_ahead
 
     class Counted(_read_ahead.Held):
         def __init__(self, matrix):

@@ -6,12 +6,12 @@ from typing import Any
 
 import joblib
 
-from rmtspec._costs import Speed, calibrate, cost, seconds
 from rmtspec._text import aligned, grouped
 from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix, named_dtype
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.selection import Selection, nothing_in
 from rmtspec.report.parallel import blas_threads
+from rmtspec.runs.costs import Speed, calibrate, cost, seconds
 
 #: Memory of a process that has numpy, scipy and numba loaded and analysed a small matrix.
 BASE_BYTES = 200_000_000

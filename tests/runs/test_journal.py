@@ -8,9 +8,9 @@ import sys
 import pytest
 from checkpoints import file_limit
 
-from rmtspec import _journal
-from rmtspec._journal import open_journal
 from rmtspec.errors import FileError
+from rmtspec.runs import journal as _journal
+from rmtspec.runs.journal import open_journal
 
 HEADER = {
     "command": "analyze",
@@ -154,7 +154,7 @@ def test_an_empty_file_becomes_one(tmp_path):
 def test_in_use_by_another_process(path):
     pytest.importorskip("fcntl")
     code = (
-        "import sys, json\nfrom rmtspec._journal import open_journal\n"
+        "import sys, json\nfrom rmtspec.runs.journal import open_journal\n"
         "with open_journal(sys.argv[1], json.loads(sys.argv[2])) as journal:\n"
         "    journal.add({'name': 'theirs'})\n    print('open', flush=True)\n    sys.stdin.read()\n"
     )
