@@ -294,7 +294,7 @@ def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> N
 )
 def demo(out: Path) -> None:
     """Show on two matrices what this package does, in under a minute."""
-    from rmtspec.demo import run_demo
+    from rmtspec.demo.tour import run_demo
 
     with _usage():
         run_demo(out, say=click.echo)

@@ -88,7 +88,7 @@ def test_part_3_tells_what_the_files_say(toured):
     table = {line[2:52].strip(): line[52:].split() for line in lines if line.startswith("  ")}
     trained, pruned = table["as trained"], table["rt.prune(model, bulk_keep=0)"]
     assert pruned[0] == f"{totals['parameters_after']:,}"
-    from rmtspec._demo_network import _Digits
+    from rmtspec.demo.network import _Digits
 
     digits = _Digits.load()
     assert (len(digits.train), len(digits.test)) == (1200, 597)
@@ -102,7 +102,7 @@ def test_part_3_tells_what_the_files_say(toured):
 
 
 def test_times_are_told_as_measured(toured):
-    from rmtspec._demo_network import latency_words
+    from rmtspec.demo.network import latency_words
 
     _, text, _ = toured
     lines = [line for line in text.splitlines() if line.startswith("  batch ")]
@@ -123,7 +123,7 @@ def test_times_are_told_as_measured(toured):
 
 def test_enough_singular_values():
     pytest.importorskip("torch")
-    from rmtspec._demo_network import _Curves
+    from rmtspec.demo.network import _Curves
 
     curves = _Curves("a", {}, [1, 2, 5, 10], [], [], 90, None)
     assert curves._enough([10, 95, 50, 90], 89.0) == "from 10 singular values on"
@@ -177,7 +177,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path, what):
 
 def test_an_empty_folder_is_filled(tmp_path):
     pytest.importorskip("torch")
-    from rmtspec._demo_network import old_files
+    from rmtspec.demo.network import old_files
 
     (tmp_path / "digits-model").mkdir()
     assert old_files(tmp_path) == []

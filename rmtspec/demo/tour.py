@@ -66,7 +66,7 @@ def run_demo(
     digits = digits_matrix()
     folder = output_folder(out)
     if with_network := _has_torch():
-        from rmtspec._demo_network import network_part, old_files
+        from rmtspec.demo.network import network_part, old_files
 
         old_files(folder)  # raises now what saving would raise after all the work
     planted = ensembles.example_3_3(n, rng=0)

@@ -1,0 +1,5 @@
+"""A tour of what rmtspec does, in under a minute."""
+
+from rmtspec.demo.tour import run_demo
+
+__all__ = ["run_demo"]
