@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import rmtspec
-from rmtspec import _cli_output, cli, ensembles
+from rmtspec import cli, ensembles
 from rmtspec import reproduce as reproduce_module
+from rmtspec.cli import tables as _cli_output
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix import rank as _rank
 from rmtspec.planning import options as _plan_options
@@ -565,7 +566,7 @@ def test_trained_models(data_folder, tmp_path, name):
 
 
 def test_the_docs_name_the_options_that_exist():
-    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
     commands = cli.main.commands.values()
     known = {name for command in commands for p in command.params for name in p.opts}
     known = {name for name in known if name.startswith("--")}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rmtspec import __version__
-from rmtspec._cli_output import one_line, progress_bar, show
+from rmtspec.cli.progress import progress_bar
+from rmtspec.cli.tables import one_line, show
 from rmtspec.errors import RmtspecError
 
 if TYPE_CHECKING:
@@ -360,7 +361,7 @@ def _show_costs(
     """Show what analysing a checkpoint would cost."""
     import joblib
 
-    from rmtspec._cli_output import show_costs
+    from rmtspec.cli.tables import show_costs
     from rmtspec.runs.dry_run import dry_run
 
     processes = joblib.effective_n_jobs(jobs)
