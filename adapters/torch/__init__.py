@@ -23,7 +23,6 @@ from rmtspec.adapters.torch._layers import (
     SplitLinear,
 )
 from rmtspec.adapters.torch._loading import load
-from rmtspec.adapters.torch._matrices import NamedMatrix, weight_matrices
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._penalties import BulkPenalty, shrink_singular_values
 from rmtspec.adapters.torch._prune import apply_plan, plan, prune
@@ -32,7 +31,8 @@ from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._state_dict import read_state_dict
 from rmtspec.adapters.torch._storage import save
 from rmtspec.adapters.torch._training import RMTPruner
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrices
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
 __all__ = [
     "MLP",

@@ -10,9 +10,9 @@ from torch import nn
 from rmtspec._records import versions
 from rmtspec._text import grouped
 from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
-from rmtspec.adapters.torch._layer_kinds import ON_REQUEST, ROOT
-from rmtspec.adapters.torch._matrices import weight_matrices
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.layer_kinds import ON_REQUEST, ROOT
+from rmtspec.adapters.torch._weights.matrices import weight_matrices
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.many import analyze_many

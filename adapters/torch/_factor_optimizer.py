@@ -13,8 +13,8 @@ from torch import nn
 from rmtspec import _checks
 from rmtspec.adapters.torch._layers import SplitEmbedding
 from rmtspec.adapters.torch._split_layer import SplitLayer
-from rmtspec.adapters.torch._tensors import to_tensor
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.tensors import to_tensor
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.matrix.split import SplitFactors
 from rmtspec.matrix.step_share import RULES, step_share

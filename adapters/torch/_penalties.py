@@ -7,8 +7,8 @@ from torch import nn
 
 from rmtspec import _checks
 from rmtspec.adapters.torch._analysis import Chosen
-from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.split import split
 from rmtspec.planning.selection import Pattern

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from rmtspec.adapters.torch._layer_kinds import unreadable
 from rmtspec.adapters.torch._state_dict import read_state_dict
-from rmtspec.adapters.torch._tensors import to_numpy
+from rmtspec.adapters.torch._weights.layer_kinds import unreadable
+from rmtspec.adapters.torch._weights.tensors import to_numpy
 from rmtspec.checkpoint.safetensors_reader import DTYPES
 from rmtspec.checkpoint.stored import named_dtype
 from rmtspec.errors import FileError

@@ -8,9 +8,9 @@ from torch import nn
 
 from rmtspec.adapters.torch._calibration import Calibration
 from rmtspec.adapters.torch._carry_out import Moments, carry_out, moments_of
-from rmtspec.adapters.torch._matrices import weight_matrices
 from rmtspec.adapters.torch._pruning_task import PruningTask, targets_of
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.matrices import weight_matrices
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.given import adopt
 from rmtspec.planning.selection import Pattern

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._matrices import check_model
 from rmtspec.adapters.torch._split_layer import SplitLayer, factors_are_used
+from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.errors import InvalidValueError
 
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._layer_kinds import matrices_of
-from rmtspec.adapters.torch._tensors import to_tensor
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
+from rmtspec.adapters.torch._weights.tensors import to_tensor
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.matrix.split import SplitFactors, split
 

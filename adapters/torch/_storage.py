@@ -11,10 +11,10 @@ from torch import nn
 
 from rmtspec._files import PathLike, finished_folder
 from rmtspec._records import versions
-from rmtspec.adapters.torch._layer_kinds import unreadable
-from rmtspec.adapters.torch._matrices import check_model, memory_of
 from rmtspec.adapters.torch._split_layer import SplitLayer
-from rmtspec.adapters.torch._tensors import to_numpy
+from rmtspec.adapters.torch._weights.layer_kinds import unreadable
+from rmtspec.adapters.torch._weights.matrices import check_model, memory_of
+from rmtspec.adapters.torch._weights.tensors import to_numpy
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.errors import InvalidValueError

@@ -16,8 +16,6 @@ from rmtspec._records import versions
 from rmtspec.adapters.torch._analysis import NothingToAnalyzeError
 from rmtspec.adapters.torch._carry_out import carry_out
 from rmtspec.adapters.torch._factor_optimizer import FactorOptimizer
-from rmtspec.adapters.torch._layer_kinds import ROOT
-from rmtspec.adapters.torch._matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._pruning_task import PruningTask
 from rmtspec.adapters.torch._replicas import (
     decided_once,
@@ -28,7 +26,9 @@ from rmtspec.adapters.torch._replicas import (
 from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._training_file import read_training, write_training
 from rmtspec.adapters.torch._training_state import Rebuilt, fingerprint
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.layer_kinds import ROOT
+from rmtspec.adapters.torch._weights.matrices import check_model, weight_matrices
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.matrix.split import SplitFactors
 from rmtspec.planning.options import MODES

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from rmtspec.adapters import torch as rt
-from rmtspec.adapters.torch._matrices import weight_matrices
+from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Of full-rank splits: a few roundings of sums of some hundred terms.

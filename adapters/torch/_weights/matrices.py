@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._layer_kinds import ROOT, is_plain, matrices_in_module
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.layer_kinds import ROOT, is_plain, matrices_in_module
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 _WRAPPERS = {

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._tensors import readable
-from rmtspec.adapters.torch._weight_matrix import WeightMatrix
+from rmtspec.adapters.torch._weights.tensors import readable
+from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
 _CONV = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

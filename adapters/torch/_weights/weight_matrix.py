@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmtspec.adapters.torch._tensors import to_numpy, to_tensor
+from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.errors import InvalidValueError
 
 

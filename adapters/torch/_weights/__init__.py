@@ -1,0 +1,1 @@
+"""The weight matrices of a model: which there are, and what each allows."""
