@@ -15,7 +15,9 @@ except ImportError as error:
     ) from error
 
 from rmtspec.adapters.torch._analysis import analyze
-from rmtspec.adapters.torch._layers import (
+from rmtspec.adapters.torch._layers.replace import merge
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layers import (
     SplitConv1d,
     SplitConv2d,
     SplitConv3d,
@@ -26,8 +28,6 @@ from rmtspec.adapters.torch._loading import load
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._penalties import BulkPenalty, shrink_singular_values
 from rmtspec.adapters.torch._prune import apply_plan, plan, prune
-from rmtspec.adapters.torch._replace import merge
-from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._state_dict import read_state_dict
 from rmtspec.adapters.torch._storage import save
 from rmtspec.adapters.torch._training import RMTPruner

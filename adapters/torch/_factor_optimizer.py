@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec import _checks
-from rmtspec.adapters.torch._layers import SplitEmbedding
-from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning

@@ -11,7 +11,7 @@ from torch import nn
 
 from rmtspec._files import PathLike, finished_folder
 from rmtspec._records import versions
-from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.matrices import check_model, memory_of
 from rmtspec.adapters.torch._weights.tensors import to_numpy

@@ -16,6 +16,7 @@ from rmtspec._records import versions
 from rmtspec.adapters.torch._analysis import NothingToAnalyzeError
 from rmtspec.adapters.torch._carry_out import carry_out
 from rmtspec.adapters.torch._factor_optimizer import FactorOptimizer
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._pruning_task import PruningTask
 from rmtspec.adapters.torch._replicas import (
     decided_once,
@@ -23,7 +24,6 @@ from rmtspec.adapters.torch._replicas import (
     replicas,
     shared_gradient,
 )
-from rmtspec.adapters.torch._split_layer import SplitLayer
 from rmtspec.adapters.torch._training_file import read_training, write_training
 from rmtspec.adapters.torch._training_state import Rebuilt, fingerprint
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT

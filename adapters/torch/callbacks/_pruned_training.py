@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._replace import replace_layers
-from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.replace import replace_layers
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training import RMTPruner
 from rmtspec.errors import InvalidValueError
 from rmtspec.report.report import Report

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._layers import SPLIT_TYPES
-from rmtspec.adapters.torch._replace import replace_layers
-from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.replace import replace_layers
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.matrices import check_model
 

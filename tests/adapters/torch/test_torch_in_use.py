@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rmtspec.adapters import torch as rt
-from rmtspec.adapters.torch._split_layer import factors_are_used
+from rmtspec.adapters.torch._layers.split_layer import factors_are_used
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._split_layer import SplitLayer, factors_are_used
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer, factors_are_used
 from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.errors import InvalidValueError
 

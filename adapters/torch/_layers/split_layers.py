@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 
 
 class SplitLinear(SplitLayer):
