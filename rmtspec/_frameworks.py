@@ -10,7 +10,7 @@ _READERS = dict.fromkeys(
     (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._pickled", "pickled_tensors")
 )
 #: Module of the frameworks' devices.
-_DEVICES = "rmtspec.adapters.torch._eigensolver"
+_DEVICES = "rmtspec.adapters.torch._pruning.eigensolver"
 
 #: Suffixes of files that only a framework can read.
 SUFFIXES = tuple(_READERS)

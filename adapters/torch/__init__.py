@@ -14,7 +14,6 @@ except ImportError as error:
         'Install it with: pip install "rmtspec[torch]"'
     ) from error
 
-from rmtspec.adapters.torch._analysis import analyze
 from rmtspec.adapters.torch._layers.replace import merge
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import (
@@ -27,7 +26,8 @@ from rmtspec.adapters.torch._layers.split_layers import (
 from rmtspec.adapters.torch._loading import load
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._penalties import BulkPenalty, shrink_singular_values
-from rmtspec.adapters.torch._prune import apply_plan, plan, prune
+from rmtspec.adapters.torch._pruning.analysis import analyze
+from rmtspec.adapters.torch._pruning.prune import apply_plan, plan, prune
 from rmtspec.adapters.torch._state_dict import read_state_dict
 from rmtspec.adapters.torch._storage import save
 from rmtspec.adapters.torch._training import RMTPruner

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rmtspec import _checks
-from rmtspec.adapters.torch._analysis import Chosen
+from rmtspec.adapters.torch._pruning.analysis import Chosen
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError

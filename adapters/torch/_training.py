@@ -13,11 +13,11 @@ from torch import nn
 from rmtspec import _checks
 from rmtspec._files import PathLike
 from rmtspec._records import versions
-from rmtspec.adapters.torch._analysis import NothingToAnalyzeError
-from rmtspec.adapters.torch._carry_out import carry_out
 from rmtspec.adapters.torch._factor_optimizer import FactorOptimizer
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapters.torch._pruning_task import PruningTask
+from rmtspec.adapters.torch._pruning.analysis import NothingToAnalyzeError
+from rmtspec.adapters.torch._pruning.carry_out import carry_out
+from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._replicas import (
     decided_once,
     made_equal,

@@ -10,7 +10,7 @@ import rmtspec
 from rmtspec import ensembles
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch import _eigensolver
-from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
+from rmtspec.adapters.torch._pruning.eigensolver import DeviceEigensolver, usable_device
 from rmtspec.errors import InvalidValueError
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]

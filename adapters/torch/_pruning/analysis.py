@@ -9,7 +9,7 @@ from torch import nn
 
 from rmtspec._records import versions
 from rmtspec._text import grouped
-from rmtspec.adapters.torch._eigensolver import DeviceEigensolver, usable_device
+from rmtspec.adapters.torch._pruning.eigensolver import DeviceEigensolver, usable_device
 from rmtspec.adapters.torch._weights.layer_kinds import ON_REQUEST, ROOT
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._calibration import Calibration, input_moments
 from rmtspec.adapters.torch._layers.replace import check_inplace, model_sizes, replace_layers
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
+from rmtspec.adapters.torch._pruning.calibration import Calibration, input_moments
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._calibration import Calibration
-from rmtspec.adapters.torch._carry_out import Moments, carry_out, moments_of
-from rmtspec.adapters.torch._pruning_task import PruningTask, targets_of
+from rmtspec.adapters.torch._pruning.calibration import Calibration
+from rmtspec.adapters.torch._pruning.carry_out import Moments, carry_out, moments_of
+from rmtspec.adapters.torch._pruning.task import PruningTask, targets_of
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.errors import InvalidValueError

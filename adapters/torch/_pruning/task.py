@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._analysis import Chosen, analyze_chosen
-from rmtspec.adapters.torch._calibration import Calibration
-from rmtspec.adapters.torch._carry_out import Moments, moment_of, moments_of
-from rmtspec.adapters.torch._eigensolver import usable_device
 from rmtspec.adapters.torch._layers.replace import model_sizes
+from rmtspec.adapters.torch._pruning.analysis import Chosen, analyze_chosen
+from rmtspec.adapters.torch._pruning.calibration import Calibration
+from rmtspec.adapters.torch._pruning.carry_out import Moments, moment_of, moments_of
+from rmtspec.adapters.torch._pruning.eigensolver import usable_device
 from rmtspec.adapters.torch._weights.layer_kinds import ON_REQUEST
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.matrix.split import output_energies

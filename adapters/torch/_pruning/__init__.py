@@ -1,0 +1,1 @@
+"""A trained model: analysed, planned, pruned, with data or without."""
