@@ -7,7 +7,7 @@ from typing import Any
 
 #: Module and function that read the tensors of a file with this suffix, and what cannot be read.
 _READERS = dict.fromkeys(
-    (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._pickled", "pickled_tensors")
+    (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors")
 )
 #: Module of the frameworks' devices.
 _DEVICES = "rmtspec.adapters.torch._pruning.eigensolver"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from rmtspec.adapters.torch._state_dict import read_state_dict
+from rmtspec.adapters.torch._storage.state_dict import read_state_dict
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
 from rmtspec.checkpoint.safetensors_reader import DTYPES

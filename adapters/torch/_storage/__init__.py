@@ -1,0 +1,1 @@
+"""Models on disk: factors with a manifest, state dicts, files of torch.save."""
