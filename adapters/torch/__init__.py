@@ -24,13 +24,13 @@ from rmtspec.adapters.torch._layers.split_layers import (
     SplitLinear,
 )
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
-from rmtspec.adapters.torch._penalties import BulkPenalty, shrink_singular_values
 from rmtspec.adapters.torch._pruning.analysis import analyze
 from rmtspec.adapters.torch._pruning.prune import apply_plan, plan, prune
 from rmtspec.adapters.torch._storage.load import load
 from rmtspec.adapters.torch._storage.save import save
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
-from rmtspec.adapters.torch._training import RMTPruner
+from rmtspec.adapters.torch._training.penalties import BulkPenalty, shrink_singular_values
+from rmtspec.adapters.torch._training.pruner import RMTPruner
 from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 

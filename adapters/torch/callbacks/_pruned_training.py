@@ -8,7 +8,7 @@ from torch import nn
 
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapters.torch._training import RMTPruner
+from rmtspec.adapters.torch._training.pruner import RMTPruner
 from rmtspec.errors import InvalidValueError
 from rmtspec.report.report import Report
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rmtspec.adapters.torch._training import RMTPruner
+from rmtspec.adapters.torch._training.pruner import RMTPruner
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining
 from rmtspec.adapters.torch.callbacks._split_as import fits, is_split, make_layers
 from rmtspec.errors import InvalidValueError, MissingDependencyError

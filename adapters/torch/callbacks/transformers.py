@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapters.torch._training import RMTPruner
+from rmtspec.adapters.torch._training.pruner import RMTPruner
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining, innermost
 from rmtspec.adapters.torch.callbacks._split_as import make_layers
 from rmtspec.errors import InvalidValueError, MissingDependencyError

@@ -13,19 +13,19 @@ from torch import nn
 from rmtspec import _checks
 from rmtspec._files import PathLike
 from rmtspec._records import versions
-from rmtspec.adapters.torch._factor_optimizer import FactorOptimizer
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._pruning.analysis import NothingToAnalyzeError
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
-from rmtspec.adapters.torch._replicas import (
+from rmtspec.adapters.torch._training.file import read_training, write_training
+from rmtspec.adapters.torch._training.optimizer import FactorOptimizer
+from rmtspec.adapters.torch._training.replicas import (
     decided_once,
     made_equal,
     replicas,
     shared_gradient,
 )
-from rmtspec.adapters.torch._training_file import read_training, write_training
-from rmtspec.adapters.torch._training_state import Rebuilt, fingerprint
+from rmtspec.adapters.torch._training.state import Rebuilt, fingerprint
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix

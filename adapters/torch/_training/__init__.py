@@ -1,0 +1,1 @@
+"""Pruning while a model trains: the pruner, its optimizer and its file."""
