@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import rmtspec
 from rmtspec import cli, demo, ensembles
+from rmtspec.demo import tour
 from rmtspec.errors import FileError
 
 pytest.importorskip("sklearn")
@@ -65,7 +66,7 @@ def test_parts_1_and_2(toured):
     assert "109,617 parameters become" in text
     assert json.loads((folder / "report.json").read_text())["skipped"] == []
     noise = ensembles.wishart(80, 50, rng=1)
-    assert "No split: no signal found" in demo._split_text(noise, rmtspec.analyze(noise))
+    assert "No split: no signal found" in tour._split_text(noise, rmtspec.analyze(noise))
 
 
 def test_part_3_tells_what_the_files_say(toured):

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import rmtspec
 from rmtspec import cli, ensembles
 from rmtspec import reproduce as reproduce_module
-from rmtspec.cli import tables as _cli_output
+from rmtspec.cli import commands, progress
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix import rank as _rank
 from rmtspec.planning import options as _plan_options
@@ -146,13 +146,13 @@ def test_include_keeps_only_what_it_finds(weights):
 
 def test_defaults_are_those_of_the_library():
     defaults = inspect.signature(rmtspec.analyze).parameters
-    for option in cli.analyze.params:
+    for option in commands.analyze.params:
         if option.name in ("alpha", "beta", "rule", "bulk_keep", "quantiles", "level"):
             assert option.default == defaults[option.name].default
-    for command in (cli.analyze, cli.prune):
+    for command in (commands.analyze, commands.prune):
         rule = next(option for option in command.params if option.name == "rule")
         assert tuple(rule.type.choices) == _rank.RULES
-    assert cli._FIGURES == reproduce_module.FIGURES
+    assert commands._FIGURES == reproduce_module.FIGURES
 
 
 class Bomb:
@@ -279,17 +279,17 @@ def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
 
 def test_progress_bar_only_for_people(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with _cli_output.progress_bar() as step:
+    with progress.progress_bar() as step:
         step(1, 2, "a")
         step(2, None, "b")
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     clock = iter(np.arange(0.0, 1e6, 0.3))  # two looks at it for each matrix
-    monkeypatch.setattr(_cli_output.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     names = [str(number) for number in range(100)]
     work = dict.fromkeys(names, 10**9) | {"0": 101 * 10**9}
-    with _cli_output.progress_bar(work, ("analysing", "writing")) as step:
+    with progress.progress_bar(work, ("analysing", "writing")) as step:
         for done, name in enumerate(names, 1):
             step(done, 100, name)
         for done in range(1, 101):
@@ -439,7 +439,7 @@ def test_prune_by_energy(model, tmp_path):
 
 
 def test_prune_defaults_are_those_it_shows():
-    options = [option for option in cli.prune.params if isinstance(option, click.Option)]
+    options = [option for option in commands.prune.params if isinstance(option, click.Option)]
     shown = {option.name: option.show_default for option in options}
     assert float(shown["bulk_keep"]) == _plan_options.BULK_KEEP
     defaults = inspect.signature(rmtspec.analyze).parameters

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import rmtspec
 from rmtspec import ensembles
 from rmtspec.adapters import torch as rt
-from rmtspec.adapters.torch import _eigensolver
+from rmtspec.adapters.torch._pruning import eigensolver as _eigensolver
 from rmtspec.adapters.torch._pruning.eigensolver import DeviceEigensolver, usable_device
 from rmtspec.errors import InvalidValueError
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rmtspec
-from rmtspec.adapters.torch import _pickled
+from rmtspec.adapters.torch._storage import pickled as _pickled
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import FileError
 from rmtspec.runs.fingerprint import fingerprint
