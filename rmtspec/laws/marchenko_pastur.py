@@ -68,14 +68,15 @@ class MarchenkoPastur:
     0.916004
     """
 
-    __slots__ = ("_constants", "_ratio", "_variance")
+    __slots__ = ("_constants", "_packed", "_ratio", "_variance")
 
     def __init__(self, ratio: float, variance: float = 1.0) -> None:
         hint = "Pass columns / rows (p / n) of the matrix."
         self._ratio = _checks.inside(ratio, "ratio", *_RATIOS, closed=True, hint=hint)
         hint = "Pass the variance of the entries; scale the matrix if it is so far off."
         self._variance = _checks.inside(variance, "variance", *_VARIANCES, closed=True, hint=hint)
-        self._constants = kernels.constants(self._ratio, self._variance)
+        self._constants: kernels.Constants = kernels.constants(self._ratio, self._variance)
+        self._packed = tuple(self._constants)
 
     @property
     def ratio(self) -> float:
@@ -95,12 +96,12 @@ class MarchenkoPastur:
     @property
     def lower_edge(self) -> float:
         """Lower edge of the bulk, ``variance (1 - sqrt(ratio))^2``."""
-        return float(self._constants[5])
+        return self._constants.lower
 
     @property
     def bulk_edge(self) -> float:
         """Upper edge of the bulk, ``variance (1 + sqrt(ratio))^2``."""
-        return float(self._constants[7])
+        return self._constants.top
 
     def support(self) -> tuple[float, float]:
         """Return the ends of the whole law; the lower one is 0 where there is an atom.
@@ -132,7 +133,7 @@ class MarchenkoPastur:
         """
         points, shape = _flat(x, "x")
         out = np.empty_like(points)
-        kernels.density(points, self._constants, out)
+        kernels.density(points, self._packed, out)
         return _shaped(out, shape)
 
     def logpdf(self, x: ArrayLike) -> Any:
@@ -396,7 +397,7 @@ class MarchenkoPastur:
     def _distribution(self, x: ArrayLike, upper: bool) -> Any:
         points, shape = _flat(x, "x")
         out = np.empty_like(points)
-        kernels.distribution(points, self._constants, upper, out)
+        kernels.distribution(points, self._packed, upper, out)
         return _shaped(out, shape)
 
     def _log_distribution(self, x: ArrayLike, upper: bool) -> Any:
@@ -410,7 +411,7 @@ class MarchenkoPastur:
     def _quantile(self, p: ArrayLike, name: str, upper: bool) -> Any:
         levels, shape = _flat(p, name)
         out = np.empty_like(levels)
-        kernels.quantiles(levels, self._constants, upper, out)
+        kernels.quantiles(levels, self._packed, upper, out)
         return _shaped(out, shape)
 
     def __eq__(self, other: object) -> bool:
