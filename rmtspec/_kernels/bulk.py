@@ -3,12 +3,8 @@
 import math
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from rmtspec._checks import Float64Array
 from rmtspec._kernels._decorator import kernel
-
-Float64Array = NDArray[np.float64]
 
 
 @kernel

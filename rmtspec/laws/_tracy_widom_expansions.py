@@ -11,9 +11,11 @@ Hastings-McLeod function over (t, inf),
 F- = sqrt(F2) exp(E / 2) and F4 = F- / 2, F+ being nothing beside it. On the right the first term
 of the determinants: 1 - F1 = I / 2, 1 - F2 = K and 1 - F4 = (K - I^2 / 4) / 2, where I is the
 integral of Ai over (t, inf) and K that of (y - t) Ai(y)^2, all by their series in z = t^-1.5.
+Slopes are the derivatives of these, and finite everywhere.
 """
 
 import numpy as np
+from numpy.polynomial.polynomial import polyder, polyval
 
 from rmtspec._checks import Float64Array
 
@@ -42,8 +44,8 @@ _RIGHT = {
 }
 
 
-def log_cdf(t: Float64Array, beta: int) -> Float64Array:
-    """Return log F for `t` far to the left; -inf where its size is beyond the floats."""
+def log_cdf(t: Float64Array, beta: int) -> tuple[Float64Array, Float64Array]:
+    """Return log F for `t` far to the left and its slope; -inf where its size is beyond floats."""
     x = np.minimum(-t, 1e60)  # past it only the leading term counts, and logs of inf are none
     cube = x**-3
     unitary = -1 / 12 + cube * (
@@ -51,20 +53,25 @@ def log_cdf(t: Float64Array, beta: int) -> Float64Array:
     )
     root = x**-1.5
     odd = root * (_ROOT2 / 3 + root * np.log(2.0) / 2 + cube * (1 + cube * 73 / 48) / (12 * _ROOT2))
-    share = {
-        1: (unitary - odd) / 2,
-        2: unitary,
-        4: (unitary + odd) / 2 - cube * np.log(2.0),
+    # derivatives by t, over x^2
+    unitary_slope = 1 / 4 + cube * (1 / 8 + cube * (9 / 64 + cube * 6075 / 4096))
+    odd_slope = -root / _ROOT2 * (1 - cube * (1 / 8 + cube * 73 / 128))
+    share, slope = {
+        1: ((unitary - odd) / 2, (unitary_slope - odd_slope) / 2),
+        2: (unitary, unitary_slope),
+        4: ((unitary + odd) / 2 - cube * np.log(2.0), (unitary_slope + odd_slope) / 2),
     }[beta]
     with np.errstate(over="ignore"):
-        return np.asarray((-t) ** 3 * share)
+        return np.asarray((-t) ** 3 * share), np.asarray(x**2 * slope)
 
 
-def log_sf(t: Float64Array, beta: int) -> Float64Array:
-    """Return log(1 - F) for `t` far to the right; -inf where its size is beyond the floats."""
+def log_sf(t: Float64Array, beta: int) -> tuple[Float64Array, Float64Array]:
+    """Return log(1 - F) for `t` far to the right and its slope; -inf where beyond the floats."""
     rate, constant, power, series = _RIGHT[beta]
     with np.errstate(over="ignore"):
         size = t**1.5
-    z = np.minimum(t, 1e200) ** -1.5
-    correction = np.log(np.polynomial.polynomial.polyval(z, series) / constant)
-    return np.asarray(-rate * size + power * np.log(z) + correction)
+    near = np.minimum(t, 1e200)
+    z = near**-1.5
+    value, change = polyval(z, series), polyval(z, polyder(series))
+    slope = -1.5 / near * (rate / z + power + z * change / value)
+    return np.asarray(-rate * size + power * np.log(z) + np.log(value / constant)), slope

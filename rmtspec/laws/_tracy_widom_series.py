@@ -64,11 +64,11 @@ class TailSeries:
         return t
 
     def _piece(self, k: int, t: Any) -> tuple[Any, Any]:
-        """Return log tail and slope in piece `k`; 0 and the last are past the table, slope 0."""
+        """Return log tail and slope in piece `k`; 0 and the last are past the table."""
         if k == 0:
-            return expansions.log_cdf(np.asarray(t), self.beta), 0.0
+            return expansions.log_cdf(np.asarray(t), self.beta)
         if k > _PIECES:  # nan comes here too, and stays nan
-            return expansions.log_sf(np.asarray(t), self.beta), np.where(np.isnan(t), np.nan, 0.0)
+            return expansions.log_sf(np.asarray(t), self.beta)
         low, high = EDGES[k - 1], EDGES[k]
         u = (2 * t - (low + high)) / (high - low)
         return _sum(self.values[k - 1], u), _sum(self.slopes[k - 1], u)

@@ -1,4 +1,15 @@
-"""Null law of the fit statistic: how far a bulk of pure noise strays from its own fitted law."""
+"""Null law of the fit statistic: how far a bulk of pure noise strays from its own fitted law.
+
+A spectrum of pure noise, its statistic, and how often noise of that size has a larger one:
+
+>>> import rmtspec
+>>> from rmtspec.laws.fit_statistic import FitStatisticNull
+>>> spectrum = rmtspec.spectrum(rmtspec.ensembles.wishart(300, 200, rng=1))
+>>> test = rmtspec.fit_test(spectrum, rmtspec.bema(spectrum, alpha=0.25))
+>>> null = FitStatisticNull(300, 200, alpha=0.25)
+>>> print(f"{test.statistic:.4f} {null.sf(test.statistic):.3f} {test.pvalue:.3f}")
+0.0096 0.307 0.307
+"""
 
 import functools
 import math
@@ -10,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
+from rmtspec.laws._law import shaped
 
 #: Made by benchmarks/tables/make_fit_statistic.py.
 TABLE = Path(__file__).with_name("_fit_statistic_table.npz")
@@ -51,6 +63,8 @@ class FitStatisticNull:
 
     Notes
     -----
+    Methods take a number or an array and return a float or an array of that shape; nan stays nan.
+
     Simulated for p from 16 to 2048 and alpha from 0.005 to 0.487. Below 16 the law of p s at 16 is
     used (such results are marked unreliable anyway); above 2048 all quantiles of p s rise together,
     linearly in log p, as the largest value of a log-correlated field does; alpha beyond its ends
@@ -82,7 +96,13 @@ class FitStatisticNull:
         self._points = _points(pairing, self._p / self._n, share, self._p)
 
     def sf(self, s: ArrayLike) -> Any:
-        """Return the p-value: the chance of a statistic of `s` or more."""
+        """Return the p-value: the chance of a statistic of `s` or more.
+
+        Examples
+        --------
+        >>> round(FitStatisticNull(500, 250, alpha=0.25).sf(0.0099), 2)
+        0.05
+        """
         values = _checks.floats(s, "s") * self._p
         points, log_odds = self._points, _LOG_ODDS
         inside = 1.0 / (1.0 + np.exp(-np.interp(values, points, log_odds)))
@@ -90,14 +110,26 @@ class FitStatisticNull:
         high = LEVELS[-1] * np.exp(-(np.maximum(values, points[-1]) - points[-1]) / self._scale)
         result = np.where(values < points[0], low, np.where(values > points[-1], high, inside))
         result = np.where(np.isnan(values), np.nan, result)
-        return float(result) if result.ndim == 0 else result
+        return shaped(result)
 
     def cdf(self, s: ArrayLike) -> Any:
-        """Return the chance of a statistic below `s`."""
+        """Return the chance of a statistic below `s`.
+
+        Examples
+        --------
+        >>> FitStatisticNull(500, 250, alpha=0.25).cdf(0.0)
+        0.0
+        """
         return 1.0 - self.sf(s)
 
     def isf(self, q: ArrayLike) -> Any:
-        """Return the statistic that is exceeded with probability `q`; nan outside [0, 1]."""
+        """Return the statistic that is exceeded with probability `q`; nan outside [0, 1].
+
+        Examples
+        --------
+        >>> FitStatisticNull(500, 250, alpha=0.25).isf([0.05, 0.01, 2.0]).round(4)
+        array([0.0098, 0.0112,    nan])
+        """
         levels = _checks.floats(q, "q")
         points = self._points
         valid = np.where((levels >= 0.0) & (levels <= 1.0), levels, np.nan)
@@ -107,11 +139,16 @@ class FitStatisticNull:
         with np.errstate(divide="ignore"):
             high = points[-1] - self._scale * np.log(valid / LEVELS[-1])
         result = np.where(valid > LEVELS[0], low, np.where(valid < LEVELS[-1], high, inside))
-        result = result / self._p
-        return float(result) if result.ndim == 0 else result
+        return shaped(result / self._p)
 
     def ppf(self, q: ArrayLike) -> Any:
-        """Return the quantile of the statistic."""
+        """Return the quantile of the statistic; nan outside [0, 1].
+
+        Examples
+        --------
+        >>> round(FitStatisticNull(500, 250, alpha=0.25).ppf(0.95), 4)
+        0.0098
+        """
         return self.isf(1.0 - _checks.floats(q, "q"))
 
     @property

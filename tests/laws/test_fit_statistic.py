@@ -38,6 +38,20 @@ def test_shape(n, p, alpha, quantiles):
     assert np.isnan(null.sf(np.nan))
 
 
+def test_shapes_and_types():
+    null = FitStatisticNull(300, 200, 0.25)
+    for method in (null.sf, null.cdf, null.isf, null.ppf):
+        assert isinstance(method(0.01), float)
+        assert isinstance(method(np.float32(0.25)), float)
+        block = np.linspace(0.001, 0.9, 12).reshape(2, 2, 3)
+        assert_allclose(
+            method(block.tolist()), [[[method(v) for v in r] for r in b] for b in block]
+        )
+        assert method([]).shape == (0,)
+        with pytest.raises(rmtspec.RmtspecError, match="expected real numbers"):
+            method(1j)
+
+
 def test_published_points():
     """95 and 99 % points measured independently with 784x1000, 250x500, 200x200 at alpha .25."""
     for n, p, points in [

@@ -14,6 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import kstest
 
 from rmtspec import MarchenkoPastur
+from rmtspec._kernels import marchenko_pastur as kernels
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecError
 
 TABLE = json.loads((Path(__file__).parents[1] / "reference" / "marchenko_pastur.json").read_text())
@@ -137,6 +138,41 @@ def test_pdf_integrates_to_one_less_the_atom(ratio):
 
     total, _ = quad(integrand, 0, math.pi / 2, epsabs=1e-12)
     assert total == pytest.approx(1 - law.atom, abs=1e-11)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 1.0, 4.0])
+def test_density_is_the_derivative_of_both_tails(ratio):
+    law = MarchenkoPastur(ratio, 0.3)
+    width = law.bulk_edge - law.lower_edge
+    x, h = law.lower_edge + width * np.linspace(0.1, 0.9, 41), width * 1e-3
+
+    def derivative(function):
+        inner = 8 * (function(x + h) - function(x - h))
+        return (inner - function(x + 2 * h) + function(x - 2 * h)) / (12 * h)
+
+    # Five-point rule: its error is of the order (h / distance from the edge)^4 = 1e-8.
+    assert_allclose(derivative(law.cdf), law.pdf(x), rtol=1e-7)
+    assert_allclose(-derivative(law.sf), law.pdf(x), rtol=1e-7)
+    assert_allclose(derivative(law.logcdf), np.exp(law.logpdf(x) - law.logcdf(x)), rtol=1e-7)
+    assert_allclose(-derivative(law.logsf), np.exp(law.logpdf(x) - law.logsf(x)), rtol=1e-7)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("ratio", [1 / 16, 16.0])
+def test_constants_by_name(ratio):
+    law = kernels.constants(ratio, 3.0)
+    assert law._asdict() == {
+        "ratio": ratio,
+        "weight": min(1.0, 1.0 / ratio),
+        "r": 0.25,
+        "gap": 0.75,
+        "width": law.top - law.lower,
+        "lower": 3.0 * (1 - ratio**0.5) ** 2,
+        "lower_low": 0.0,
+        "top": 3.0 * (1 + ratio**0.5) ** 2,
+        "top_low": 0.0,
+    }
 
 
 @pytest.mark.kernels
@@ -284,6 +320,16 @@ def test_interval_has_equal_tails():
     assert law.sf(high) == pytest.approx(0.05, rel=1e-13)
     assert law.interval(1.0) == law.support()
     assert law.median() == law.ppf(0.5)
+    drawn = law.rvs(10_000, rng=11)
+    # 3.3 standard errors, false-alarm rate 1e-3, seed fixed.
+    assert abs(np.mean((low <= drawn) & (drawn <= high)) - 0.9) < 3.3 * 0.003
+
+
+def test_spread_at_the_ends_of_the_variances():
+    law = MarchenkoPastur(0.25, 1e200)
+    assert (law.mean(), law.std(), law.var()) == (1e200, 5e199, math.inf)
+    law = MarchenkoPastur(0.25, 1e-200)
+    assert (law.mean(), law.std(), law.var()) == (1e-200, 5e-201, 0.0)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 4.0])

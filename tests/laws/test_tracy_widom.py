@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.integrate import quad
 from scipy.special import airy
+from scipy.stats import kstest
 
 import rmtspec
+from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.laws import _tracy_widom_table as table
 from rmtspec.laws.tracy_widom import TracyWidom
 
@@ -22,6 +25,13 @@ TAIL = 1e-12
 TINY = 1e-300
 
 every_beta = pytest.mark.parametrize("beta", BETAS)
+
+
+def derivative(function, x, h):
+    """Five-point rule; its error is h^4 / 30 times the fifth derivative, and rounding / h."""
+    inner = 8 * (function(x + h) - function(x - h))
+    outer = function(x + 2 * h) - function(x - 2 * h)
+    return (inner - outer) / (12 * h)
 
 
 def column(beta, name):
@@ -93,6 +103,106 @@ def test_mean_and_variance_match_literature(beta, mean, variance):
     assert_allclose(law.std() ** 2, variance, rtol=0, atol=2e-11)
 
 
+@pytest.mark.parametrize(
+    ("beta", "skewness", "excess"),
+    # Bornemann (2010), table 4
+    [
+        (1, 0.29346452408, 0.1652429384),
+        (2, 0.224084203610, 0.0934480876),
+        (4, 0.16550949435, 0.0491951565),
+    ],
+)
+def test_third_and_fourth_moment_match_literature(beta, skewness, excess):
+    law = TracyWidom(beta)
+    mean, var = law.mean(), law.var()
+    assert (law.moment(0), law.moment(1)) == (1.0, mean)
+    second, third, fourth = (law.moment(k) for k in (2, 3, 4))
+    assert_allclose(second, var + mean**2, rtol=1e-15)
+    central = third - 3 * mean * second + 2 * mean**3
+    assert_allclose(central / var**1.5, skewness, rtol=0, atol=1e-11)
+    central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
+    assert_allclose(central / var**2 - 3, excess, rtol=0, atol=1e-10)
+
+
+@every_beta
+@pytest.mark.parametrize("k", [2, 3, 5, 8, 21, 100])
+def test_moments_are_integrals_of_the_tails(beta, k):
+    """By parts, k x^(k-1) against sf over x > 0, less the same against cdf over x < 0."""
+    law = TracyWidom(beta)
+
+    def integral(tail, ends):
+        return sum(
+            quad(lambda x: k * x ** (k - 1) * tail(x), a, b, epsabs=0, epsrel=1e-12)[0]
+            for a, b in pairwise(ends)
+        )
+
+    right = integral(law.sf, (0, 2, 4, 8, 12, 20, 40, 70))
+    left = integral(law.cdf, (-19, -14, -10, -7, -4, -2, 0))
+    assert abs(law.moment(k) - (right - left)) < 1e-12 * (right + abs(left))
+
+
+@every_beta
+def test_moments_beyond_the_floats(beta):
+    law = TracyWidom(beta)
+    # E|x|^k is log-convex in k, so this one is finite and the others are not
+    assert 1e200 < law.moment(230) < np.inf
+    assert [law.moment(k) for k in (500, 501, 10**400)] == [np.inf] * 3
+
+
+@every_beta
+def test_interval_has_equal_tails(beta):
+    law = TracyWidom(beta)
+    for level in (0.0, 0.5, 0.95, 1 - 1e-9):
+        low, high = law.interval(level)
+        tail = (1 - level) / 2
+        assert_allclose([law.cdf(low), law.sf(high)], tail, rtol=TAIL)
+    assert law.interval(1.0) == law.support()
+    drawn = law.rvs(10_000, rng=11)
+    low, high = law.interval(0.9)
+    # 3.3 standard errors, false-alarm rate 1e-3, seed fixed
+    assert abs(np.mean((low <= drawn) & (drawn <= high)) - 0.9) < 3.3 * 0.003
+
+
+@every_beta
+def test_drawn_values_follow_the_law(beta):
+    law = TracyWidom(beta)
+    # false-alarm rate 1e-3, seed fixed
+    assert kstest(law.rvs(5000, rng=3), law.cdf).pvalue > 1e-3
+    assert_array_equal(law.rvs((2, 3), rng=7), law.rvs((2, 3), rng=np.random.default_rng(7)))
+    assert (law.rvs(5, rng=1) != law.rvs(5, rng=2)).all()
+    assert law.rvs((2, 0, 3), rng=7).shape == (2, 0, 3)
+    assert isinstance(law.rvs(rng=1), float)
+
+
+def test_drawn_values_are_finite():
+    class Zeros(np.random.Generator):
+        def random(self, size=None):
+            return np.zeros(size)
+
+    assert np.isfinite(TracyWidom().rvs(3, rng=Zeros(np.random.PCG64(0)))).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda law: law.interval(1.5), InvalidValueError, r"`level` is 1\.5.*\[0, 1\].*0\.95"),
+        (lambda law: law.interval("a"), InvalidTypeError, "`level` is 'a'.*real number"),
+        (lambda law: law.moment(-1), InvalidValueError, "`k` is -1.*at least 0.*order"),
+        (lambda law: law.moment(1.5), InvalidTypeError, r"`k` is 1\.5.*whole number.*order"),
+        (lambda law: law.rvs(-1), InvalidValueError, "`size` is -1.*negative.*whole number"),
+        (lambda law: law.rvs(1.5), InvalidTypeError, r"`size` is 1\.5.*whole number"),
+        (lambda law: law.rvs(rng="a"), InvalidTypeError, "`rng` is 'a'.*seed"),
+        (lambda law: law.rvs(rng=-1), InvalidValueError, "`rng` is -1.*seed"),
+        (lambda law: law.logpdf(1j), InvalidTypeError, "`x` has dtype complex.*real numbers"),
+        (lambda law: law.isf("a"), InvalidTypeError, "`q` has dtype.*real numbers"),
+    ],
+)
+@pytest.mark.parametrize("law", [TracyWidom(), rmtspec.MarchenkoPastur(0.5)])
+def test_refused_arguments_teach(law, call, kind, message):
+    with pytest.raises(kind, match=message):
+        call(law)
+
+
 @every_beta
 def test_density_integrates_to_one_and_to_the_moments(beta):
     law = TracyWidom(beta)
@@ -110,11 +220,45 @@ def test_density_integrates_to_one_and_to_the_moments(beta):
 @every_beta
 def test_density_is_the_derivative(beta):
     law = TracyWidom(beta)
-    x, h = np.linspace(-6, 5, 111), 2e-3
-    # five-point rule: error h^4 / 30 times the fifth derivative (below 6), and rounding / h
-    inner = 8 * (law.cdf(x + h) - law.cdf(x - h))
-    outer = law.cdf(x + 2 * h) - law.cdf(x - 2 * h)
-    assert_allclose((inner - outer) / (12 * h), law.pdf(x), rtol=0, atol=2e-11)
+    x = np.linspace(-6, 5, 111)
+    # the fifth derivative is below 6
+    assert_allclose(derivative(law.cdf, x, 2e-3), law.pdf(x), rtol=0, atol=2e-11)
+
+
+@every_beta
+def test_log_density_matches_painleve(beta):
+    x, pdf = column(beta, "x"), column(beta, "pdf")
+    normal = pdf > TINY
+    expected = np.log(pdf[normal])
+    # TAIL of the density is as much of its log; that of numbers near 1 is near 0
+    assert_allclose(TracyWidom(beta).logpdf(x[normal]), expected, rtol=1e-14, atol=TAIL)
+
+
+@every_beta
+@pytest.mark.parametrize("name", ["logcdf", "logsf"])
+def test_log_density_is_the_log_of_the_derivative(beta, name):
+    """(log F)' = f / F and -(log(1 - F))' = f / (1 - F), also where f, F or 1 - F underflow."""
+    law = TracyWidom(beta)
+    x = {
+        "logcdf": np.array([-400.0, -60.0, -30.0, -20.5, -15.0, -8.0, -3.0, -1.9, 0.0, 1.0]),
+        "logsf": np.array([-3.0, -1.0, 0.0, 2.5, 8.0, 25.0, 60.0, 90.0, 120.0, 1000.0]),
+    }[name]
+    log_tail = getattr(law, name)
+    h = 2e-3 * np.maximum(np.abs(x), 1)
+    slope = np.abs(derivative(log_tail, x, h))
+    # rounding of the log, eps |log|, over h times the slope, and of both logs in the difference
+    slack = 1e-15 * np.abs(log_tail(x)) * (1 + 1 / (h * slope)) + 2e-9
+    found = law.logpdf(x) - log_tail(x)
+    assert (np.abs(found - np.log(slope)) < slack).all()
+
+
+@every_beta
+def test_logs_are_those_of_the_plain_values(beta):
+    law = TracyWidom(beta)
+    x = np.linspace(-9, 30, 400)
+    for log, plain in ((law.logpdf, law.pdf), (law.logcdf, law.cdf), (law.logsf, law.sf)):
+        assert_allclose(np.exp(log(x)), plain(x), rtol=TAIL)
+    assert_allclose(np.exp(law.logcdf(x)) + np.exp(law.logsf(x)), 1, rtol=1e-15)
 
 
 @every_beta
@@ -132,7 +276,7 @@ def test_pieces_of_the_table_join(beta):
     law = TracyWidom(beta)
     scale = math.sqrt(2) if beta == 4 else 1.0
     edges = np.array([*table.LEFT_EDGES, *table.RIGHT_EDGES[1:]]) / scale
-    for name in ("logcdf", "logsf", "cdf", "sf"):
+    for name in ("logcdf", "logsf", "logpdf", "cdf", "sf"):
         method = getattr(law, name)
         below, above = (method(edges + sign * 4e-16 * np.abs(edges)) for sign in (-1, 1))
         # the step itself moves F2(-14) and 1 - F2(40) by 5e-13 of their values
@@ -194,8 +338,12 @@ def test_beyond_the_table(beta):
         assert_array_equal(getattr(law, name)(far[~left]), value)
     assert_array_equal(law.logcdf(far[:2]), -np.inf)
     assert_array_equal(law.logsf(far[-2:]), -np.inf)
+    assert_array_equal(law.logpdf(far[[0, 1, -2, -1]]), -np.inf)
+    assert np.isfinite(law.logpdf(far[2:-2])).all()
     assert_array_equal(law.logcdf(far[~left]), 0)
     assert_array_equal(law.logsf(far[left]), 0)
+    assert not np.signbit(law.logcdf(far[~left])).any()
+    assert not np.signbit(law.logsf(far[left])).any()
     assert np.isfinite(law.logcdf(far[2:4])).all()
     assert np.isfinite(law.logsf(far[4:6])).all()
     ends = law.ppf([5e-324, 1 - 2**-53])
@@ -211,7 +359,7 @@ def test_edges_of_the_quantile():
     assert law.support() == (-np.inf, np.inf)
 
 
-@pytest.mark.parametrize("name", ["pdf", "cdf", "sf", "logcdf", "logsf", "ppf", "isf"])
+@pytest.mark.parametrize("name", ["pdf", "logpdf", "cdf", "sf", "logcdf", "logsf", "ppf", "isf"])
 @every_beta
 def test_shapes_and_nan(beta, name):
     method = getattr(TracyWidom(beta), name)

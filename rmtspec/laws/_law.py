@@ -1,0 +1,362 @@
+"""What the laws have in common: arguments checked, shapes kept, what follows from the rest.
+
+>>> from rmtspec import MarchenkoPastur, TracyWidom
+>>> for law in (MarchenkoPastur(0.25), TracyWidom(beta=1)):
+...     low, high = law.interval(0.9)
+...     print(f"{low:.4f} {high:.4f} {law.cdf(high) - law.cdf(low):.4f}")
+0.3362 1.9309 0.9000
+-3.1804 0.9793 0.9000
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmtspec import _checks
+from rmtspec._checks import Float64Array
+from rmtspec.errors import InvalidTypeError, InvalidValueError
+
+
+class Law(ABC):
+    """A law of real numbers, with the names of scipy.stats.
+
+    The private methods are its formulas: they take 1-D contiguous float64 arrays, which they leave
+    as they are, return new ones of that shape, and check nothing.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _density(self, x: Float64Array) -> Float64Array: ...
+
+    @abstractmethod
+    def _log_density(self, x: Float64Array) -> Float64Array: ...
+
+    @abstractmethod
+    def _distribution(self, x: Float64Array, upper: bool) -> Float64Array: ...
+
+    @abstractmethod
+    def _log_distribution(self, x: Float64Array, upper: bool) -> Float64Array: ...
+
+    @abstractmethod
+    def _quantile(self, p: Float64Array, upper: bool) -> Float64Array: ...
+
+    @abstractmethod
+    def _moment(self, k: int) -> float:
+        """Return E[x^k] for k of at least 2."""
+
+    @abstractmethod
+    def support(self) -> tuple[float, float]:
+        """Return the ends of the support."""
+
+    @abstractmethod
+    def mean(self) -> float:
+        """Return the mean."""
+
+    @abstractmethod
+    def var(self) -> float:
+        """Return the variance."""
+
+    def pdf(self, x: ArrayLike) -> Any:
+        """Return the density at `x`; an atom has none.
+
+        Parameters
+        ----------
+        x : array_like
+            Points.
+
+        Returns
+        -------
+        float or ndarray
+            Densities, in the shape of `x`.
+
+        Raises
+        ------
+        InvalidTypeError
+            `x` holds no real numbers; so for all methods that take an array.
+
+        Examples
+        --------
+        >>> from rmtspec import MarchenkoPastur
+        >>> round(MarchenkoPastur(0.25).pdf(1.0), 6)
+        0.616404
+        """
+        return _mapped(self._density, x, "x")
+
+    def logpdf(self, x: ArrayLike) -> Any:
+        """Return the logarithm of `pdf`, also where that is below the smallest float.
+
+        Parameters
+        ----------
+        x : array_like
+            Points.
+
+        Returns
+        -------
+        float or ndarray
+            Logarithms, -inf where the density is 0, in the shape of `x`.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).logpdf(120.0):.3f}")
+        -879.512
+        """
+        return _mapped(self._log_density, x, "x")
+
+    def cdf(self, x: ArrayLike) -> Any:
+        """Return the probability of a value of at most `x`, accurate where it is small.
+
+        Parameters
+        ----------
+        x : array_like
+            Points.
+
+        Returns
+        -------
+        float or ndarray
+            Probabilities, in the shape of `x`.
+
+        Examples
+        --------
+        >>> from rmtspec import MarchenkoPastur
+        >>> MarchenkoPastur(4.0).cdf([-1.0, 0.0, 9.0])
+        array([0.  , 0.75, 1.  ])
+        """
+        return _mapped(self._distribution, x, "x", False)
+
+    def logcdf(self, x: ArrayLike) -> Any:
+        """Return the logarithm of `cdf`, from whichever tail is the smaller.
+
+        Parameters
+        ----------
+        x : array_like
+            Points.
+
+        Returns
+        -------
+        float or ndarray
+            Logarithms, in the shape of `x`.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).logcdf(-30.0):.3f}")
+        -1164.184
+        """
+        return _mapped(self._log_distribution, x, "x", False)
+
+    def sf(self, x: ArrayLike) -> Any:
+        """Return the probability of a value above `x`, accurate where it is small.
+
+        Parameters
+        ----------
+        x : array_like
+            Points.
+
+        Returns
+        -------
+        float or ndarray
+            Probabilities, in the shape of `x`.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).sf(12.0):.3e}")
+        1.977e-14
+        """
+        return _mapped(self._distribution, x, "x", True)
+
+    def logsf(self, x: ArrayLike) -> Any:
+        """Return the logarithm of `sf`, from whichever tail is the smaller.
+
+        Parameters
+        ----------
+        x : array_like
+            Points.
+
+        Returns
+        -------
+        float or ndarray
+            Logarithms, in the shape of `x`.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).logsf(120.0):.3f}")
+        -881.906
+        """
+        return _mapped(self._log_distribution, x, "x", True)
+
+    def ppf(self, p: ArrayLike) -> Any:
+        """Return the quantile: the least x with ``cdf(x) >= p``.
+
+        Near 1 use `isf`, which takes 1 - p and keeps its digits.
+
+        Parameters
+        ----------
+        p : array_like
+            Probabilities.
+
+        Returns
+        -------
+        float or ndarray
+            Quantiles, nan outside [0, 1], in the shape of `p`.
+
+        Examples
+        --------
+        >>> from rmtspec import MarchenkoPastur
+        >>> MarchenkoPastur(0.25).ppf([0.0, 1.0, 1.5])
+        array([0.25, 2.25,  nan])
+        """
+        return _mapped(self._quantile, p, "p", False)
+
+    def isf(self, q: ArrayLike) -> Any:
+        """Return the least x with ``sf(x) <= q``, accurate where `q` is small.
+
+        Parameters
+        ----------
+        q : array_like
+            Probabilities of a larger value.
+
+        Returns
+        -------
+        float or ndarray
+            Quantiles, nan outside [0, 1], in the shape of `q`.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).isf(1e-20):.6f}")
+        15.834960
+        """
+        return _mapped(self._quantile, q, "q", True)
+
+    def rvs(self, size: int | tuple[int, ...] | None = None, *, rng: Any = None) -> Any:
+        """Return independent values of the law (not eigenvalues of one matrix: those repel).
+
+        Parameters
+        ----------
+        size : int or tuple of int, optional
+            Shape; a single float when absent.
+        rng : None, int, or numpy.random.Generator
+            Passed to `numpy.random.default_rng`.
+
+        Returns
+        -------
+        float or ndarray
+            Quantiles of uniform numbers, in the shape `size`.
+
+        Raises
+        ------
+        InvalidValueError, InvalidTypeError
+            A `size` or `rng` that numpy refuses.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> TracyWidom(beta=1).rvs(3, rng=0).round(4)
+        array([-0.8207, -2.0162, -3.2821])
+        """
+        try:
+            uniform = np.random.default_rng(rng).random(size)
+        except (TypeError, ValueError) as error:
+            kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
+            raise kind(
+                f"`size` is {size!r} and `rng` is {rng!r}; expected a shape and a source of random "
+                f"numbers ({error}). Pass a whole number or a tuple of them as size; None, a seed "
+                "or a numpy Generator as rng."
+            ) from error
+        return self.ppf(np.maximum(uniform, 2.0**-54))  # 0, one in 2^53, would be -inf
+
+    def std(self) -> float:
+        """Return the standard deviation.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).std():.6f}")
+        1.267983
+        """
+        return math.sqrt(self.var())
+
+    def median(self) -> float:
+        """Return the median.
+
+        Examples
+        --------
+        >>> from rmtspec import TracyWidom
+        >>> print(f"{TracyWidom(beta=1).median():.6f}")
+        -1.268575
+        """
+        return float(self.ppf(0.5))
+
+    def moment(self, k: int) -> float:
+        """Return E[x^k], about 0, an atom included; inf beyond the largest float.
+
+        Parameters
+        ----------
+        k : int
+            Order, at least 0.
+
+        Raises
+        ------
+        InvalidValueError, InvalidTypeError
+            `k` is below 0, or not a whole number.
+
+        Examples
+        --------
+        >>> from rmtspec import MarchenkoPastur
+        >>> MarchenkoPastur(1.0).moment(3)
+        5.0
+        """
+        k = _checks.integer(k, "k", 0, hint="Pass the order of the moment.")
+        return (1.0, self.mean())[k] if k < 2 else self._moment(k)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return the ends of the interval that holds the share `level`, tails equal.
+
+        Parameters
+        ----------
+        level : float
+            Share, from 0 to 1.
+
+        Returns
+        -------
+        tuple of float
+            The quantiles that cut off (1 - level) / 2 on either side.
+
+        Raises
+        ------
+        InvalidValueError, InvalidTypeError
+            `level` is outside [0, 1], or no number.
+
+        Examples
+        --------
+        >>> from rmtspec import MarchenkoPastur
+        >>> MarchenkoPastur(0.25).interval(1.0)
+        (0.25, 2.25)
+        """
+        hint = "Pass the share that the interval holds, such as 0.95."
+        tail = (1.0 - _checks.inside(level, "level", 0.0, 1.0, closed=True, hint=hint)) / 2.0
+        return float(self.ppf(tail)), float(self.isf(tail))
+
+
+def shaped(result: Any) -> Any:
+    """Return a 0-d array as a float, any other as it is."""
+    return result if result.ndim else float(result)
+
+
+def _mapped(
+    formula: Callable[..., Float64Array], values: ArrayLike, name: str, *options: bool
+) -> Any:
+    """Return the `formula` of `values`, in their shape."""
+    array = _checks.floats(values, name)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    # numba compiles anew for an array that is read-only
+    out = formula(flat if flat.flags.writeable else flat.copy(), *options)
+    return shaped(out.reshape(array.shape))
