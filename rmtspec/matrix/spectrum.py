@@ -274,13 +274,7 @@ def spectrum(
     if isinstance(W, Spectrum):
         raise InvalidTypeError("`W` is a Spectrum already; expected a matrix. Pass it on as it is.")
     array = _checks.matrix(W)
-    _checks.choice(method, "method", ("auto", "gram", "svd"))
-    _checks.choice(precision, "precision", ("float64", "float32"))
-    if eigensolver is not None and method == "svd":
-        raise InvalidValueError(
-            "`eigensolver` needs the Gram matrix, and `method` is 'svd'; expected one of the two. "
-            "Leave `method` at 'auto'."
-        )
+    check_route(method, precision, eigensolver)
     found = matrix_eigenvalues(array, method, precision, eigensolver)
     spec = object.__new__(Spectrum)
     rows, columns = array.shape
@@ -295,6 +289,19 @@ def spectrum(
         found.dropped_columns,
     )
     return spec
+
+
+def check_route(method: str, precision: str, eigensolver: Eigensolver | None) -> None:
+    """Raise for an option of `spectrum` that is wrong, whatever the matrix."""
+    _checks.choice(method, "method", ("auto", "gram", "svd"))
+    _checks.choice(precision, "precision", ("float64", "float32"))
+    if eigensolver is not None and not callable(eigensolver):
+        raise InvalidTypeError(f"`eigensolver` is {eigensolver!r}; expected a callable, or None.")
+    if eigensolver is not None and method == "svd":
+        raise InvalidValueError(
+            "`eigensolver` needs the Gram matrix, and `method` is 'svd'; expected one of the two. "
+            "Leave `method` at 'auto'."
+        )
 
 
 def check_spectrum(value: object, name: str = "spec", instead: str = "analyze(W)") -> None:

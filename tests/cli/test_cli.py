@@ -394,7 +394,7 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
     done = run("prune", model, tmp_path / "out", *text.split())
     assert (done.exit_code, done.stderr) == (1, "Error: enough\n")
     expected = {
-        "form": "dense",
+        "mode": "truncate",
         "bulk_keep": 0.3,
         "fit_cutoff": 0.1,
         "include": "a",
@@ -445,8 +445,8 @@ def test_prune_defaults_are_those_it_shows():
     defaults = inspect.signature(rmtspec.analyze).parameters
     assert shown["rule"] == defaults["rule"].default
     assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
-    form = next(option for option in options if option.name == "form")
-    assert tuple(form.type.choices) == _prune_checkpoint.FORMS
+    mode = next(option for option in options if option.name == "mode")
+    assert tuple(mode.type.choices) == tuple(_prune_checkpoint.FORMS.values())
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_prune_defaults_are_those_it_shows():
         ("m.safetensors new --budget .5 --as dense", "saves none"),
         ("m.safetensors new --plan plan.json --rank a=3", "are both given"),
         ("m.safetensors new --min-saving -1", "`min_saving` is -1.0"),
-        ("m.safetensors new --fit-cutoff 7", "`cutoff` is 7.0"),
+        ("m.safetensors new --fit-cutoff 7", "`fit_cutoff` is 7.0"),
         ("m.safetensors new --alpha .9", "`alpha` is 0.9"),
         ("m.safetensors new --jobs 0", "`n_jobs` is 0"),
         ("m.safetensors new --include (", "no regular expression"),

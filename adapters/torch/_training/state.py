@@ -10,8 +10,8 @@ from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, is_channels_last
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
+from rmtspec.adapting import Report
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.report.report import Report
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
