@@ -53,6 +53,11 @@ class Outgoing:
     stored_bytes: int | None = None
     costly: bool = False
 
+    @classmethod
+    def of(cls, name: str, array: NDArray[Any]) -> "Outgoing":
+        """Return an array that is in memory as a tensor to be written."""
+        return cls(name, format_dtype(array.dtype), array.shape, lambda: array)
+
     @property
     def nbytes(self) -> int:
         """Bytes it takes in the file."""
