@@ -9,6 +9,7 @@ from rmtspec import _checks
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.planning.plan import Target, settle
 from rmtspec.report.report import Report
+from rmtspec.terms import Why
 
 ACTIONS = ("split", "truncate", "keep")
 #: What a row must say to be carried out.
@@ -79,7 +80,7 @@ def adopt(
     _check_rows(rows)
     for row in rows:
         kept = row["action"] == "keep"
-        row["reason"] = (row.get("reason") or "kept by the plan") if kept else ""
+        row["reason"] = (row.get("reason") or Why.KEPT_BY_PLAN.words()) if kept else ""
         row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
     return dataclasses.replace(plan, rows=rows)
 

@@ -14,6 +14,7 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.planning.budget import Purchase, spread
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
+from rmtspec.terms import Why
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def make_plan(
             if not reason:
                 bought = chosen[layer]
                 rank = members[0]["p"] if bought is None else bought
-                reason = "" if bought is not None else "stays dense: so the budget buys the most"
+                reason = "" if bought is not None else Why.STAYS_DENSE.words()
         elif not reason:
             reason = _no_use(members, rank, mode, min_saving)
         for row in members:
@@ -220,40 +221,38 @@ def _refusals(
         name, target = row["name"], targets[row["name"]]
         hard = _fixed(target, mode)
         if not hard and mode == "split" and target.layer in lost:
-            hard = f"{lost[target.layer]} of the same layer was skipped"
+            hard = Why.LAYER_SKIPPED.words(name=lost[target.layer])
         if hard and name in given:
             raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
         soft = ""
         if not target.named:
             soft = target.on_request
             if not soft and not row["reliable"]:
-                soft = f"smaller side {row['p']} is below {RELIABLE_FROM}"
+                soft = Why.TOO_SMALL.words(p=row["p"], least=RELIABLE_FROM)
         if not soft and row["largest_eigenvalue"] == 0.0:
-            soft = "all zeros: two factors of zeros would not train"
+            soft = Why.ALL_ZERO.words()
         if not soft and gated and not row["accepted"]:
-            soft = row["reason"] or f"fit rejected: {_fit(row, report.settings)}"
+            soft = row["reason"] or Why.FIT_REJECTED.words(
+                statistic=row["fit_statistic"], cutoff=report.settings["cutoff"]
+            )
         refusals[name] = hard or ("" if name in given else soft)
     return refusals
-
-
-def _fit(row: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    return f"statistic {row['fit_statistic']:.4g} above {settings['cutoff']:g}"
 
 
 def _no_use(members: list[dict[str, Any]], rank: int, mode: str, min_saving: float) -> str:
     """Return why a rank that a rule chose is not worth it, or ""."""
     if rank == 0:
-        reason: str = next((row["reason"] for row in members if row["reason"]), "no signal found")
-        return reason
+        found = next((row["reason"] for row in members if row["reason"]), "")
+        return found or Why.NO_SIGNAL.words()
     before = sum(row["parameters_before"] for row in members)
     if mode == "truncate":
         full = min(members[0]["rows"], members[0]["columns"])
-        return "" if rank < full else f"rank {rank} is full"
+        return "" if rank < full else Why.FULL_RANK.words(rank=rank)
     after = rank * sum(row["rows"] + row["columns"] for row in members)
     if after >= before:
-        return f"rank {rank} is not below break-even {members[0]['break_even']:.1f}"
+        return Why.SAVES_NOTHING.words(rank=rank, break_even=members[0]["break_even"])
     if 1.0 - after / before < min_saving:
-        return f"saves {1.0 - after / before:.1%}, less than min_saving {min_saving:.1%}"
+        return Why.SAVES_LITTLE.words(saving=1.0 - after / before, least=min_saving)
     return ""
 
 

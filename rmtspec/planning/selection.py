@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from rmtspec._text import grouped, printable
 from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.terms import Why
 
 T = TypeVar("T")
 Predicate = Callable[[str, Any], bool]
@@ -36,8 +37,8 @@ class Selection:
         included = self._include is None or self._any(self._include, listed, value)
         excluded = self._exclude is not None and self._any(self._exclude, listed, value)
         if not included:
-            return "not in `include`"
-        return "in `exclude`" if excluded else ""
+            return Why.NOT_INCLUDED.words()
+        return Why.EXCLUDED.words() if excluded else ""
 
     def named(self, names: Iterable[str], value: Any = None) -> bool:
         """Tell whether `include` was given and names the object: the user asked for it."""

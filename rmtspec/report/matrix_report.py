@@ -14,6 +14,7 @@ from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
 from rmtspec.matrix.rank import RankDecision, choose_rank
 from rmtspec.matrix.spectrum import Spectrum, spectrum
+from rmtspec.terms import Kind, Why
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ class MatrixReport:
     name : str
         Of the matrix.
     kind : str
-        What it is: "matrix", or the layer type an adapter gives.
+        A `rmtspec.terms.Kind`, or the caller's own word.
     spectrum : Spectrum
     fit : BulkFit
     test : FitTest
@@ -144,7 +145,7 @@ def analyze(
     W: ArrayLike | Spectrum,
     *,
     name: str = "W",
-    kind: str = "matrix",
+    kind: str = Kind.MATRIX,
     method: str = "auto",
     precision: str = "float64",
     eigensolver: Eigensolver | None = None,
@@ -206,11 +207,7 @@ def analyze(
     test = fit_test(spec, fit, cutoff=cutoff, level=level)
     rank = choose_rank(spec, fit, rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank)
     reliable = spec.p >= RELIABLE_FROM
-    reasons = [fit.reason]
-    if not reliable:
-        reasons.append(f"unreliable: smaller side {spec.p} is below {RELIABLE_FROM}")
-    if rank.reason not in reasons:
-        reasons.append(rank.reason)
-    reason = "; ".join(part for part in reasons if part)
+    small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
+    reason = "; ".join(filter(None, dict.fromkeys((fit.reason, small, rank.reason))))
     seconds = time.perf_counter() - start
     return MatrixReport(name, kind, spec, fit, test, rank, reliable, reason, seconds)

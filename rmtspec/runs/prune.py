@@ -22,7 +22,7 @@ from rmtspec.planning.given import adopt
 from rmtspec.planning.options import analysis_options, sizes_only
 from rmtspec.planning.plan import check_ranks, make_plan
 from rmtspec.planning.selection import Pattern, Selection
-from rmtspec.report.many import Unread, report_of
+from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress, check_options, check_progress
 from rmtspec.report.report import Report, check_suffix
 from rmtspec.runs.analyze import outcomes
@@ -257,7 +257,7 @@ class _Task:
             chosen, self.analysis, n_jobs=self.n_jobs, threads=self.threads,
             progress=self.progress, journal=journal,
         )  # fmt: skip
-        unread = [outcome for _, outcome in found if isinstance(outcome, Unread)]
+        unread = [o.reason for _, o in found if isinstance(o, Skipped) and o.unread]
         if unread and journal is not None:  # it could not be copied either
             raise FileError(unread[0])
         report = report_of(found, check_options(self.analysis), skipped)

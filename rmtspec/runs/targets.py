@@ -7,6 +7,7 @@ from rmtspec.checkpoint.stored import Checkpoint, layer_of
 from rmtspec.errors import FileError
 from rmtspec.planning.plan import Target
 from rmtspec.planning.selection import Selection
+from rmtspec.terms import Kind, Why
 
 
 def refuse_factors(listed: Checkpoint) -> None:
@@ -29,29 +30,29 @@ def targets_of(listed: Checkpoint, selection: Selection) -> dict[str, Target]:
         prefix = f"{layer}." if layer else ""
         taken = [f"{prefix}{new}" for new in ("outer.weight", "outer.bias", "inner.weight")]
         taken = [new for new in taken if new in listed.tensors]
-        tied = whole = on_request = ""
+        tied = whole = what = ""
         if matrix.itemsize == 1:
-            tied = f"dtype {tensor.dtype} is too coarse for factors; convert it to BF16"
+            tied = Why.TOO_COARSE.words(dtype=tensor.dtype)
         if matrix.part is not None:
-            whole = "part of a tensor that holds several matrices"
+            whole = Why.PART_OF_TENSOR.words()
         elif layer == tensor.name:
-            whole = "its name does not end in .weight, so its layer is not known"
+            whole = Why.LAYER_UNKNOWN.words()
         elif taken:
-            whole = f"the file has a tensor {taken[0]!r} already"
-        if matrix.kind == "conv":
-            on_request = "convolution, groups not in the file: cut only where `include` names it"
-        elif matrix.kind == "embedding":
-            on_request = "embedding: cut only where `include` names it"
+            whole = Why.NAME_TAKEN.words(name=taken[0])
+        if matrix.kind == Kind.CONV:
+            what = "convolution, groups not in the file"
+        elif matrix.kind == Kind.EMBEDDING:
+            what = matrix.kind
         elif matrix.part is None and "weight" not in tensor.name.rpartition(".")[2]:
-            on_request = "not called a weight: cut only where `include` names it"
-        elif matrix.kind in ("parameter", "recurrent"):
-            on_request = f"{matrix.kind}: cut only where `include` names it"
+            what = "not called a weight"
+        elif matrix.kind in (Kind.PARAMETER, Kind.RECURRENT):
+            what = matrix.kind
         targets[name] = Target(
             layer=layer if matrix.part is None else name,
             itemsize=matrix.itemsize,
             tied=tied,
             whole=whole,
-            on_request=on_request,
+            on_request=what and Why.NOT_NAMED.words(what=what, options="`include`"),
             named=selection.named({name, layer}, matrix),
         )
     return targets

@@ -18,6 +18,7 @@ from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.many import analyze_many
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report
+from rmtspec.terms import Why
 
 
 def analyze(
@@ -131,13 +132,13 @@ class Chosen:
             reason = refusal or (leave(matrix) if leave is not None else "")
             if reason:
                 self.left_out.append({"name": name, "reason": reason})
-                self.apart[matrix.key] = f"{name} of the same layer is {reason}"
+                self.apart[matrix.key] = Why.LAYER_LEFT.words(name=name, reason=reason)
                 continue
             self.matrices[name] = matrix
             if selection.named(matrix.names, module):
                 self.named.add(name)
         self.left_out += [
-            {"name": shown, "reason": "this pattern meets no matrix"} for shown in selection.unmet
+            {"name": shown, "reason": Why.NO_MATRIX_MEETS.words()} for shown in selection.unmet
         ]
         if not any(not matrix.reason for matrix in self.matrices.values()):
             self._refuse(selection)

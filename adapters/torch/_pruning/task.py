@@ -20,6 +20,7 @@ from rmtspec.planning.plan import Target, candidates, check_ranks, make_plan
 from rmtspec.planning.selection import Pattern
 from rmtspec.report.options import Progress, check_progress
 from rmtspec.report.report import Report
+from rmtspec.terms import Why
 
 
 class PruningTask:
@@ -115,5 +116,5 @@ def targets_of(
 def _fixed(matrix: WeightMatrix) -> str:
     """Return why a weight cannot be replaced by factors of its own dtype, or ""."""
     if matrix.parameter.element_size() == 1:
-        return f"{matrix.parameter.dtype} has no arithmetic: prune the model before quantising it"
+        return Why.NO_ARITHMETIC.words(dtype=matrix.parameter.dtype)
     return ""

@@ -14,6 +14,7 @@ from rmtspec.adapters.torch._weights.tensors import to_numpy
 from rmtspec.checkpoint.safetensors_reader import DTYPES
 from rmtspec.checkpoint.stored import named_dtype
 from rmtspec.errors import FileError
+from rmtspec.terms import Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str
         dtype = to_numpy(value.new_empty(0)).dtype
         short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
         if not short:
-            skipped.append({"name": name, "reason": f"{value.dtype} is not supported"})
+            skipped.append(
+                {"name": name, "reason": Why.UNSUPPORTED.words(dtype=value.dtype, hint="")}
+            )
             continue
         nbytes = value.numel() * value.element_size()
         shape = tuple(value.shape)

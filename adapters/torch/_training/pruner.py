@@ -36,6 +36,7 @@ from rmtspec.planning.schedule import Every, Schedule
 from rmtspec.planning.selection import Pattern
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report
+from rmtspec.terms import Why
 
 #: Version of what `state_dict` returns.
 SCHEMA = 1
@@ -322,8 +323,8 @@ class RMTPruner:
         if matrix.reason or parameter is None:
             return ""
         if self._task["budget"] is not None and self._splits:
-            return "the budget is spent: layers were split to it before"
-        return "" if parameter.requires_grad else "frozen: requires_grad is False"
+            return Why.BUDGET_SPENT.words()
+        return "" if parameter.requires_grad else Why.FROZEN.words()
 
     def _split(self) -> Report:
         plan = decided_once(self._plan)

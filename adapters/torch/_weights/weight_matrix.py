@@ -24,8 +24,7 @@ class WeightMatrix:
     name : str
         Of the layer, with the part in brackets where a layer has several: "encoder.0.attn[q]".
     kind : str
-        "linear", "transposed linear" (transformers' Conv1D), "conv1d" to "conv3d",
-        "transposed conv", "embedding", "attention", "recurrent", "expert" or "parameter".
+        One of `rmtspec.terms.Kind`; empty for a vector or a number.
     layer : str
         Fully qualified name of the module.
     key : str
