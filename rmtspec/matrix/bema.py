@@ -16,6 +16,7 @@ from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import TracyWidom
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.matrix.window import Window, bulk_window, statistic
+from rmtspec.terms import Why
 
 #: A refined fit is believed when its statistic is at most this far above the null's 99 % point.
 #: Planted signals of strength 3-10 (in units where the noise ends at 2), up to 70 % of full rank,
@@ -305,5 +306,5 @@ def _nothing(spec: Spectrum, alpha: float, beta: float, quantiles: str) -> BulkF
         refinement="plain",
         iterations=0,
         note=f"{spec.numerical_rank} of {spec.p} eigenvalues stand above rounding",
-        reason="no bulk",
+        reason=Why.NO_BULK.words(),
     )

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidValueError
+from rmtspec.terms import Why
 
 Eigensolver = Callable[[Float64Array], ArrayLike]
 Matrix = NDArray[Any]
@@ -197,8 +198,5 @@ def _raise_not_finite(tall: Matrix, wide: bool) -> None:
         for i, j in np.argwhere(bad)[: 3 - len(places)]:
             row, column = (j, i + start) if wide else (i + start, j)
             places.append(f"[{row}, {column}]")
-    raise InvalidValueError(
-        f"`W` has {nans} nan and {infinities} infinite entries, the first at "
-        f"{', '.join(places)}; expected finite numbers. A layer whose training diverged has no "
-        "spectrum; otherwise replace or drop these rows or columns."
-    )
+    shown = ", ".join(places)
+    raise InvalidValueError(Why.NOT_FINITE.words(nans=nans, infinities=infinities, places=shown))

@@ -13,6 +13,7 @@ from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.fit_test import check_fit
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.terms import Why
 
 #: All but "bema" keep a share (`keep`) and need no fit.
 RULES = ("bema", "energy", "fraction")
@@ -172,9 +173,9 @@ def choose_rank(
     saves = 1 <= rank < break_even
     reason = ""
     if rank == 0:
-        reason = missing or "no signal found"
+        reason = missing or Why.NO_SIGNAL.words()
     elif not saves:
-        reason = f"rank {rank} is not below break-even {break_even:.1f}"
+        reason = Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
     return RankDecision(
         rank, rule, break_even, saves, fit.n_spikes, bulk_keep, share, min_rank, reason
     )

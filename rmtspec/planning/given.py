@@ -8,7 +8,7 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.planning.plan import Plan, plan_of, settle
 from rmtspec.planning.target import Target, nearest
 from rmtspec.report.report import Report
-from rmtspec.terms import Action
+from rmtspec.terms import Action, Why
 
 ACTIONS = tuple(action.value for action in Action)
 #: What a row must say to be carried out.
@@ -75,7 +75,7 @@ def adopt(
     _check_rows(rows)
     for row in rows:
         kept = row["action"] == Action.LEAVE
-        row["reason"] = (row.get("reason") or "kept by the plan") if kept else ""
+        row["reason"] = (row.get("reason") or Why.KEPT_BY_PLAN.words()) if kept else ""
         row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
     return plan_of(plan, rows=rows)
 

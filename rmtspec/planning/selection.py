@@ -6,6 +6,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.terms import Why
 
 Predicate = Callable[[str, Any], bool]
 #: What `include` and `exclude` take.
@@ -64,8 +65,8 @@ class Selection:
         included = self._include is None or self._any(self._include, listed, value)
         excluded = self._exclude is not None and self._any(self._exclude, listed, value)
         if not included:
-            return "not in `include`"
-        return "in `exclude`" if excluded else ""
+            return Why.NOT_INCLUDED.words()
+        return Why.EXCLUDED.words() if excluded else ""
 
     def named(self, names: Iterable[str], value: Any = None) -> bool:
         """Tell whether `include` was given and names the object: the user asked for it."""

@@ -23,7 +23,7 @@ from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, make_plan
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import given_ranks
-from rmtspec.report.many import Unread, report_of
+from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report, check_suffix
 from rmtspec.runs.analyze import outcomes
@@ -219,7 +219,7 @@ class _Task:
             chosen.matrices, options.analysis, n_jobs=options.n_jobs, threads=self._threads,
             progress=options.progress, journal=journal,
         )  # fmt: skip
-        unread = [outcome for _, outcome in found if isinstance(outcome, Unread)]
+        unread = [o.reason for _, o in found if isinstance(o, Skipped) and o.unread]
         if unread and journal is not None:  # it could not be copied either
             raise FileError(unread[0])
         report = report_of(found, options.analysis.settings, skipped)

@@ -196,7 +196,9 @@ class SplitLayer(nn.Module, abc.ABC):
                 factor._check_factors(where)
                 continue
             held = [m for m in matrices_of(factor) if m.key == "weight"]
-            reason = next((m.reason or m.whole for m in held if m.reason or m.whole), "")
+            reason = next(
+                (m.reason or m.unsplittable for m in held if m.reason or m.unsplittable), ""
+            )
             if not held:
                 reason = f"a {type(factor).__name__} without a weight of its own"
             if side == "inner" and getattr(factor, "bias", None) is not None:
@@ -212,7 +214,7 @@ class SplitLayer(nn.Module, abc.ABC):
         """Return the matrices of a layer's weight, or raise where it is not one to split."""
         known = matrices_of(layer) if isinstance(layer, nn.Module) else []
         found = [m for m in known if m.key == "weight"]
-        reason = next((m.reason or m.whole for m in found if m.reason or m.whole), "")
+        reason = next((m.reason or m.unsplittable for m in found if m.reason or m.unsplittable), "")
         if not found or reason or found[0].kind not in cls.kinds:
             raise InvalidTypeError(
                 f"`layer` is a {type(layer).__name__}{': ' if reason else ''}{reason}; "

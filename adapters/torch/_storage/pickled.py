@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
-from rmtspec.adapting import DTYPES, named_dtype
+from rmtspec.adapting import DTYPES, Why, named_dtype
 from rmtspec.errors import FileError
 
 
@@ -54,7 +54,9 @@ def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str
         dtype = to_numpy(value.new_empty(0)).dtype
         short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
         if not short:
-            skipped.append({"name": name, "reason": f"{value.dtype} is not supported"})
+            skipped.append(
+                {"name": name, "reason": Why.UNSUPPORTED.words(dtype=value.dtype, hint="")}
+            )
             continue
         nbytes = value.numel() * value.element_size()
         shape = tuple(value.shape)

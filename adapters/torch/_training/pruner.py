@@ -37,6 +37,7 @@ from rmtspec.adapting import (
     Report,
     Schedule,
     SplitFactors,
+    Why,
     checks,
     versions,
 )
@@ -327,8 +328,8 @@ class RMTPruner:
         if matrix.reason or parameter is None:
             return ""
         if self._asked.budget is not None and self._splits:
-            return "the budget is spent: layers were split to it before"
-        return "" if parameter.requires_grad else "frozen: requires_grad is False"
+            return Why.BUDGET_SPENT.words()
+        return "" if parameter.requires_grad else Why.FROZEN.words()
 
     def _split(self) -> Report:
         plan = decided_once(self._plan)
