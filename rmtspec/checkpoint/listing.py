@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rmtspec._frameworks import reader_of
+from rmtspec._frameworks import SUFFIXES, reader_of
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
-from rmtspec.checkpoint.paths import PICKLED, WeightFiles, weight_files
+from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.stored import Checkpoint, StoredTensor
 from rmtspec.errors import FileError, InvalidTypeError
@@ -102,7 +102,7 @@ def _read(
         elif suffix == ".npz":
             listed, skipped = npz_tensors(file)
             unread += skipped
-        elif suffix in PICKLED:
+        elif suffix in SUFFIXES:
             listed, skipped = reader_of(suffix)(file)
             unread += skipped
         else:
