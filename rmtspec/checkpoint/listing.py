@@ -84,7 +84,8 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
             f"{place} cannot be read: {error.strerror or error}. Check that you may read it."
         ) from error
     matrices, skipped = group(tensors, _config(found.folder), parts=parts)
-    return Checkpoint(place, matrices, [*unread, *skipped], tensors, found.files, metadata)
+    skipped = [*unread, *skipped]
+    return Checkpoint(place, matrices, skipped, tensors, files=found.files, metadata=metadata)
 
 
 def _read(

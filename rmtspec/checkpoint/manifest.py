@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +213,7 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
             file,
             f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape",
         )
-    return SplitEntry(
-        made.name, made.kind, made.rank, tuple(made.shape), made.original, made.groups
-    )
+    return replace(made, shape=tuple(made.shape))
 
 
 def _check_file_entry(file: Path, name: str, entry: Any) -> None:

@@ -74,8 +74,8 @@ def _in_folder(folder: Path) -> WeightFiles:
             _check_numbers(folder, found)
             if len(found) > 1 and suffix in (*SUFFIXES, ".npz"):
                 raise FileError(
-                    f"{folder} has {len(found)} {suffix} files and no index: {shortened(found, 4)}. "
-                    "Name one of them."
+                    f"{folder} has {len(found)} {suffix} files and no index: "
+                    f"{shortened(found, 4)}. Name one of them."
                 )
             return WeightFiles(tuple(folder / name for name in found), folder, None)
     inner = sorted(

@@ -176,7 +176,15 @@ def choose_rank(
     elif not saves:
         reason = f"rank {rank} is not below break-even {break_even:.1f}"
     return RankDecision(
-        rank, rule, break_even, saves, fit.n_spikes, bulk_keep, share, min_rank, reason
+        rank=rank,
+        rule=rule,
+        break_even=break_even,
+        saves=saves,
+        n_spikes=fit.n_spikes,
+        bulk_keep=bulk_keep,
+        keep=share,
+        min_rank=min_rank,
+        reason=reason,
     )
 
 

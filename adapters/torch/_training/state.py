@@ -16,16 +16,19 @@ from rmtspec.report.report import Report
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what tells a training from another's: tensors of the model, groups of parameters."""
-    shapes = {
+    return {
+        "type": type(model).__name__,
+        "tensors": _shapes(model),
+        "optimizer": type(optimizer).__name__,
+        "groups": [len(group["params"]) for group in optimizer.param_groups],
+    }
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    return {
         name: list(value.shape)
         for name, value in model.state_dict(keep_vars=True).items()
         if isinstance(value, torch.Tensor)
-    }
-    return {
-        "type": type(model).__name__,
-        "tensors": shapes,
-        "optimizer": type(optimizer).__name__,
-        "groups": [len(group["params"]) for group in optimizer.param_groups],
     }
 
 
@@ -37,8 +40,8 @@ class Rebuilt:
     state : dict
         From `RMTPruner.state_dict`.
     model : torch.nn.Module
-    start, now : dict
-        Fingerprints: as the pruner was made, and at present.
+    start : dict
+        Fingerprint of the training as the pruner was made.
     schema : int
         The latest that can be read.
 
@@ -49,12 +52,7 @@ class Rebuilt:
     """
 
     def __init__(
-        self,
-        state: dict[str, Any],
-        model: nn.Module,
-        start: dict[str, Any],
-        now: dict[str, Any],
-        schema: int,
+        self, state: dict[str, Any], model: nn.Module, start: dict[str, Any], schema: int
     ) -> None:
         keys = ("start", "schedule", "splits", "history", "schema")
         if not isinstance(state, dict) or any(key not in state for key in keys):
@@ -81,7 +79,7 @@ class Rebuilt:
                 f"The state is of a training with {of_optimizer[0]}; here it is {of_optimizer[1]}. "
                 "Build the optimizer as it was."
             )
-        if now["tensors"] != start["tensors"]:
+        if _shapes(model) != start["tensors"]:
             raise InvalidValueError(
                 "The model has changed since the pruner was made, by a split perhaps; expected "
                 "one that was freshly built. Build model, optimizer and pruner anew, then load."

@@ -66,14 +66,13 @@ def matrices_in_module(
     computed = _computed(module)
     for short, reason in computed.items():
         shown = name if short == "weight" else prefix + short
-        yield WeightMatrix(shown, "", name, prefix + short, (), reason=reason)
+        yield WeightMatrix(shown, "", name, prefix + short, shape=(), reason=reason)
     for short, parameter in module.named_parameters(recurse=False):
         if any(short in (f"{of}_orig", f"{of}_g", f"{of}_v") for of in computed):
             continue  # what a weight is computed from
         key = prefix + short
-        base = WeightMatrix(
-            name, "parameter", name, key, tuple(parameter.shape), parameter=parameter
-        )
+        shape = tuple(parameter.shape)
+        base = WeightMatrix(name, "parameter", name, key, shape=shape, parameter=parameter)
         if parameter.ndim < 2:
             reason = unreadable(parameter)
             words = reason if "meta" not in reason and reason else _vector(parameter.ndim)
@@ -143,7 +142,7 @@ def _parts(base: WeightMatrix, short: str, module: nn.Module, owner: str) -> Ite
             side = module.embed_dim
             for index, letter in enumerate("qkv"):
                 rows = slice(index * side, (index + 1) * side)
-                yield _part(base, f"{name}[{letter}]", "attention", rows, whole)
+                yield _part(base, f"{name}[{letter}]", "attention", rows, whole=whole)
         elif short in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
             yield replace(base, name=f"{name}[{short[0]}]", kind="attention", whole=whole)
         else:
@@ -171,7 +170,7 @@ def _is_transformers_conv1d(module: nn.Module) -> bool:
 
 
 def _part(
-    base: WeightMatrix, name: str, kind: str, part: slice | int, whole: str = ""
+    base: WeightMatrix, name: str, kind: str, part: slice | int, *, whole: str = ""
 ) -> WeightMatrix:
     sides = tuple(base.parameter.shape)
     sides = (part.stop - part.start, *sides[1:]) if isinstance(part, slice) else sides[1:]
@@ -188,7 +187,8 @@ def _groups(base: WeightMatrix, kind: str, groups: int, whole: str) -> Iterator[
         return
     for group in range(groups):
         name = base.name if groups == 1 else f"{base.name}[{group}]"
-        yield _part(base, name, kind, slice(group * each, (group + 1) * each), whole)
+        rows = slice(group * each, (group + 1) * each)
+        yield _part(base, name, kind, rows, whole=whole)
 
 
 def _gates(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
@@ -201,7 +201,7 @@ def _gates(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[Weight
     each = base.parameter.shape[0] // len(gates)
     for index, gate in enumerate(gates):
         rows = slice(index * each, (index + 1) * each)
-        yield _part(base, f"{base.key}[{gate}]", "recurrent", rows, whole)
+        yield _part(base, f"{base.key}[{gate}]", "recurrent", rows, whole=whole)
 
 
 def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
@@ -217,7 +217,7 @@ def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[Weig
         several = base.parameter.shape[0] > 1
         kind = "expert" if several and ("expert" in words or "moe" in words) else "parameter"
         for index in range(base.parameter.shape[0]):
-            yield _part(base, f"{name}[{index}]", kind, index, whole)
+            yield _part(base, f"{name}[{index}]", kind, index, whole=whole)
     else:
         reason = f"{ndim} dimensions in a {family}: no layer known here"
         yield replace(base, name=name, reason=reason)
