@@ -39,7 +39,8 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
     Parameters
     ----------
     every, bulk_keep, fit_cutoff, match_step, decay, **options
-        As for `RMTPruner`.
+        As for `RMTPruner`, which is the attribute `pruner` once training has begun; `history` is
+        the list of its reports.
 
     Raises
     ------
