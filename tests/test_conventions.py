@@ -19,7 +19,6 @@ ALLOWED_FOR_NOW = (
     "rmtspec/planning/",
     "rmtspec/runs/",
     "rmtspec/report/",
-    "rmtspec/cli/",
     "adapters/torch/_pruning/",
     "adapters/torch/_training/pruner.py",
 )

@@ -226,9 +226,9 @@ class SplitLayer(nn.Module, abc.ABC):
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         """Return the inner and the outer module, on the meta device."""
 
-    @abc.abstractmethod
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
         """Return each factor module with its weight's values, from the factors of the matrix."""
+        return [(self.inner, inner), (self.outer, outer)]
 
     @abc.abstractmethod
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:

@@ -91,29 +91,14 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
             "training": self._training.state_dict(),
         }
 
-    def on_init_end(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        model: Any = None,
-        optimizer: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
         """Make ready for a checkpoint: the Trainer loads its weights before any other event."""
         _check_arguments(args)
-        self._follow(model, optimizer)
+        self._follow(held.get("model"), held.get("optimizer"))
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        model: Any = None,
-        optimizer: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **held: Any) -> None:
         """Make the pruner."""
+        model: Any = held.get("model")
         _check_arguments(args)
         self._follow(model)  # for the best model that is loaded at the end
         if self.not_restored:
@@ -131,7 +116,7 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
         resumed = (saved.get("training") or None) if state.global_step else None
         if resumed is not None:
             _check_layers(model, resumed["pruner"]["splits"])
-        self._training.begin(model, optimizer, resumed)
+        self._training.begin(model, held.get("optimizer"), resumed)
         self._training.catch_up(_finished(state))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
