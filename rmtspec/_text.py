@@ -26,11 +26,16 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
     by_reason: dict[str, list[str]] = {}
     for entry in skipped:
         by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
-    shown = []
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        shown.append((printable(reason), f"{len(names)} ({', '.join(names[:3])}{more})"))
-    return shown
+    return [
+        (printable(reason), f"{len(names)} ({shortened(names, 3)})")
+        for reason, names in by_reason.items()
+    ]
+
+
+def shortened(names: list[str], most: int) -> str:
+    """Return the first names, at most so many, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def printable(words: str) -> str:

@@ -3,12 +3,13 @@
 import shutil
 from pathlib import Path
 
+from rmtspec._frameworks import SUFFIXES
 from rmtspec.checkpoint.manifest import MANIFEST
-from rmtspec.checkpoint.paths import INDEX, PICKLED, PLAIN
+from rmtspec.checkpoint.paths import INDEX, PLAIN
 from rmtspec.checkpoint.stored import Checkpoint
 
 #: Suffixes of files that hold the same weights in other formats.
-_WEIGHTS = (*PLAIN, *PICKLED, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
+_WEIGHTS = (*PLAIN, *SUFFIXES, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
 
 
 def companions(listed: Checkpoint) -> tuple[list[Path], list[str]]:

@@ -152,7 +152,8 @@ def _layout(
     types: str, names: str, labels: str, rule: _Rule | None = None, *, across: bool = False
 ) -> _Layout:
     ends = tuple(f".{name}" for name in names.split())
-    return _Layout(frozenset(types.split()), ends, tuple(labels.split()) or ("",), rule, across)
+    parts = tuple(labels.split()) or ("",)
+    return _Layout(frozenset(types.split()), ends, parts, rule, across=across)
 
 
 _GPT = "gpt2 openai-gpt imagegpt decision_transformer"
@@ -295,7 +296,7 @@ def _from_config(layout: _Layout, shape: tuple[int, ...], config: _Config) -> li
         labels = labels if len(shape) == 3 else tuple(map(str, range(len(cut[1]))))
     else:
         kind = Kind.ATTENTION if "k" in labels else Kind.MLP
-    return _cut(shape, len(shape) + axis, cut, labels, kind)
+    return _cut(shape, len(shape) + axis, cut, labels, kind=kind)
 
 
 def _from_name(
@@ -306,9 +307,9 @@ def _from_name(
     if len(shape) == 3:
         single = re.search(r"(^|\.)experts?\.\d+\.", name)  # then the sides are a kernel's
         stack = shape[0] > 1 and re.search("expert|moe", name.lower()) and not single
-        return _cut(shape, 1, (1, (shape[1],)), ("",), Kind.EXPERT) if stack else []
+        return _cut(shape, 1, (1, (shape[1],)), ("",), kind=Kind.EXPERT) if stack else []
     if last == "in_proj_weight" and shape[0] == 3 * shape[1]:
-        return _cut(shape, 0, (1, (shape[1],) * 3), tuple("qkv"), Kind.ATTENTION)
+        return _cut(shape, 0, (1, (shape[1],) * 3), tuple("qkv"), kind=Kind.ATTENTION)
     if re.fullmatch(r"weight_(ih|hh)(_l\d+(_reverse)?)?", last):
         start = name[: len(name) - len(last)]
         hidden, projected = (start + re.sub("_(ih|hh)", to, last) for to in ("_hh", "_hr"))
@@ -317,12 +318,13 @@ def _from_name(
         count = shape[0] // size[0] if size and size[0] and state[:1] == shape[:1] else 0
         gates = {3: "rzn", 4: "ifgo"}.get(count, "")
         if gates:
-            return _cut(shape, 0, (1, (size[0],) * len(gates)), tuple(gates), Kind.RECURRENT)
+            sizes = (size[0],) * len(gates)
+            return _cut(shape, 0, (1, sizes), tuple(gates), kind=Kind.RECURRENT)
     return []
 
 
 def _cut(
-    shape: tuple[int, ...], axis: int, cut: _Cut, labels: tuple[str, ...], kind: Kind
+    shape: tuple[int, ...], axis: int, cut: _Cut, labels: tuple[str, ...], *, kind: Kind
 ) -> list[Part]:
     """Return the parts of a side, for each matrix of a stack; none if they do not make it up."""
     groups, sizes = cut
@@ -343,5 +345,6 @@ def _cut(
                 box[0], words = (index, index + 1), [str(index), *words]
             sides = [*shape]
             sides[axis] = groups * (span[1] - span[0])
-            parts.append(Part(",".join(words), kind, view, tuple(box), (sides[-2], sides[-1])))
+            matrix = (sides[-2], sides[-1])
+            parts.append(Part(",".join(words), kind, view, tuple(box), shape=matrix))
     return parts

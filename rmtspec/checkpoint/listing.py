@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rmtspec._frameworks import reader_of
+from rmtspec._frameworks import SUFFIXES, reader_of
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
-from rmtspec.checkpoint.paths import PICKLED, WeightFiles, weight_files
+from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.stored import Checkpoint, StoredTensor
 from rmtspec.errors import FileError, InvalidTypeError
@@ -84,7 +84,8 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
             f"{place} cannot be read: {error.strerror or error}. Check that you may read it."
         ) from error
     matrices, skipped = group(tensors, _config(found.folder), parts=parts)
-    return Checkpoint(place, matrices, [*unread, *skipped], tensors, found.files, metadata)
+    skipped = [*unread, *skipped]
+    return Checkpoint(place, matrices, skipped, tensors, files=found.files, metadata=metadata)
 
 
 def _read(
@@ -102,7 +103,7 @@ def _read(
         elif suffix == ".npz":
             listed, skipped = npz_tensors(file)
             unread += skipped
-        elif suffix in PICKLED:
+        elif suffix in SUFFIXES:
             listed, skipped = reader_of(suffix)(file)
             unread += skipped
         else:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,9 +253,7 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
             file,
             f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape",
         )
-    return SplitEntry(
-        made.name, made.kind, made.rank, tuple(made.shape), made.original, made.groups
-    )
+    return replace(made, shape=tuple(made.shape))
 
 
 def _check_file_entry(file: Path, name: str, entry: Any) -> None:

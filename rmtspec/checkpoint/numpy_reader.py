@@ -42,8 +42,16 @@ def npy_tensor(file: Path) -> MappedTensor:
             f"{file} is truncated: {size} bytes, and its header announces {end}. "
             "Copy or save the file again."
         )
-    order = "F" if fortran else "C"
-    return MappedTensor(str(file), file.stem, dtype.str, dtype.str, shape, begin, end, order)
+    return MappedTensor(
+        path=str(file),
+        name=file.stem,
+        dtype=dtype.str,
+        numpy_name=dtype.str,
+        shape=shape,
+        begin=begin,
+        end=end,
+        order="F" if fortran else "C",
+    )
 
 
 def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
@@ -84,7 +92,9 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Zi
     if dtype.hasobject:
         return Why.PICKLED.words()
     name = member.filename.removesuffix(".npy")
-    return ZippedTensor(str(file), name, dtype.str, shape, member.filename, member.CRC)
+    return ZippedTensor(
+        str(file), name, dtype.str, shape, member=member.filename, checksum=member.CRC
+    )
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

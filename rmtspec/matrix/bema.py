@@ -190,7 +190,7 @@ def bema(
     alpha, beta = check_levels(alpha, beta, quantiles)
 
     def fit(n_removed: int) -> _Step | None:
-        return _fit(spec, n_removed, alpha, margin, quantiles)
+        return _fit(spec, n_removed, alpha=alpha, margin=margin, quantiles=quantiles)
 
     margin = TracyWidom(1).isf(beta)
     plain_step = fit(0)
@@ -239,7 +239,7 @@ def check_levels(alpha: Any, beta: Any, quantiles: Any) -> tuple[float, float]:
 
 
 def _fit(
-    spec: Spectrum, n_removed: int, alpha: float, margin: float, quantiles: str
+    spec: Spectrum, n_removed: int, *, alpha: float, margin: float, quantiles: str
 ) -> _Step | None:
     """Fit the lowest p - n_removed eigenvalues; None where no bulk is left to fit."""
     n, p = spec.n - n_removed, spec.p - n_removed
@@ -256,8 +256,13 @@ def _fit(
     width = n ** (-2 / 3) * ratio ** (-1 / 6) * (1.0 + root) ** (4 / 3)
     threshold = scale * ((1.0 + root) ** 2 + margin * width)
     n_spikes = spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
-    variance = scale * spec.n / n  # eigenvalues are s^2 / n, those of this bulk's law s^2 / (n - r)
-    return _Step(n_removed, variance, MarchenkoPastur(ratio, scale), threshold, n_spikes)
+    return _Step(
+        n_removed=n_removed,
+        variance=scale * spec.n / n,  # eigenvalues are s^2 / n, those of the bulk's law s^2 / (n-r)
+        law=MarchenkoPastur(ratio, scale),
+        threshold=threshold,
+        n_spikes=n_spikes,
+    )
 
 
 def _refine(fit: Any, start: _Step, p: int) -> tuple[_Step | None, int, str]:

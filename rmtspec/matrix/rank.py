@@ -177,7 +177,15 @@ def choose_rank(
     elif not saves:
         reason = Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
     return RankDecision(
-        rank, rule, break_even, saves, fit.n_spikes, bulk_keep, share, min_rank, reason
+        rank=rank,
+        rule=rule,
+        break_even=break_even,
+        saves=saves,
+        n_spikes=fit.n_spikes,
+        bulk_keep=bulk_keep,
+        keep=share,
+        min_rank=min_rank,
+        reason=reason,
     )
 
 

@@ -11,16 +11,7 @@ from rmtspec.adapters.torch._pruning.calibration import Calibration
 from rmtspec.adapters.torch._pruning.carry_out import Moments, carry_out, moments_of
 from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import (
-    Action,
-    Pattern,
-    Plan,
-    PlanOptions,
-    Progress,
-    Report,
-    Selection,
-    adopt,
-)
+from rmtspec.adapting import Action, Pattern, Plan, PlanOptions, Progress, Report, Selection, adopt
 from rmtspec.errors import InvalidValueError
 
 

@@ -58,9 +58,16 @@ def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str
                 {"name": name, "reason": Why.UNSUPPORTED.words(dtype=value.dtype, hint="")}
             )
             continue
-        nbytes = value.numel() * value.element_size()
-        shape = tuple(value.shape)
-        tensors.append(PickledTensor(str(file), name, short, DTYPES[short], shape, nbytes))
+        tensors.append(
+            PickledTensor(
+                path=str(file),
+                name=name,
+                dtype=short,
+                numpy_name=DTYPES[short],
+                shape=tuple(value.shape),
+                nbytes=value.numel() * value.element_size(),
+            )
+        )
     return tensors, skipped
 
 

@@ -71,13 +71,13 @@ def matrices_in_module(
     computed = _computed(module)
     for short, reason in computed.items():
         shown = name if short == "weight" else prefix + short
-        yield WeightMatrix(shown, "", name, prefix + short, (), reason=reason)
+        yield WeightMatrix(shown, "", name, prefix + short, shape=(), reason=reason)
     for short, parameter in module.named_parameters(recurse=False):
         if any(short in (f"{of}_orig", f"{of}_g", f"{of}_v") for of in computed):
             continue  # what a weight is computed from
         key = prefix + short
         base = WeightMatrix(
-            name, Kind.PARAMETER, name, key, tuple(parameter.shape), parameter=parameter
+            name, Kind.PARAMETER, name, key, shape=tuple(parameter.shape), parameter=parameter
         )
         reason = unreadable(parameter)
         if parameter.ndim < 2:
