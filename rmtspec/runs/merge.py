@@ -23,7 +23,7 @@ from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import Checkpoint, MappedTensor, named_dtype
+from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 
 #: Entries of a product that are in memory before they are rounded.
@@ -103,9 +103,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
         files[Path(tensor.path)].append(_outgoing(name, tensor))
     # A factor may have been alone in its file: that one is not needed any more.
     files = {file: each for file, each in files.items() if each} or {old[0]: []}
-    source = Checkpoint(place, {}, [], {}, tuple(old))
     size = sum(tensor.nbytes for each in files.values() for tensor in each)
-    beside = sum(file.stat().st_size for file in companions(source)[0])
+    beside = sum(file.stat().st_size for file in companions(place)[0])
     check_space(out, size + beside)
     manifest.check_files(place)  # reads everything, so it comes last
     names = file_names(DENSE_WEIGHTS, len(files))
@@ -117,7 +116,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
             write_index(
                 work, DENSE_WEIGHTS, {t.name: name for name, each in pairs for t in each}, size
             )
-        copy_companions(source, work)
+        copy_companions(place, work)
     return products
 
 

@@ -13,10 +13,9 @@ from rmtspec._records import plain, versions
 from rmtspec._text import grouped
 from rmtspec.checkpoint.companions import copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
-from rmtspec.checkpoint.listing import matrices_in
+from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import Checkpoint
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import analysis_options, sizes_only
@@ -65,8 +64,7 @@ def prune_checkpoint(
     Parameters
     ----------
     path : path or Checkpoint
-        Of `rmtspec.checkpoint.matrices_in`, where `form` is "factors" with ``parts=False``. It is
-        only read.
+        Of `rmtspec.checkpoint.matrices_in`. It is only read.
     out : path or None
         A folder that does not exist yet or is empty; None only with `dry_run`.
     form : {"factors", "dense"}
@@ -143,7 +141,8 @@ def prune_checkpoint(
         check_suffix(report)
         check_writable(report)
     # A layer that is split is split whole; a stack of experts stays one tensor in either form.
-    listed = path if isinstance(path, Checkpoint) else matrices_in(path, parts=form == "dense")
+    listed = path if isinstance(path, Checkpoint) else matrices_in(path)
+    listed = listed.with_parts(form == "dense")
     refuse_factors(listed)
     for tensor in listed.tensors.values():
         check_holdable(tensor)
@@ -326,7 +325,7 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
     if len(names) > 1:
         places = {t.name: n for n, each in zip(names, files, strict=True) for t in each}
         write_index(work.content, stem, places, decided.totals["bytes_after"])
-    copy_companions(task.listed, work.content)
+    copy_companions(task.listed.path, work.content)
     if task.form == "factors":
         splits = tuple(
             SplitEntry(row["layer"], "tensor", row["rank"], task.listed.matrices[row["name"]].shape)
@@ -342,12 +341,11 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
 
 def _check_all_read(listed: Checkpoint) -> None:
     """Raise where a tensor could not even be listed: the new files would lack it."""
-    for entry in listed.skipped:
-        if entry["name"] not in listed.tensors:
-            raise FileError(
-                f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
-                f"{entry['reason']}. Leave it out or convert it, and save the file again."
-            )
+    for entry in listed.unread:
+        raise FileError(
+            f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
+            f"{entry['reason']}. Leave it out or convert it, and save the file again."
+        )
 
 
 def _check_same(decided: Report, work: WorkFolder) -> None:

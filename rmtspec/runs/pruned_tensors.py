@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.safetensors_reader import DTYPES
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix, StoredTensor, named_dtype
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 from rmtspec.matrix.split import split, truncate
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.manifest import MANIFEST
-from rmtspec.checkpoint.stored import Checkpoint, layer_of
+from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import FileError
 from rmtspec.planning.plan import Target
 from rmtspec.planning.selection import Selection
