@@ -11,6 +11,8 @@ from rmtspec.planning.plan import Target, settle
 from rmtspec.report.report import Report
 
 ACTIONS = ("split", "truncate", "keep")
+#: The kind of layer whose weight is stored as inputs x outputs.
+_TURNED = "transposed linear"
 #: What a row must say to be carried out.
 _PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before")
 
@@ -24,7 +26,10 @@ def adopt(
     owner: str,
     dense: bool = False,
 ) -> Report:
-    """Return a plan with its sizes settled, if it can be carried out on these matrices.
+    """Return a plan in the terms of these matrices, if it can be carried out on them.
+
+    The plan of a model fits a file of its weights, and the reverse: a row may name a matrix by its
+    layer or an alias, and have the rows of a transposed linear layer as columns.
 
     Parameters
     ----------
@@ -47,26 +52,34 @@ def adopt(
             f"`plan` is a {type(plan).__name__}; expected a plan, or Report.from_json(path)."
         )
     rows = [dict(row) for row in plan.rows]
-    seen: set[str] = set()
+    others: dict[str, list[str]] = {}
+    for name, target in targets.items():
+        for other in {target.layer, *target.aliases}:
+            others.setdefault(other, []).append(name)
+    names: dict[str, str] = {}  # as the plan has them, by those of the matrices
     for row in rows:
-        name = str(row.get("name"))
-        if name not in targets:
-            near = difflib.get_close_matches(name, list(targets), n=3)
+        given = str(row.get("name"))
+        meant = [given] if given in targets else others.get(given, [])
+        if len(meant) != 1:
+            near = meant or difflib.get_close_matches(given, list(targets), n=3)
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
             raise InvalidValueError(
-                f"The plan names {name!r}, which is no matrix of {owner}; expected the plan that "
+                f"The plan names {given!r}, which is no matrix of {owner}; expected the plan that "
                 f"was made for it.{hint}"
             )
-        if name in seen:
+        name = meant[0]
+        if name in names:
             raise InvalidValueError(f"The plan has two rows named {name!r}. Leave one out.")
-        seen.add(name)
-        if (row.get("rows"), row.get("columns")) != tuple(sides[name]):
+        names[name] = given
+        planned, found = (row.get("rows"), row.get("columns")), tuple(sides[name])
+        turned = _TURNED in (row.get("kind"), kinds[name]) and planned[::-1] == found
+        if planned != found and not turned:
             raise InvalidValueError(
-                f"The plan has {name!r} as {row.get('rows')} x {row.get('columns')}; in {owner} it "
-                f"is {' x '.join(map(str, sides[name]))}. Apply it to what it was made for."
+                f"The plan has {given!r} as {planned[0]} x {planned[1]}; in {owner} it "
+                f"is {' x '.join(map(str, found))}. Apply it to what it was made for."
             )
         target = targets[name]
-        row["layer"], row["kind"] = target.layer, kinds[name]
+        row.update(name=name, rows=found[0], columns=found[1], layer=target.layer, kind=kinds[name])
         row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
         if dense and row.get("action") == "split":
             row["action"] = "truncate"
@@ -81,7 +94,8 @@ def adopt(
         kept = row["action"] == "keep"
         row["reason"] = (row.get("reason") or "kept by the plan") if kept else ""
         row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
-    return dataclasses.replace(plan, rows=rows)
+    matrices = {name: plan.matrices[was] for name, was in names.items() if was in plan.matrices}
+    return dataclasses.replace(plan, rows=rows, matrices=matrices)
 
 
 def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
