@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +44,8 @@ class Outgoing:
         Its size; needed only for a dtype that numpy lacks.
     costly : bool
         Whether `load` computes more than it copies.
+    errors : dict of str to float
+        Relative error of each matrix in it that `load` lowers in rank; empty until it was written.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Outgoing:
     load: Callable[[], NDArray[Any] | Iterable[NDArray[Any]]]
     stored_bytes: int | None = None
     costly: bool = False
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -114,10 +117,10 @@ def write_safetensors(
     start = _start(path, ordered, metadata)
     count = next((i for i, t in enumerate(ordered) if t.name not in written), len(ordered))
     kept = len(start) + sum(tensor.nbytes for tensor in ordered[:count])
-    there = path.exists() and path.stat().st_size >= kept
-    with path.open("r+b" if count and there else "wb") as stream:
-        if not (count and there):
-            count = 0
+    if not path.exists() or path.stat().st_size < kept:
+        count = 0
+    with path.open("r+b" if count else "wb") as stream:
+        if not count:
             stream.write(start)
             digest = hashlib.sha256(start)
         else:
@@ -170,13 +173,12 @@ def _append(tensor: Outgoing, stream: IO[bytes], digest: Any) -> None:
     for piece in pieces:
         array = np.ascontiguousarray(piece)
         size += array.nbytes
+        shown = f", an array of shape {array.shape} of {array.dtype}"
         if size > tensor.nbytes:
-            shown = f", an array of shape {array.shape} of {array.dtype}"
             break
         content = array.reshape(-1).view(np.uint8).data
         stream.write(content)
         digest.update(content)
-        shown = f", an array of shape {array.shape} of {array.dtype}"
         del piece, array, content  # before the next one is made
     if size != tensor.nbytes:
         raise InvalidValueError(

@@ -111,11 +111,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     with finished_folder(out) as work:
         for name, (file, each) in zip(names, files.items(), strict=True):
             write_safetensors(work / name, each, stored_metadata(file) or DENSE_METADATA)
-        if len(names) > 1:
-            pairs = zip(names, files.values(), strict=True)
-            write_index(
-                work, DENSE_WEIGHTS, {t.name: name for name, each in pairs for t in each}, size
-            )
+        write_index(work, DENSE_WEIGHTS, dict(zip(names, files.values(), strict=True)))
         copy_companions(place, work)
     return products
 
@@ -306,7 +302,7 @@ def _check_nothing_left(folder: Path, layers: set[str], names: Iterable[str]) ->
 def _outgoing(name: str, tensor: MappedTensor | _Product) -> Outgoing:
     if isinstance(tensor, _Product):
         return Outgoing(name, tensor.dtype, tensor.shape, tensor.rounded)
-    return Outgoing(name, tensor.dtype, tensor.shape, tensor, tensor.nbytes)
+    return Outgoing(name, tensor.dtype, tensor.shape, tensor, stored_bytes=tensor.nbytes)
 
 
 def _damaged(folder: Path, what: str) -> FileError:

@@ -152,7 +152,7 @@ def prune_checkpoint(
         "fit_cutoff": fit_cutoff, "min_saving": min_saving, "ranks": ranks, "budget": budget,
     }  # fmt: skip
     if out is None or dry_run:
-        return task.sized(task.plan(plan, wanted, None), {})[0]
+        return task.sized(task.plan(plan, wanted, None))[0]
     check_outside(out, listed.path)
     if form == "dense":
         size = sum(t.nbytes for t in listed.tensors.values())
@@ -262,11 +262,9 @@ class _Task:
         report = report_of(found, check_options(self.analysis), skipped)
         return make_plan(report, targets, mode=mode, **wanted)
 
-    def sized(
-        self, decided: Report, errors: dict[str, float]
-    ) -> tuple[Report, list[list[Outgoing]]]:
+    def sized(self, decided: Report) -> tuple[Report, list[list[Outgoing]]]:
         """Return the plan with what the whole model comes to, and the files it makes."""
-        files = outgoing_files(self.listed, decided.rows, errors)
+        files = outgoing_files(self.listed, decided.rows)
         old, new = self.listed.tensors.values(), [t for each in files for t in each]
         totals = {
             "parameters_before": sum(math.prod(t.shape) for t in old),
@@ -288,43 +286,43 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
     if all(row["action"] == "keep" for row in decided.rows):
         raise task.nothing(decided)
     _check_same(decided, work)
-    errors: dict[str, float] = {}
-    decided, files = task.sized(decided, errors)
-    entries = [entry for entry in work.journal.entries if "file" in entry]
-    for entry in entries:
-        errors |= entry.get("errors", {})
-    noted = set(errors)
-    cut = sum(row["action"] != "keep" for row in decided.rows)
-    sizes = {entry["file"]: entry for entry in entries if "sha256" in entry}
+    decided, files = task.sized(decided)
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
+    cut = sum(row["action"] != "keep" for row in decided.rows)
+    errors: dict[str, float] = {}  # as measured, by name of the matrix
+    whole: dict[str, dict[str, Any]] = {}  # the manifest's entries of the files that are whole
+    written: dict[str, set[str]] = {}  # tensors that earlier calls wrote
+    for entry in work.journal.entries:
+        errors |= entry.get("errors", {})
+        if "sha256" in entry:
+            whole[entry["file"]] = {key: entry[key] for key in ("bytes", "sha256")}
+        elif "tensor" in entry:
+            written.setdefault(entry["file"], set()).add(entry["tensor"])
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
-    names = file_names(stem, len(files))
+    named = dict(zip(file_names(stem, len(files)), files, strict=True))
     metadata = task.listed.metadata or DENSE_METADATA
-    for name, tensors in zip(names, files, strict=True):
-        if name in sizes and (work.content / name).exists():
+    for name, tensors in named.items():
+        file = work.content / name
+        if name in whole and file.exists():
             continue
-        written = {e["tensor"] for e in entries if e.get("file") == name and "tensor" in e}
 
         def note(tensor: Outgoing, name: str = name) -> None:
-            measured = {key: errors[key] for key in errors.keys() - noted}
-            for matrix in measured:
-                noted.add(matrix)
+            measured = {key: value for key, value in tensor.errors.items() if key not in errors}
+            for matrix, error in measured.items():
+                errors[matrix] = error
                 if task.progress is not None:
-                    task.progress(len(noted), cut, matrix)
+                    task.progress(len(errors), cut, matrix)
             work.journal.add({"file": name, "tensor": tensor.name, "errors": measured})
 
         sha256 = write_safetensors(
-            work.content / name, tensors, metadata, written=written, note=note
+            file, tensors, metadata, written=written.get(name, ()), note=note
         )
-        size = (work.content / name).stat().st_size
-        sizes[name] = {"file": name, "bytes": size, "sha256": sha256}
-        work.journal.add(sizes[name])
+        whole[name] = {"bytes": file.stat().st_size, "sha256": sha256}
+        work.journal.add({"file": name, **whole[name]})
     for row in decided.rows:
         if row["name"] in errors:
             row["weight_error"] = errors[row["name"]]
-    if len(names) > 1:
-        places = {t.name: n for n, each in zip(names, files, strict=True) for t in each}
-        write_index(work.content, stem, places, decided.totals["bytes_after"])
+    write_index(work.content, stem, named)
     copy_companions(task.listed.path, work.content)
     if task.form == "factors":
         splits = tuple(
@@ -332,10 +330,8 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
             for row in decided.rows
             if row["action"] == "split"
         )
-        written_files = {
-            name: {"bytes": sizes[name]["bytes"], "sha256": sizes[name]["sha256"]} for name in names
-        }
-        Manifest(splits, {}, written_files, versions()).write(work.content)
+        files_written = {name: whole[name] for name in named}
+        Manifest(splits, {}, files_written, versions()).write(work.content)
     return decided
 
 
