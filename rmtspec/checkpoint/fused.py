@@ -361,5 +361,6 @@ def _cut(
                 box[0], words = (index, index + 1), [str(index), *words]
             sides = [*shape]
             sides[axis] = groups * (span[1] - span[0])
-            parts.append(Part(",".join(words), kind, view, tuple(box), (sides[-2], sides[-1])))
+            label, shown = ",".join(words), (sides[-2], sides[-1])
+            parts.append(Part(label, kind, view=view, box=tuple(box), shape=shown))
     return parts

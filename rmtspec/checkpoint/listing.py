@@ -1,8 +1,4 @@
-"""Reading weight files: the matrices of a checkpoint of any size, each loaded when asked.
-
-Nothing is ever unpickled here, and only headers are read until a matrix is called for. A file that
-torch.save wrote is read by the torch adapter, which runs no code in it either.
-"""
+"""Reading weight files: the matrices of a checkpoint of any size, each loaded when asked."""
 
 import dataclasses
 import json

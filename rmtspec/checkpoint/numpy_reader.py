@@ -42,8 +42,10 @@ def npy_tensor(file: Path) -> MappedTensor:
             f"{file} is truncated: {size} bytes, and its header announces {end}. "
             "Copy or save the file again."
         )
-    order = "F" if fortran else "C"
-    return MappedTensor(str(file), file.stem, dtype.str, dtype.str, shape, begin, end, order)
+    return MappedTensor(
+        path=str(file), name=file.stem, dtype=dtype.str, numpy_name=dtype.str, shape=shape,
+        begin=begin, end=end, order="F" if fortran else "C",
+    )  # fmt: skip
 
 
 def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
@@ -83,8 +85,10 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Zi
         return f"damaged: {error}"
     if dtype.hasobject:
         return PICKLED_OBJECTS
-    name = member.filename.removesuffix(".npy")
-    return ZippedTensor(str(file), name, dtype.str, shape, member.filename, member.CRC)
+    return ZippedTensor(
+        path=str(file), name=member.filename.removesuffix(".npy"), dtype=dtype.str, shape=shape,
+        member=member.filename, checksum=member.CRC,
+    )  # fmt: skip
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -22,7 +22,6 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Header and tensors begin at multiples of it.
 _ALIGNMENT = 8
-_READ_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +116,12 @@ def write_safetensors(
     start = _start(path, ordered, metadata)
     count = next((i for i, t in enumerate(ordered) if t.name not in written), len(ordered))
     kept = len(start) + sum(tensor.nbytes for tensor in ordered[:count])
-    if not path.exists() or path.stat().st_size < kept:
-        count = 0
-    with path.open("r+b" if count else "wb") as stream:
-        if not count:
-            stream.write(start)
-            digest = hashlib.sha256(start)
-        else:
-            digest = _digest_of(stream, kept)
-            stream.truncate(kept)
+    if not count or not path.exists() or path.stat().st_size < kept:
+        path.write_bytes(start)
+        count, kept = 0, len(start)
+    with path.open("r+b") as stream:
+        stream.truncate(kept)
+        digest = hashlib.file_digest(stream, "sha256")  # reads up to where it is gone on with
         pending: list[Outgoing] = []
         for index, tensor in enumerate(ordered[count:], count):
             _append(tensor, stream, digest)
@@ -185,16 +181,6 @@ def _append(tensor: Outgoing, stream: IO[bytes], digest: Any) -> None:
             f"The tensor {tensor.name!r} is {size} bytes{shown}; expected the {tensor.nbytes} "
             f"bytes of shape {tensor.shape} of {tensor.dtype}."
         )
-
-
-def _digest_of(stream: IO[bytes], size: int) -> Any:
-    """Return the running digest of the first bytes of a file."""
-    digest, left = hashlib.sha256(), size
-    while left:
-        part = stream.read(min(left, _READ_AT_ONCE))
-        digest.update(part)
-        left -= len(part)
-    return digest
 
 
 def _to_disk(stream: IO[bytes]) -> None:

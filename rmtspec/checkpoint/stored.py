@@ -29,36 +29,29 @@ class StoredTensor(Protocol):
     @property
     def path(self) -> str:
         """The file."""
-        ...
 
     @property
     def name(self) -> str:
         """Name of the tensor."""
-        ...
 
     @property
     def dtype(self) -> str:
         """Type of its entries, as the file's format calls it ("BF16", "<f4")."""
-        ...
 
     @property
     def numpy_name(self) -> str:
         """The same for `named_dtype`; empty where numpy has none."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its sides."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """Bytes of its entries."""
-        ...
 
     def __call__(self) -> NDArray[Any]:
         """Return the tensor; bytes (uint8, one dimension) where numpy has no such dtype."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
