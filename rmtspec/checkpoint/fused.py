@@ -345,6 +345,6 @@ def _cut(
                 box[0], words = (index, index + 1), [str(index), *words]
             sides = [*shape]
             sides[axis] = groups * (span[1] - span[0])
-            matrix = (sides[-2], sides[-1])
-            parts.append(Part(",".join(words), kind, view, tuple(box), shape=matrix))
+            label, shown = ",".join(words), (sides[-2], sides[-1])
+            parts.append(Part(label, kind, view=view, box=tuple(box), shape=shown))
     return parts

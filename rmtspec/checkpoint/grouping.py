@@ -68,7 +68,7 @@ def _matrices(
         if len(sides) < 2:
             return []
         if len(sides) == 2:
-            found = [Part("0", Kind.PARAMETER, sides, (None, None), shape=(sides[0], sides[1]))]
+            found = [Part("0", Kind.PARAMETER, view=sides, box=(None, None), shape=sides)]
     if found:
         return [
             StoredMatrix(f"{tensor.name}[{part.label}]", part.kind, tensor, part) for part in found

@@ -43,15 +43,9 @@ def npy_tensor(file: Path) -> MappedTensor:
             "Copy or save the file again."
         )
     return MappedTensor(
-        path=str(file),
-        name=file.stem,
-        dtype=dtype.str,
-        numpy_name=dtype.str,
-        shape=shape,
-        begin=begin,
-        end=end,
-        order="F" if fortran else "C",
-    )
+        path=str(file), name=file.stem, dtype=dtype.str, numpy_name=dtype.str, shape=shape,
+        begin=begin, end=end, order="F" if fortran else "C",
+    )  # fmt: skip
 
 
 def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
@@ -91,10 +85,10 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Zi
         return Why.DAMAGED.words(error=error)
     if dtype.hasobject:
         return Why.PICKLED.words()
-    name = member.filename.removesuffix(".npy")
     return ZippedTensor(
-        str(file), name, dtype.str, shape, member=member.filename, checksum=member.CRC
-    )
+        path=str(file), name=member.filename.removesuffix(".npy"), dtype=dtype.str, shape=shape,
+        member=member.filename, checksum=member.CRC,
+    )  # fmt: skip
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

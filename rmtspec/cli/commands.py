@@ -17,7 +17,7 @@ from rmtspec.cli.tables import one_line, show
 from rmtspec.errors import RmtspecError
 
 if TYPE_CHECKING:
-    from rmtspec.checkpoint.stored import Checkpoint
+    from rmtspec.checkpoint.listing import Checkpoint
     from rmtspec.planning.selection import Selection
     from rmtspec.report.report import Report
 
@@ -251,7 +251,7 @@ def prune(
         click.echo(f"Report written to {report_file}")
     before, after = done.totals["bytes_before"], done.totals["bytes_after"]
     click.echo(f"{before:,} bytes of tensors become {after:,} ({after / before:.1%})")
-    left = companions(listed)[1]
+    left = companions(listed.path, listed.files)[1]
     if left:
         click.echo(f"Not copied: {', '.join(left)}")
     click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")

@@ -1,7 +1,7 @@
 """What may be done to each matrix of a model, whatever its spectrum says."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rmtspec import _checks
@@ -58,9 +58,9 @@ class Target:
         return name == self.layer or name in self.aliases
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return a hint that names what comes close to a name that is not known, or ""."""
-    near = difflib.get_close_matches(str(name), list(known), n=3)
+def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> str:
+    """Return a hint that names what may be meant, or comes close to a name, or ""."""
+    near = meant or difflib.get_close_matches(str(name), list(known), n=3)
     return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 

@@ -12,8 +12,8 @@ from rmtspec import _checks
 from rmtspec._files import PathLike
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
-from rmtspec.checkpoint.listing import matrices_in
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
+from rmtspec.checkpoint.listing import Checkpoint, matrices_in
+from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in

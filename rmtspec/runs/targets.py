@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.manifest import MANIFEST
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
+from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError
 from rmtspec.planning.selection import Chosen
 from rmtspec.planning.target import Target

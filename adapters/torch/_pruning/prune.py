@@ -182,7 +182,7 @@ def apply_plan(
     ----------
     model : torch.nn.Module
     plan : Report
-        From `plan`, or `Report.from_json`.
+        From `plan`, or `Report.from_json`; of the model, or of a file of its weights.
     inplace, calibration
         As for `prune`.
 
