@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmtspec._files import cause
 from rmtspec._frameworks import reader_of
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
@@ -81,7 +82,7 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
         raise
     except OSError as error:
         raise FileError(
-            f"{place} cannot be read: {error.strerror or error}. Check that you may read it."
+            f"{place} cannot be read: {cause(error)}. Check that you may read it."
         ) from error
     matrices, skipped = group(tensors, _config(found.folder), parts=parts)
     return Checkpoint(place, matrices, [*unread, *skipped], tensors, found.files, metadata)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtspec._files import PathLike, read_json, write_atomically
+from rmtspec._files import PathLike, cause, read_json, write_atomically
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError
@@ -135,8 +135,7 @@ class Manifest:
                 raise
             except OSError as error:
                 raise FileError(
-                    f"{file} cannot be read: {(error.strerror or str(error)).lower()}; {MANIFEST} "
-                    f"beside it names it. {again}"
+                    f"{file} cannot be read: {cause(error)}; {MANIFEST} beside it names it. {again}"
                 ) from error
             for tensor in stored:
                 if tensor.name in found:
@@ -168,9 +167,8 @@ class Manifest:
             except FileError:
                 raise
             except OSError as error:
-                cause = (error.strerror or str(error)).lower()
                 raise FileError(
-                    f"{file} cannot be read: {cause}. Check that it is a file you may read."
+                    f"{file} cannot be read: {cause(error)}. Check that it is a file you may read."
                 ) from error
             if size != entry["bytes"] or digest != entry["sha256"]:
                 raise FileError(

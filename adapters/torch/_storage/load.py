@@ -1,7 +1,7 @@
 """Loading a saved model onto a freshly built one."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rmtspec._files import PathLike
+from rmtspec._text import listed
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
@@ -83,8 +84,9 @@ def load(
     empty = [n for n, b in model.named_buffers() if b.is_meta and n not in target.shapes]
     if empty:
         raise InvalidValueError(
-            f"{_listed(empty)} of `skeleton` are on the meta device and in no state dict: nothing "
-            "can fill them. Build the skeleton on a real device, or with parameters only on meta."
+            f"{listed(empty, most=8)} of `skeleton` are on the meta device and in no state dict: "
+            "nothing can fill them. Build the skeleton on a real device, or with parameters only "
+            "on meta."
         )
     if "" in new:
         model = new[""]
@@ -231,7 +233,7 @@ class _Target:
         unexpected = [name for name in stored if name not in used]
         unexpected += [name for name in tied if name not in self.shapes]
         parts = [
-            f"{what}: {_listed(names)}"
+            f"{what}: {listed(names, most=8)}"
             for what, names in (
                 ("not in the file", missing),
                 ("not in the skeleton", unexpected),
@@ -290,9 +292,3 @@ class _Target:
                     done[id(old)] = (old, old)
         if device is not None:
             model.to(device)
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more

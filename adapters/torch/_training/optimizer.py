@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec import _checks
+from rmtspec._text import listed
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
 from rmtspec.adapters.torch._weights.tensors import to_tensor
@@ -89,11 +90,10 @@ class FactorOptimizer:
             if parameter.requires_grad and self._place(parameter) is None
         ]
         if absent:
-            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
             raise InvalidValueError(
-                f"The optimizer does not hold {shown}; expected all parameters that are trained. "
-                "Build the optimizer over this model's parameters (after moving it to its device), "
-                "or freeze the others: requires_grad_(False)."
+                f"The optimizer does not hold {listed(absent, most=8)}; expected all parameters "
+                "that are trained. Build the optimizer over this model's parameters (after moving "
+                "it to its device), or freeze the others: requires_grad_(False)."
             )
 
     def replace(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec._text import listed
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, is_channels_last
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
@@ -125,6 +126,5 @@ def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
         ]),
     ):  # fmt: skip
         if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            parts.append(f"{what}: {', '.join(names[:4])}{more}")
+            parts.append(f"{what}: {listed(names, most=4)}")
     return "; ".join(parts) or f"a {saved['type']}"
