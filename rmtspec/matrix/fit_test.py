@@ -108,7 +108,7 @@ def fit_test(
     """
     check_fit(spec, fit)
     if cutoff is not None:
-        cutoff = _checks.inside(cutoff, "cutoff", 0.0, 1.0, hint="It is the paper's gamma.")
+        cutoff = _checks.cutoff(cutoff, "cutoff")
     level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
     if fit.law is None:
         return FitTest(math.nan, math.nan, False, cutoff, level, 0, fit.reason)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.matrix.eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -277,9 +277,10 @@ def spectrum(
     _checks.choice(method, "method", ("auto", "gram", "svd"))
     _checks.choice(precision, "precision", ("float64", "float32"))
     if eigensolver is not None and method == "svd":
-        raise InvalidValueError(
-            "`eigensolver` needs the Gram matrix, and `method` is 'svd'; expected one of the two. "
-            "Leave `method` at 'auto'."
+        raise InvalidOptionError(
+            "`eigensolver` needs the Gram matrix, and `method` is 'svd'",
+            "one of the two",
+            "Leave `method` at 'auto'.",
         )
     found = matrix_eigenvalues(array, method, precision, eigensolver)
     spec = object.__new__(Spectrum)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidTypeError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
 from rmtspec.report.options import check_jobs, check_options
 from rmtspec.report.report import Report
@@ -41,12 +41,12 @@ def analysis_options(
         given = {"rule": rule, "bulk_keep": bulk_keep, "keep": options.get("keep")}
         for name, value in given.items():
             if value is not None:
-                raise InvalidValueError(
+                raise InvalidOptionError(
                     f"`budget` and `{name}` are both given; expected one of them, as each decides "
                     "the ranks. Leave one out."
                 )
     if fit_cutoff is not None:
-        _checks.positive(fit_cutoff, "fit_cutoff", hint="The paper uses 0.01 to 0.15.")
+        _checks.cutoff(fit_cutoff, "fit_cutoff")
     rule = "bema" if rule is None else rule
     if bulk_keep is None:
         bulk_keep = BULK_KEEP if rule == "bema" else 0.0
@@ -72,7 +72,7 @@ def sizes_only(sides: Mapping[str, tuple[int, ...]], unread: Mapping[str, str]) 
 def _check_budget(budget: Any, mode: str) -> None:
     """Raise unless `budget` is a share in (0, 1] and the mode saves parameters."""
     if mode != "split":
-        raise InvalidValueError(
+        raise InvalidOptionError(
             "`budget` is a share of parameters, and mode='truncate' saves none; expected "
             "mode='split'. Truncate with `rule`, `bulk_keep` or `ranks`."
         )
@@ -80,4 +80,4 @@ def _check_budget(budget: Any, mode: str) -> None:
         budget, "budget", 0.0, 1.0, closed=True, hint="It is the share of parameters to keep."
     )
     if share == 0.0:
-        raise InvalidValueError("`budget` is 0; expected a share above 0 to keep, as 0.5.")
+        raise InvalidOptionError("`budget` is 0; expected a share above 0 to keep, as 0.5.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidTypeError
 from rmtspec.planning.budget import Purchase, spread
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
@@ -181,16 +181,16 @@ def check_ranks(
         if not names:
             near = difflib.get_close_matches(str(key), list(targets), n=3)
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-            raise InvalidValueError(
+            raise InvalidOptionError(
                 f"`ranks` names {key!r}, which is no matrix among the {len(targets)} chosen.{hint}"
             )
         for name in names:
             if name not in sizes:
                 reason = next(e["reason"] for e in report.skipped if e["name"] == name)
-                raise InvalidValueError(f"`ranks` names {key!r}, which was skipped: {reason}.")
+                raise InvalidOptionError(f"`ranks` names {key!r}, which was skipped: {reason}.")
             fixed = _fixed(targets[name], mode)
             if fixed:
-                raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {fixed}.")
+                raise InvalidOptionError(f"`ranks` names {name!r}, which stays as it is: {fixed}.")
             found[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, sizes[name])
     return found
 
@@ -222,7 +222,7 @@ def _refusals(
         if not hard and mode == "split" and target.layer in lost:
             hard = f"{lost[target.layer]} of the same layer was skipped"
         if hard and name in given:
-            raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
+            raise InvalidOptionError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
         soft = ""
         if not target.named:
             soft = target.on_request

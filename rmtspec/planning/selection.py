@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from rmtspec._text import grouped, printable
 from rmtspec.checkpoint.stored import layer_of
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 
 T = TypeVar("T")
 Predicate = Callable[[str, Any], bool]
@@ -96,9 +96,11 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
         try:
             one = re.compile(one)
         except re.error as error:
-            raise InvalidValueError(
-                f"`{name}` {one!r} is no regular expression: {error}. Escape special characters "
-                "with a backslash, or pass a predicate on (name, module)."
+            raise InvalidOptionError(
+                f"`{name}` {one!r} is no regular expression: {error}.",
+                hint="Escape special characters with a backslash, or pass a predicate on (name, "
+                "module).",
+                command_hint="Escape special characters with a backslash.",
             ) from None
     if isinstance(one, re.Pattern):
         pattern = one
@@ -106,15 +108,13 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
     if callable(one) and not isinstance(one, type):
         shown = getattr(one, "__qualname__", type(one).__name__)
         return f"{name}={shown}", lambda text, value: bool(one(text, value))
+    expected = "a regular expression, or a predicate on (name, module)"
     if isinstance(one, type):
-        raise InvalidTypeError(
-            f"`{name}` is the class {one.__name__}; expected a regular expression, or a predicate "
-            f"on (name, module), as lambda name, module: isinstance(module, {one.__name__})."
+        lambda_of = f"lambda name, module: isinstance(module, {one.__name__})"
+        raise InvalidOptionTypeError(
+            f"`{name}` is the class {one.__name__}", f"{expected}, as {lambda_of}"
         )
-    raise InvalidTypeError(
-        f"`{name}` is {one!r} ({type(one).__name__}); expected a regular expression, or a "
-        "predicate on (name, module)."
-    )
+    raise InvalidOptionTypeError(f"`{name}` is {one!r} ({type(one).__name__})", expected)
 
 
 def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:

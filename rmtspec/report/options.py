@@ -8,7 +8,7 @@ import numpy as np
 
 from rmtspec import _checks
 from rmtspec._records import plain
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidTypeError
 from rmtspec.report.matrix_report import analyze
 
 Progress = Callable[[int, int | None, str], object]
@@ -51,7 +51,7 @@ def check_jobs(n_jobs: Any) -> int | None:
     hint = "1 works in this process, -1 takes all cores."
     number = _checks.integer(n_jobs, "n_jobs", -(2**31), hint=hint)
     if number == 0:
-        raise InvalidValueError(f"`n_jobs` is 0; expected a whole number other than 0. {hint}")
+        raise InvalidOptionError("`n_jobs` is 0", "a whole number other than 0", hint)
     return number
 
 

@@ -17,7 +17,7 @@ from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import Checkpoint
-from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import analysis_options, sizes_only
 from rmtspec.planning.plan import check_ranks, make_plan
@@ -204,7 +204,7 @@ def check_request(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if plan is not None and given:
-        raise InvalidValueError(
+        raise InvalidOptionError(
             f"`plan` and `{next(iter(given))}` are both given; expected one of them, as the plan "
             "says what is done to each matrix. Edit the plan, or make a new one."
         )

@@ -426,7 +426,7 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
     [
         ({"form": "thin"}, InvalidValueError, "`form` is 'thin'"),
         ({"bulk_keep": 2}, InvalidValueError, "`bulk_keep` is 2"),
-        ({"fit_cutoff": 7}, InvalidValueError, "`cutoff` is 7"),
+        ({"fit_cutoff": 7}, InvalidValueError, "`fit_cutoff` is 7"),
         ({"min_saving": 2}, InvalidValueError, "`min_saving` is 2"),
         ({"budget": 0}, InvalidValueError, "`budget` is 0"),
         ({"budget": 0.5, "form": "dense"}, InvalidValueError, "mode='truncate' saves none"),
