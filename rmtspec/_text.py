@@ -27,15 +27,16 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
     for entry in skipped:
         by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
     return [
-        (printable(reason), f"{len(names)} ({shortened(names, 3)})")
+        (printable(reason), f"{len(names)} ({listed(names, most=3)})")
         for reason, names in by_reason.items()
     ]
 
 
-def shortened(names: list[str], most: int) -> str:
-    """Return the first names, at most so many, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: Iterable[str], *, most: int) -> str:
+    """Return the names, those past the first `most` as a number: "a, b and 3 more"."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 def printable(words: str) -> str:

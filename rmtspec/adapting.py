@@ -22,10 +22,10 @@ it is built" has an adapter of sixty lines.
 
 from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, finished_file, finished_folder
+from rmtspec._files import PathLike, cause, finished_file, finished_folder
 from rmtspec._frameworks import SUFFIXES
 from rmtspec._records import versions
-from rmtspec._text import grouped, shortened
+from rmtspec._text import grouped, listed
 from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
@@ -74,18 +74,19 @@ __all__ = [
     "Task",
     "Why",
     "adopt",
+    "cause",
     "checks",
     "finished_file",
     "finished_folder",
     "format_dtype",
     "grouped",
+    "listed",
     "looks_like",
     "model_folder",
     "named_dtype",
     "output_energies",
     "report_on",
     "settle",
-    "shortened",
     "split",
     "step_share",
     "stored_tensors",

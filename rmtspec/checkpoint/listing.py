@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmtspec._files import cause
 from rmtspec._frameworks import SUFFIXES, reader_of
 from rmtspec._text import aligned
 from rmtspec.checkpoint.grouping import group
@@ -137,7 +138,7 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
         raise
     except OSError as error:
         raise FileError(
-            f"{place} cannot be read: {error.strerror or error}. Check that you may read it."
+            f"{place} cannot be read: {cause(error)}. Check that you may read it."
         ) from error
     config = _config(found.folder)
     matrices, skipped = group(tensors, config, parts=parts)

@@ -138,8 +138,8 @@ class Manifest:
                 raise
             except OSError as error:
                 raise FileError(
-                    f"{file} cannot be read: {cause(error)}; {MANIFEST} "
-                    f"beside it names it. {_AGAIN}"
+                    f"{file} cannot be read: {cause(error)}; {MANIFEST} beside it names it. "
+                    f"{_AGAIN}"
                 ) from error
             for tensor in stored:
                 if tensor.name in found:

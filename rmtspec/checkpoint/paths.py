@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from rmtspec._frameworks import SUFFIXES
-from rmtspec._text import shortened
+from rmtspec._text import listed
 from rmtspec.errors import FileError
 
 #: Suffixes that are read without a framework.
@@ -75,7 +75,7 @@ def _in_folder(folder: Path) -> WeightFiles:
             if len(found) > 1 and suffix in (*SUFFIXES, ".npz"):
                 raise FileError(
                     f"{folder} has {len(found)} {suffix} files and no index: "
-                    f"{shortened(found, 4)}. Name one of them."
+                    f"{listed(found, most=4)}. Name one of them."
                 )
             return WeightFiles(tuple(folder / name for name in found), folder, None)
     inner = sorted(
@@ -83,7 +83,7 @@ def _in_folder(folder: Path) -> WeightFiles:
         for child in folder.iterdir()
         if child.is_dir() and any(f.suffix.lower() in (*PLAIN, *SUFFIXES) for f in child.iterdir())
     )
-    hint = f" There are some in {shortened(inner, 4)}: name one of these." if inner else ""
+    hint = f" There are some in {listed(inner, most=4)}: name one of these." if inner else ""
     raise FileError(f"{folder} is a folder without weight files; expected {EXPECTED}.{hint}")
 
 
@@ -96,7 +96,7 @@ def _indexed(index: Path) -> WeightFiles:
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise _damaged(index, "it has no 'weight_map' that names a file for each tensor")
-    listed: dict[str, str] = {}
+    places: dict[str, str] = {}
     for name, file in mapping.items():
         if not isinstance(file, str) or not file:
             raise _damaged(index, f"it names {file!r} as the file of {name!r}")
@@ -106,20 +106,20 @@ def _indexed(index: Path) -> WeightFiles:
                 f"{index} is refused: it names {file!r} as the file of {name!r}, which leaves the "
                 "folder; expected files in it. Do not use it, or mend the index."
             )
-        listed[name] = str(place)  # one spelling
+        places[name] = str(place)  # one spelling
     folder = index.parent
-    files = {file: folder / file for file in sorted(set(listed.values()))}
+    files = {file: folder / file for file in sorted(set(places.values()))}
     missing = [file for file, place in files.items() if not place.is_file()]
     if missing:
         raise FileError(
             f"{folder} is incomplete: {index.name} lists {len(files)} files, of which "
-            f"{shortened(missing, 4)} {'is' if len(missing) == 1 else 'are'} missing. Download or "
-            "copy what is missing."
+            f"{listed(missing, most=4)} {'is' if len(missing) == 1 else 'are'} missing. "
+            "Download or copy what is missing."
         )
     wrong = [f for f in files if Path(f).suffix.lower() not in (".safetensors", *SUFFIXES)]
     if wrong:
         raise _damaged(index, f"it lists {wrong[0]!r}; expected .safetensors or .bin files")
-    names = {name: files[file] for name, file in listed.items()}
+    names = {name: files[file] for name, file in places.items()}
     return WeightFiles(tuple(files.values()), folder, names)
 
 

@@ -129,7 +129,7 @@ def check_decision(cutoff: Any, level: Any) -> tuple[float | None, float]:
     """Return `cutoff` and `level` as floats, or raise for a wrong option of `fit_test`."""
     level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
     if cutoff is not None:
-        cutoff = _checks.inside(cutoff, "cutoff", 0.0, 1.0, hint="It is the paper's gamma.")
+        cutoff = _checks.cutoff(cutoff, "cutoff")
     return cutoff, level
 
 

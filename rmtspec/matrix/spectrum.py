@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import (
+    InvalidOptionError,
+    InvalidOptionTypeError,
+    InvalidTypeError,
+    InvalidValueError,
+)
 from rmtspec.matrix.eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -294,11 +299,12 @@ def check_route(method: str, precision: str, eigensolver: Eigensolver | None) ->
     _checks.choice(method, "method", ("auto", "gram", "svd"))
     _checks.choice(precision, "precision", ("float64", "float32"))
     if eigensolver is not None and not callable(eigensolver):
-        raise InvalidTypeError(f"`eigensolver` is {eigensolver!r}; expected a callable, or None.")
+        raise InvalidOptionTypeError(f"`eigensolver` is {eigensolver!r}", "a callable, or None")
     if eigensolver is not None and method == "svd":
-        raise InvalidValueError(
-            "`eigensolver` needs the Gram matrix, and `method` is 'svd'; expected one of the two. "
-            "Leave `method` at 'auto'."
+        raise InvalidOptionError(
+            "`eigensolver` needs the Gram matrix, and `method` is 'svd'",
+            "one of the two",
+            "Leave `method` at 'auto'.",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmtspec._checks import Float64Array
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.budget import Purchase, spread
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
@@ -166,7 +166,7 @@ class _Case:
         if not hard and self._options.mode == Action.SPLIT and target.layer in self._lost:
             hard = Why.LAYER_SKIPPED.words(name=self._lost[target.layer])
         if hard and name in self.given:
-            raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
+            raise InvalidOptionError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
         if hard or name in self.given:
             return hard
         if not target.named and target.on_request:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
 from rmtspec.terms import Action
 
@@ -85,7 +85,7 @@ def given_ranks(
     for key, rank in (options.ranks or {}).items():
         names = [name for name, t in targets.items() if key == name or t.is_called(key)]
         if not names:
-            raise InvalidValueError(
+            raise InvalidOptionError(
                 f"`ranks` names {key!r}, which is no matrix among the {len(targets)} chosen."
                 f"{nearest(key, targets)}"
             )
@@ -93,9 +93,11 @@ def given_ranks(
             target = targets[name]
             unread = target.unread or (skipped or {}).get(name, "")
             if unread:
-                raise InvalidValueError(f"`ranks` names {key!r}, which was skipped: {unread}.")
+                raise InvalidOptionError(f"`ranks` names {key!r}, which was skipped: {unread}.")
             refusal = target.refusal(options.mode)
             if refusal:
-                raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {refusal}.")
+                raise InvalidOptionError(
+                    f"`ranks` names {name!r}, which stays as it is: {refusal}."
+                )
             found[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, min(target.shape))
     return found

@@ -14,7 +14,7 @@ from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.stored import StoredMatrix
-from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import Outcome, Skipped, outcome_of, report_of
@@ -197,9 +197,10 @@ def _from_entry(
 
 def _on_device(device: Any, n_jobs: int | None) -> "Eigensolver":
     if n_jobs != 1:
-        raise InvalidValueError(
-            f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given; expected one process "
-            "for a device. Leave `n_jobs` at 1."
+        raise InvalidOptionError(
+            f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given",
+            "one process for a device",
+            "Leave `n_jobs` at 1.",
         )
     solver: Eigensolver = eigensolver_on(device)
     return solver

@@ -35,8 +35,8 @@ class Journal:
             _write(self._stream, _line(entry))
         except OSError as error:
             raise FileError(
-                f"{self.path} cannot be written: {cause(error)}. What "
-                "was done so far is in it; free space and run the same command again."
+                f"{self.path} cannot be written: {cause(error)}. What was done so far is in it; "
+                "free space and run the same command again."
             ) from error
 
 

@@ -16,7 +16,7 @@ from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError, RmtspecWarning
+from rmtspec.errors import FileError, InvalidOptionTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, make_plan
@@ -148,7 +148,7 @@ def prune_checkpoint(
     if out is not None and not is_finished(out):
         empty_folder(out)
     if out is None and not dry_run:
-        raise InvalidTypeError("`out` is None; expected a folder, unless dry_run=True.")
+        raise InvalidOptionTypeError("`out` is None", "a folder, unless dry_run=True")
     if threads is not None:
         threads = _checks.integer(threads, "threads", 1)
     if report is not None:

@@ -112,8 +112,8 @@ def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> Non
     """Keep the work where a later call can go on with it, and say so; else remove it."""
     if isinstance(error, OSError) and not isinstance(error, FileError):
         raise FileError(
-            f"{out} cannot be written: {cause(error)}. What was done is "
-            f"kept in {place}: free space and run the same command again, or delete it."
+            f"{out} cannot be written: {cause(error)}. What was done is kept in {place}: free "
+            "space and run the same command again, or delete it."
         ) from error
     if not isinstance(error, Exception):
         return

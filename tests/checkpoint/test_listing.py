@@ -390,7 +390,7 @@ def test_a_file_one_may_not_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(path), "open", refuse)
-    with pytest.raises(FileError, match=r"cannot be read: Permission denied"):
+    with pytest.raises(FileError, match=r"cannot be read: permission denied"):
         matrices_in(path)
 
 

@@ -13,7 +13,7 @@ from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memo
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model
-from rmtspec.adapting import SUFFIXES, Manifest, MappedTensor, PathLike, SplitEntry, shortened
+from rmtspec.adapting import SUFFIXES, Manifest, MappedTensor, PathLike, SplitEntry, listed
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Where a factor's weight is found in the file: the key, and whether it is transposed there.
@@ -87,7 +87,7 @@ def load(
     empty = [n for n, b in model.named_buffers() if b.is_meta and n not in wanted]
     if empty:
         raise InvalidValueError(
-            f"{shortened(empty, 8)} of `skeleton` are on the meta device and in no state dict: "
+            f"{listed(empty, most=8)} of `skeleton` are on the meta device and in no state dict: "
             "nothing can fill them. Build the skeleton on a real device, or with parameters only "
             "on meta."
         )
@@ -228,7 +228,7 @@ def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLi
         "of another shape": wrong,
         "one parameter in the skeleton, two in the file": apart,
     }
-    if parts := [f"{what}: {shortened(names, 8)}" for what, names in found.items() if names]:
+    if parts := [f"{what}: {listed(names, most=8)}" for what, names in found.items() if names]:
         raise InvalidValueError(
             f"`skeleton` does not match {folder}: {'; '.join(parts)}. Build the architecture "
             "that was pruned, as it was before the split."

@@ -15,7 +15,7 @@ from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
 from rmtspec.adapters.torch._training.replicas import decided_once
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import RULES, SplitFactors, checks, shortened, step_share
+from rmtspec.adapting import RULES, SplitFactors, checks, listed, step_share
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 
 #: The optimizers whose state is carried through a split.
@@ -31,7 +31,7 @@ class FactorOptimizer:
     """An optimizer whose parameters are replaced by factors while it is in use.
 
     Factors take the place of the weight in its group, so that learning rate, weight decay, order
-    and schedulers stay. A factor's step is shortened after the optimizer has made it.
+    and schedulers stay. A factor's step is listed after the optimizer has made it.
 
     Parameters
     ----------
@@ -91,9 +91,9 @@ class FactorOptimizer:
         ]
         if absent:
             raise InvalidValueError(
-                f"The optimizer does not hold {shortened(absent, 8)}; expected all parameters that "
-                "are trained. Build the optimizer over this model's parameters (after moving it to "
-                "its device), or freeze the others: requires_grad_(False)."
+                f"The optimizer does not hold {listed(absent, most=8)}; expected all parameters "
+                "that are trained. Build the optimizer over this model's parameters (after moving "
+                "it to its device), or freeze the others: requires_grad_(False)."
             )
 
     def replace(

@@ -9,7 +9,7 @@ from torch import nn
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
-from rmtspec.adapting import Report, shortened
+from rmtspec.adapting import Report, listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 
@@ -111,5 +111,5 @@ def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
             if name in new and old[name] != new[name]
         ],
     }
-    parts = [f"{what}: {shortened(names, 4)}" for what, names in found.items() if names]
+    parts = [f"{what}: {listed(names, most=4)}" for what, names in found.items() if names]
     return "; ".join(parts) or f"a {saved['type']}"
