@@ -130,10 +130,10 @@ def test_every_reason_of_a_file_is_known(tmp_path):
     given = (
         {"bulk_keep": 0.0},
         {"rule": "fraction", "keep": 0.8},
-        {"rule": "fraction", "keep": 1.0, "form": "dense"},
+        {"rule": "fraction", "keep": 1.0, "mode": "truncate"},
         {"rule": "fraction", "keep": 0.2, "min_saving": 0.9},
         {"bulk_keep": 0.3, "fit_cutoff": 1e-9},
-        {"budget": 0.9, "form": "factors"},
+        {"budget": 0.9, "mode": "split"},
         {"bulk_keep": 0.0, "include": "fc|conv"},
     )
     reports = [rmtspec.prune_checkpoint(path, None, dry_run=True, **options) for options in given]
