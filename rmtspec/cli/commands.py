@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from rmtspec import __version__
-from rmtspec.cli.wording import Command, in_flags
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import one_line, show, show_costs
+from rmtspec.cli.wording import Command, in_flags
 from rmtspec.errors import FileError, InvalidValueError, OptionError
 
 _RULES = ("bema", "energy", "fraction")

@@ -268,8 +268,18 @@ def gpt2(folder):
 def test_a_checkpoint_is_pruned_as_its_path_is(tmp_path, form, parts):
     folder = gpt2(tmp_path / "model")
     listed = matrices_in(folder, parts=parts)
-    expected = prune_checkpoint(folder, tmp_path / "path", mode={"factors": "split", "dense": "truncate"}[form], bulk_keep=0.1)
-    done = prune_checkpoint(listed, tmp_path / "listed", mode={"factors": "split", "dense": "truncate"}[form], bulk_keep=0.1)
+    expected = prune_checkpoint(
+        folder,
+        tmp_path / "path",
+        mode={"factors": "split", "dense": "truncate"}[form],
+        bulk_keep=0.1,
+    )
+    done = prune_checkpoint(
+        listed,
+        tmp_path / "listed",
+        mode={"factors": "split", "dense": "truncate"}[form],
+        bulk_keep=0.1,
+    )
     names = [row["name"] for row in done.rows if row["action"] != "keep"]
     assert ("h.0.attn.c_attn.weight" in names) == (form == "factors")
     assert names == [row["name"] for row in expected.rows if row["action"] != "keep"]

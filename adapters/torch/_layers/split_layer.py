@@ -253,7 +253,9 @@ def _of_weight(layer: object) -> tuple[list[WeightMatrix], str]:
     """Return the matrices of a layer's weight, and why they are none to split, or ""."""
     known = matrices_of(layer) if isinstance(layer, nn.Module) else []
     found = [m for m in known if m.key == "weight"]
-    return found, next((m.reason or m.unsplittable for m in found if m.reason or m.unsplittable), "")
+    return found, next(
+        (m.reason or m.unsplittable for m in found if m.reason or m.unsplittable), ""
+    )
 
 
 def memory_format(weight: torch.Tensor) -> torch.memory_format:
