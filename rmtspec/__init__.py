@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rmtspec.matrix.spectrum import spectrum as spectrum
     from rmtspec.matrix.split import SplitFactors as SplitFactors
     from rmtspec.matrix.split import split as split
+    from rmtspec.planning.plan import Plan as Plan
     from rmtspec.report.many import analyze_many as analyze_many
     from rmtspec.report.matrix_report import MatrixReport as MatrixReport
     from rmtspec.report.matrix_report import analyze as analyze
@@ -45,6 +46,7 @@ _HOME = {
     "FitTest": "matrix.fit_test",
     "MarchenkoPastur": "laws.marchenko_pastur",
     "MatrixReport": "report.matrix_report",
+    "Plan": "planning.plan",
     "RankDecision": "matrix.rank",
     "Report": "report.report",
     "RmtspecError": "errors",
@@ -69,6 +71,7 @@ __all__ = [
     "FitTest",
     "MarchenkoPastur",
     "MatrixReport",
+    "Plan",
     "RankDecision",
     "Report",
     "RmtspecError",
@@ -106,4 +109,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

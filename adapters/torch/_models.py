@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec import _checks
+from rmtspec.adapting import checks
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 
@@ -117,7 +117,7 @@ def count_parameters(model_or_dims: nn.Module | Sequence[int], bias: str = "as_i
     >>> rt.count_parameters(model), rt.count_parameters(model, bias="every")
     (642546, 642900)
     """
-    _checks.choice(bias, "bias", ("as_is", "every"))
+    checks.choice(bias, "bias", ("as_is", "every"))
     if isinstance(model_or_dims, nn.Module):
         if bias == "as_is":
             return sum(p.numel() for p in model_or_dims.parameters())
@@ -132,7 +132,7 @@ def _dims(dims: Any) -> list[int]:
         raise InvalidTypeError(
             f"`dims` is {dims!r}; expected a list of widths, as [784, 1000, 10]."
         )
-    widths = [_checks.integer(width, f"dims[{i}]", 1) for i, width in enumerate(dims)]
+    widths = [checks.integer(width, f"dims[{i}]", 1) for i, width in enumerate(dims)]
     if len(widths) < 2:
         raise InvalidValueError(
             f"`dims` is {widths}; expected two widths or more, as [784, 1000, 10]."

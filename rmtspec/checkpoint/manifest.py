@@ -1,13 +1,16 @@
 """The manifest beside the weights of a split model: what was split, and what the files must be."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtspec._files import PathLike, cause, read_json, write_atomically
+from rmtspec._files import PathLike, cause, finished_folder, read_json, write_atomically
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError
 
@@ -194,6 +197,43 @@ def _words(file: Path, content: dict[str, Any], key: str) -> dict[str, str]:
     if not all(isinstance(value, str) for value in found.values()):
         raise _damaged(file, f"its {key!r} is {str(found)[:80]}; expected text by name")
     return found
+
+
+@contextlib.contextmanager
+def model_folder(
+    folder: PathLike,
+    tensors: Sequence[Outgoing],
+    splits: Sequence[SplitEntry],
+    *,
+    tied: dict[str, str],
+    versions: dict[str, str],
+    metadata: dict[str, str],
+) -> Iterator[Path]:
+    """Write a model into a new folder: its tensors, and the manifest of what was split.
+
+    Parameters
+    ----------
+    folder : path
+        Does not exist yet, or is empty. It appears under its name only when it is whole; until
+        then the folder that is given here may get further files.
+    tensors : sequence of Outgoing
+        Each is called when its turn comes.
+    splits : sequence of SplitEntry
+    tied : dict of str to str
+        Names that share the values of another tensor.
+    versions, metadata : dict of str to str
+        Of the packages, for the manifest; free text, for the weights.
+
+    Raises
+    ------
+    FileError
+        The folder is not empty or cannot be written; nothing is left there.
+    """
+    with finished_folder(folder) as work:
+        digest = write_safetensors(work / WEIGHTS, tensors, metadata)
+        files = {WEIGHTS: {"bytes": (work / WEIGHTS).stat().st_size, "sha256": digest}}
+        Manifest(splits=tuple(splits), tied=tied, files=files, versions=versions).write(work)
+        yield work
 
 
 def _entry(file: Path, entry: Any) -> SplitEntry:

@@ -207,6 +207,16 @@ class StoredMatrix:
         return self.shape[0], math.prod(self.shape[1:])
 
     @property
+    def layer(self) -> str:
+        """Name of the layer that the tensor belongs to."""
+        return layer_of(self.tensor.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that `include`, `exclude` and `ranks` may use."""
+        return tuple(dict.fromkeys((self.name, self.layer)))
+
+    @property
     def itemsize(self) -> int:
         """Bytes of an entry as stored."""
         return named_dtype(self.tensor.numpy_name).itemsize

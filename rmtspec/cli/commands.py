@@ -119,12 +119,12 @@ def analyze(
 
     from rmtspec import checkpoint
     from rmtspec.planning.selection import Selection, nothing_in
-    from rmtspec.report.options import check_jobs, check_options
+    from rmtspec.report.options import AnalysisOptions, check_jobs
     from rmtspec.runs import dry_run as costs
     from rmtspec.runs.analyze import analyze_checkpoint
 
     selection = Selection(include, exclude)
-    check_options(options)
+    AnalysisOptions.of(options)
     check_jobs(n_jobs)
     _check_report(out, "--out")
     if out is not None and journal is not None and out.resolve() == journal.resolve():
@@ -134,7 +134,7 @@ def analyze(
     if device is not None and n_jobs != 1:
         raise click.UsageError("--device works in one process; leave --jobs out.")
     listed = checkpoint.matrices_in(path)
-    chosen, left_out = selection.choose(listed.matrices)
+    chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
         skipped = [*listed.skipped, *left_out]
         raise click.ClickException(nothing_in(path, skipped, selection.unmet))
@@ -168,7 +168,7 @@ def analyze(
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--as",
-    "form",
+    "mode",
     type=click.Choice(["factors", "dense"]),
     default="factors",
     show_default=True,
@@ -220,20 +220,28 @@ def prune(
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run goes without.")
     from rmtspec import checkpoint
+    from rmtspec._files import empty_folder
     from rmtspec.checkpoint.companions import companions
+    from rmtspec.planning.options import PlanOptions
     from rmtspec.report.report import Report
     from rmtspec.runs.dry_run import operations_of
-    from rmtspec.runs.prune import check_request, prune_checkpoint
-    from rmtspec.runs.work_folder import work_path
+    from rmtspec.runs.prune import prune_checkpoint
+    from rmtspec.runs.work_folder import is_finished, work_path
 
     given = {name: value for name, value in request.items() if value is not None}
     given["ranks"] = _ranks(ranks)
+    given["mode"] = {"factors": "split", "dense": "truncate"}[given["mode"]]
     if plan is not None:
         given["plan"] = Report.from_json(plan)
+    known = {"alpha", "beta", "keep"}
+    more = {name: given[name] for name in known & given.keys()}
+    rest = {name: value for name, value in given.items() if name not in known}
+    selection = PlanOptions(**rest, more=more).selection()
     with _target("OUT"):
-        selection, _ = check_request(out, **given)
+        if out is not None and not is_finished(out):
+            empty_folder(out)
     _check_report(report_file, "--report")
-    listed = checkpoint.matrices_in(path, parts=given["form"] == "dense")
+    listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
     operations = operations_of(selection.choose(listed.matrices)[0].values())
     hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command goes on."
     with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:

@@ -186,9 +186,7 @@ def bema(
     2
     """
     check_spectrum(spec)
-    alpha = _checks.inside(alpha, "alpha", 0.0, 0.5, hint=_ALPHA_HINT)
-    beta = _checks.inside(beta, "beta", 0.0, 1.0, hint=_BETA_HINT)
-    _checks.choice(quantiles, "quantiles", ("midpoint", "paper"))
+    alpha, beta = check_levels(alpha, beta, quantiles)
 
     def fit(n_removed: int) -> _Step | None:
         return _fit(spec, n_removed, alpha, margin, quantiles)
@@ -228,6 +226,15 @@ def bema(
 
 _ALPHA_HINT = "It is the share of the spectrum left out on each side; 0.2 serves most matrices."
 _BETA_HINT = "It is the chance of a false spike on pure noise; 0.1 is the paper's."
+
+
+def check_levels(alpha: Any, beta: Any, quantiles: Any) -> tuple[float, float]:
+    """Return `alpha` and `beta` as floats, or raise for a wrong option of `bema`."""
+    _checks.choice(quantiles, "quantiles", ("midpoint", "paper"))
+    return (
+        _checks.inside(alpha, "alpha", 0.0, 0.5, hint=_ALPHA_HINT),
+        _checks.inside(beta, "beta", 0.0, 1.0, hint=_BETA_HINT),
+    )
 
 
 def _fit(

@@ -107,9 +107,7 @@ def fit_test(
     True
     """
     check_fit(spec, fit)
-    if cutoff is not None:
-        cutoff = _checks.cutoff(cutoff, "cutoff")
-    level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
+    cutoff, level = check_decision(cutoff, level)
     if fit.law is None:
         return FitTest(math.nan, math.nan, False, cutoff, level, 0, fit.reason)
     window = fit.window
@@ -118,6 +116,14 @@ def fit_test(
     pvalue = float(null.sf(found))
     accepted = pvalue >= level if cutoff is None else found <= cutoff
     return FitTest(found, pvalue, accepted, cutoff, level, window.n_ranks, "")
+
+
+def check_decision(cutoff: Any, level: Any) -> tuple[float | None, float]:
+    """Return `cutoff` and `level` as floats, or raise for a wrong option of `fit_test`."""
+    level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
+    if cutoff is not None:
+        cutoff = _checks.cutoff(cutoff, "cutoff")
+    return cutoff, level
 
 
 def check_fit(spec: Spectrum, fit: object) -> None:

@@ -155,7 +155,7 @@ def choose_rank(
     196
     """
     check_fit(spec, fit)
-    bulk_keep, share = _shares(rule, bulk_keep, keep)
+    bulk_keep, share = check_shares(rule, bulk_keep, keep)
     min_rank = _checks.integer(min_rank, "min_rank", 0, spec.p)
     rows, columns = spec.shape
     break_even = rows * columns / (rows + columns)
@@ -188,7 +188,7 @@ def refuse_bulk_keep(rule: str, bulk_keep: object) -> NoReturn:
     )
 
 
-def _shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
+def check_shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
     """Return `bulk_keep` and `keep` checked: the second is nan for the rule that has none."""
     _checks.choice(rule, "rule", RULES)
     bulk_keep = _checks.inside(

@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
-from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import (
+    InvalidOptionError,
+    InvalidOptionTypeError,
+    InvalidTypeError,
+    InvalidValueError,
+)
 from rmtspec.matrix.eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -274,14 +279,7 @@ def spectrum(
     if isinstance(W, Spectrum):
         raise InvalidTypeError("`W` is a Spectrum already; expected a matrix. Pass it on as it is.")
     array = _checks.matrix(W)
-    _checks.choice(method, "method", ("auto", "gram", "svd"))
-    _checks.choice(precision, "precision", ("float64", "float32"))
-    if eigensolver is not None and method == "svd":
-        raise InvalidOptionError(
-            "`eigensolver` needs the Gram matrix, and `method` is 'svd'",
-            "one of the two",
-            "Leave `method` at 'auto'.",
-        )
+    check_route(method, precision, eigensolver)
     found = matrix_eigenvalues(array, method, precision, eigensolver)
     spec = object.__new__(Spectrum)
     rows, columns = array.shape
@@ -296,6 +294,20 @@ def spectrum(
         found.dropped_columns,
     )
     return spec
+
+
+def check_route(method: str, precision: str, eigensolver: Eigensolver | None) -> None:
+    """Raise for an option of `spectrum` that is wrong, whatever the matrix."""
+    _checks.choice(method, "method", ("auto", "gram", "svd"))
+    _checks.choice(precision, "precision", ("float64", "float32"))
+    if eigensolver is not None and not callable(eigensolver):
+        raise InvalidOptionTypeError(f"`eigensolver` is {eigensolver!r}", "a callable, or None")
+    if eigensolver is not None and method == "svd":
+        raise InvalidOptionError(
+            "`eigensolver` needs the Gram matrix, and `method` is 'svd'",
+            "one of the two",
+            "Leave `method` at 'auto'.",
+        )
 
 
 def check_spectrum(value: object, name: str = "spec", instead: str = "analyze(W)") -> None:

@@ -1,16 +1,16 @@
 """A plan that is given, edited or read from a file, checked against what it is to be applied to."""
 
-import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.planning.plan import Target, settle
+from rmtspec.errors import InvalidTypeError, InvalidValueError, OptionError
+from rmtspec.planning.plan import Plan, plan_of, settle
+from rmtspec.planning.target import Target, nearest
 from rmtspec.report.report import Report
+from rmtspec.terms import Action
 
-ACTIONS = ("split", "truncate", "keep")
+ACTIONS = tuple(action.value for action in Action)
 #: What a row must say to be carried out.
 _PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before")
 
@@ -18,20 +18,18 @@ _PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before"
 def adopt(
     plan: Report,
     targets: Mapping[str, Target],
-    sides: Mapping[str, tuple[int, ...]],
-    kinds: Mapping[str, str],
     *,
     owner: str,
     dense: bool = False,
-) -> Report:
+) -> Plan:
     """Return a plan with its sizes settled, if it can be carried out on these matrices.
 
     Parameters
     ----------
     plan : Report
         The user's; not changed.
-    targets, sides, kinds : mappings by name of the matrix
-        What may be done to it, its (rows, columns), its kind.
+    targets : mapping of str to Target
+        What may be done to each matrix, by name.
     owner : str
         What the matrices belong to, for messages: "model.safetensors".
     dense : bool
@@ -51,37 +49,35 @@ def adopt(
     for row in rows:
         name = str(row.get("name"))
         if name not in targets:
-            near = difflib.get_close_matches(name, list(targets), n=3)
-            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
             raise InvalidValueError(
                 f"The plan names {name!r}, which is no matrix of {owner}; expected the plan that "
-                f"was made for it.{hint}"
+                f"was made for it.{nearest(name, targets)}"
             )
         if name in seen:
             raise InvalidValueError(f"The plan has two rows named {name!r}. Leave one out.")
         seen.add(name)
-        if (row.get("rows"), row.get("columns")) != tuple(sides[name]):
+        target = targets[name]
+        if (row.get("rows"), row.get("columns")) != target.shape:
             raise InvalidValueError(
                 f"The plan has {name!r} as {row.get('rows')} x {row.get('columns')}; in {owner} it "
-                f"is {' x '.join(map(str, sides[name]))}. Apply it to what it was made for."
+                f"is {' x '.join(map(str, target.shape))}. Apply it to what it was made for."
             )
-        target = targets[name]
-        row["layer"], row["kind"] = target.layer, kinds[name]
+        row["layer"], row["kind"] = target.layer, target.kind
         row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
-        if dense and row.get("action") == "split":
-            row["action"] = "truncate"
-        refusal = target.tied or (target.whole if row.get("action") == "split" else "")
-        if refusal and row.get("action") != "keep":
+        if dense and row.get("action") == Action.SPLIT:
+            row["action"] = Action.TRUNCATE.value
+        refusal = target.refusal(str(row.get("action")))
+        if refusal and row.get("action") != Action.LEAVE:
             raise InvalidValueError(
                 f"The plan's action of {name!r} is {row.get('action')!r}, and it must stay as it "
                 f'is: {refusal}. Set its action to "keep".'
             )
     _check_rows(rows)
     for row in rows:
-        kept = row["action"] == "keep"
+        kept = row["action"] == Action.LEAVE
         row["reason"] = (row.get("reason") or "kept by the plan") if kept else ""
         row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
-    return dataclasses.replace(plan, rows=rows)
+    return plan_of(plan, rows=rows)
 
 
 def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
@@ -100,10 +96,15 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
                 f"The action of {name!r} is {row['action']!r}; expected one of "
                 f"{', '.join(ACTIONS)}."
             )
-        if row["action"] != "keep":
+        if row["action"] != Action.LEAVE:
             most = min(row["rows"], row["columns"])
-            row["rank"] = _checks.integer(row["rank"], f"rank of {name}", 1, most)
-        if row["action"] == "split":
+            try:
+                row["rank"] = _checks.integer(row["rank"], "rank", 1, most)
+            except OptionError as error:  # a plan is data
+                raise InvalidValueError(
+                    f"The rank of {name} in the plan is {row['rank']!r}; expected {error.expected}."
+                ) from None
+        if row["action"] == Action.SPLIT:
             first = shared.setdefault(row["layer"], (str(name), row["rank"]))
             if first[1] != row["rank"]:
                 raise InvalidValueError(

@@ -1,83 +1,118 @@
-"""The options of a plan, checked before any work, and the options of the analysis it needs."""
+"""What a user asks of a plan, as one value, checked before any work."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidOptionError, InvalidTypeError
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
-from rmtspec.report.options import check_jobs, check_options
+from rmtspec.planning.selection import Pattern, Selection
+from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.report import Report
+from rmtspec.terms import Action
 
-MODES = ("split", "truncate")
+MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
 #: Share of the bulk that a plan keeps beside the spikes (rule "bema"), unless told otherwise; the
 #: paper's.
 BULK_KEEP = 0.45
 
 
-def analysis_options(
-    mode: str,
-    *,
-    rule: str | None = None,
-    bulk_keep: float | None = None,
-    fit_cutoff: float | None = None,
-    min_saving: float = 0.0,
-    budget: float | None = None,
-    n_jobs: int | None = 1,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the options of `analyze_many` that a plan needs, or raise for a wrong option.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """The options of a plan, as `rmtspec.adapters.torch.prune` describes them.
 
-    `options` are those of `rmtspec.analyze` that the user gave beside; `keep` may be among them.
+    A wrong one raises here, those of the analysis too.
+
+    Attributes
+    ----------
+    plan : Report, optional
+        A plan to carry out, in place of everything but `mode`.
+    more : mapping
+        Further options of `rmtspec.analyze`, by name.
+    analysis : AnalysisOptions
+        The analysis that the plan needs; its `cutoff` is `fit_cutoff`, the gate.
     """
-    _checks.choice(mode, "mode", MODES)
-    _checks.inside(
-        min_saving, "min_saving", 0.0, 1.0, closed=True, hint="It is a share of the parameters."
-    )
-    if "cutoff" in options:
-        raise InvalidTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
-    if budget is not None:
-        _check_budget(budget, mode)
-        given = {"rule": rule, "bulk_keep": bulk_keep, "keep": options.get("keep")}
+
+    rule: str | None = None
+    bulk_keep: float | None = None
+    fit_cutoff: float | None = None
+    include: Pattern | None = None
+    exclude: Pattern | None = None
+    min_saving: float = 0.0
+    mode: str = "split"
+    budget: float | None = None
+    ranks: Mapping[str, int] | None = None
+    n_jobs: int | None = 1
+    progress: Progress | None = None
+    plan: Report | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    analysis: AnalysisOptions = field(init=False)
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.mode, "mode", MODES)
+        if self.plan is not None:
+            self._check_alone()
+        hint = "It is a share of the parameters."
+        _checks.inside(self.min_saving, "min_saving", 0.0, 1.0, closed=True, hint=hint)
+        if "cutoff" in self.more:
+            raise InvalidOptionTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
+        if self.budget is not None:
+            self._check_budget()
+        if self.fit_cutoff is not None:
+            _checks.cutoff(self.fit_cutoff, "fit_cutoff")
+        if not isinstance(self.ranks, Mapping | None):
+            raise InvalidOptionTypeError(
+                f"`ranks` is a {type(self.ranks).__name__}", "a mapping {name: rank}"
+            )
+        check_jobs(self.n_jobs)
+        check_progress(self.progress)
+        self.selection()
+        object.__setattr__(self, "analysis", self._analysis())
+
+    def selection(self) -> Selection:
+        """Return the user's choice of matrices; it remembers which patterns met nothing."""
+        return Selection(self.include, self.exclude)
+
+    def _analysis(self) -> AnalysisOptions:
+        rule = "bema" if self.rule is None else self.rule
+        bulk_keep = self.bulk_keep
+        if bulk_keep is None:
+            bulk_keep = BULK_KEEP if rule == "bema" else 0.0
+        elif rule in RULES and rule != "bema":
+            refuse_bulk_keep(rule, bulk_keep)
+        decided = {"cutoff": self.fit_cutoff, "rule": rule, "bulk_keep": bulk_keep}
+        return AnalysisOptions.of({**self.more, **decided})
+
+    def _check_alone(self) -> None:
+        """Raise where anything is asked for beside a plan that is given."""
+        names = ("rule", "bulk_keep", "fit_cutoff", "include", "exclude", "budget")
+        given = {name: getattr(self, name) for name in names} | dict(self.more)
+        given |= {"min_saving": self.min_saving or None, "ranks": self.ranks or None}
+        beside = next((name for name, value in given.items() if value is not None), None)
+        if beside is not None:
+            raise InvalidOptionError(
+                f"`plan` and `{beside}` are both given",
+                "one of them, as the plan says what is done to each matrix",
+                "Edit the plan, or make a new one.",
+            )
+
+    def _check_budget(self) -> None:
+        """Raise unless `budget` is a share in (0, 1], alone, and the mode saves parameters."""
+        if self.mode != Action.SPLIT:
+            raise InvalidOptionError(
+                "`budget` is a share of parameters, and mode='truncate' saves none",
+                "mode='split'",
+                "Truncate with `rule`, `bulk_keep` or `ranks`.",
+            )
+        hint = "It is the share of parameters to keep."
+        if _checks.inside(self.budget, "budget", 0.0, 1.0, closed=True, hint=hint) == 0.0:
+            raise InvalidOptionError("`budget` is 0", "a share above 0 to keep, as 0.5")
+        given = {"rule": self.rule, "bulk_keep": self.bulk_keep, "keep": self.more.get("keep")}
         for name, value in given.items():
             if value is not None:
                 raise InvalidOptionError(
-                    f"`budget` and `{name}` are both given; expected one of them, as each decides "
-                    "the ranks. Leave one out."
+                    f"`budget` and `{name}` are both given",
+                    "one of them, as each decides the ranks",
+                    "Leave one out.",
                 )
-    if fit_cutoff is not None:
-        _checks.cutoff(fit_cutoff, "fit_cutoff")
-    rule = "bema" if rule is None else rule
-    if bulk_keep is None:
-        bulk_keep = BULK_KEEP if rule == "bema" else 0.0
-    elif rule in RULES and rule != "bema":
-        refuse_bulk_keep(rule, bulk_keep)
-    analysis = {**options, "cutoff": fit_cutoff, "rule": rule, "bulk_keep": bulk_keep}
-    check_options(analysis)
-    check_jobs(n_jobs)
-    return analysis
-
-
-def sizes_only(sides: Mapping[str, tuple[int, ...]], unread: Mapping[str, str]) -> Report:
-    """Return a report that knows (rows, columns) of matrices, and the reasons of unread ones.
-
-    Enough to check ranks before all the work.
-    """
-    rows = [{"name": name, "rows": rows, "columns": columns} for name, (rows, columns) in
-            sides.items()]  # fmt: skip
-    skipped = [{"name": name, "reason": reason} for name, reason in unread.items()]
-    return Report(rows, skipped, {}, {}, {})
-
-
-def _check_budget(budget: Any, mode: str) -> None:
-    """Raise unless `budget` is a share in (0, 1] and the mode saves parameters."""
-    if mode != "split":
-        raise InvalidOptionError(
-            "`budget` is a share of parameters, and mode='truncate' saves none; expected "
-            "mode='split'. Truncate with `rule`, `bulk_keep` or `ranks`."
-        )
-    share = _checks.inside(
-        budget, "budget", 0.0, 1.0, closed=True, hint="It is the share of parameters to keep."
-    )
-    if share == 0.0:
-        raise InvalidOptionError("`budget` is 0; expected a share above 0 to keep, as 0.5.")

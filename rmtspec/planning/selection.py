@@ -2,16 +2,44 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from rmtspec._text import grouped, printable
-from rmtspec.checkpoint.stored import layer_of
 from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 
-T = TypeVar("T")
 Predicate = Callable[[str, Any], bool]
 #: What `include` and `exclude` take.
 Pattern = str | re.Pattern[str] | Predicate | Iterable[str | re.Pattern[str] | Predicate]
+
+
+class Named(Protocol):
+    """What can be chosen: it tells the names by which it is known, its own and its layer's."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that patterns may meet."""
+        ...
+
+
+M = TypeVar("M", bound=Named)
+
+
+class Chosen(NamedTuple, Generic[M]):
+    """What a selection leaves of the matrices of a model.
+
+    Attributes
+    ----------
+    matrices : dict
+        The chosen ones by name.
+    left_out : list of dict
+        "name" and "reason" of the others.
+    named : set of str
+        Names of matrices that `include` asks for.
+    """
+
+    matrices: dict[str, M]
+    left_out: list[dict[str, str]]
+    named: set[str]
 
 
 class Selection:
@@ -43,19 +71,28 @@ class Selection:
         """Tell whether `include` was given and names the object: the user asked for it."""
         return self._include is not None and self._any(self._include, list(names), value)
 
-    def choose(self, tensors: Mapping[str, T]) -> tuple[dict[str, T], list[dict[str, str]]]:
-        """Return the tensors of a file that pass, and the "name" and "reason" of the others.
+    def choose(
+        self,
+        matrices: Mapping[str, M],
+        owner_of: Callable[[M], Any] | None = None,
+        leave: Callable[[M], str] | None = None,
+    ) -> "Chosen[M]":
+        """Return the matrices that pass, and why the others are left out.
 
-        Each is known under its own name and that of its layer ("fc.weight", "fc").
+        Predicates are given the matrix, or what `owner_of` returns for it. `leave` may tell of a
+        matrix that passes why it is left out all the same.
         """
-        chosen, left_out = {}, []
-        for name, tensor in tensors.items():
-            reason = self.refusal({name, layer_of(name)}, tensor)
+        chosen: Chosen[M] = Chosen({}, [], set())
+        for name, matrix in matrices.items():
+            owner = matrix if owner_of is None else owner_of(matrix)
+            reason = self.refusal(matrix.names, owner) or (leave(matrix) if leave else "")
             if reason:
-                left_out.append({"name": name, "reason": reason})
-            else:
-                chosen[name] = tensor
-        return chosen, left_out
+                chosen.left_out.append({"name": name, "reason": reason})
+                continue
+            chosen.matrices[name] = matrix
+            if self.named(matrix.names, owner):
+                chosen.named.add(name)
+        return chosen
 
     @property
     def settings(self) -> dict[str, list[str]]:

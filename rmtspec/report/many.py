@@ -10,8 +10,8 @@ from rmtspec.errors import (
     InvalidValueError,
     RmtspecError,
 )
-from rmtspec.report.matrix_report import MatrixReport, analyze
-from rmtspec.report.options import Progress, check_jobs, check_options, check_progress
+from rmtspec.report.matrix_report import MatrixReport, report_on
+from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
 from rmtspec.report.sources import named_items
@@ -70,7 +70,13 @@ def analyze_many(
     >>> [(row["name"], row["n_spikes"]) for row in report.rows]
     [('planted', 2), ('noise', 0)]
     """
-    settings = check_options(options)
+    return report_on_many(source, AnalysisOptions.of(options), n_jobs, progress)
+
+
+def report_on_many(
+    source: Any, options: AnalysisOptions, n_jobs: int | None, progress: Progress | None
+) -> Report:
+    """Return what `analyze_many` does with these options."""
     n_jobs = check_jobs(n_jobs)
     check_progress(progress)
     total, items = named_items(source)
@@ -93,7 +99,7 @@ def analyze_many(
             "`source` is empty; expected at least one matrix. "
             "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
         )
-    return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], settings)
+    return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], options.settings)
 
 
 def report_of(
@@ -119,16 +125,14 @@ class Unread(str):
     __slots__ = ()
 
 
-def outcome_of(options: Mapping[str, Any], item: tuple[str, Any]) -> MatrixReport | str:
+def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> MatrixReport | str:
     """Return the report of a named matrix, or the reason why it cannot be analysed."""
     name, value = item
     try:
-        kind = getattr(value, "kind", None)
-        if isinstance(kind, str):
-            options = {"kind": kind, **options}
+        kind = options.kind or getattr(value, "kind", None)
         if callable(value):
             value = value()
-        return analyze(value, name=name, **options)
+        return report_on(value, name, kind if isinstance(kind, str) else "matrix", options)
     except FileError as error:
         return Unread(error)
     except RmtspecError as error:

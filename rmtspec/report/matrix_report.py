@@ -1,6 +1,7 @@
 """Analysis of one matrix: spectrum, fit, test and rank in one call and one report."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
 from rmtspec.matrix.rank import RankDecision, choose_rank
 from rmtspec.matrix.spectrum import Spectrum, spectrum
+from rmtspec.report.options import AnalysisOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,42 +71,7 @@ class MatrixReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat JSON-ready row (nan as None), the row of a `Report`."""
-        spec, fit, test, rank = self.spectrum, self.fit, self.test, self.rank
-        row = {
-            "name": self.name,
-            "kind": self.kind,
-            "rows": spec.shape[0],
-            "columns": spec.shape[1],
-            "dtype": spec.dtype,
-            "n": spec.n,
-            "p": spec.p,
-            "ratio": spec.ratio,
-            "method": spec.method,
-            "numerical_rank": spec.numerical_rank,
-            "variance": fit.variance,
-            "lower_edge": fit.lower_edge,
-            "bulk_edge": fit.bulk_edge,
-            "threshold": fit.threshold,
-            "n_spikes": fit.n_spikes,
-            "n_removed": fit.n_removed,
-            "refinement": fit.refinement,
-            "largest_eigenvalue": float(spec.eigenvalues[-1]),
-            "fit_statistic": test.statistic,
-            "fit_pvalue": test.pvalue,
-            "accepted": test.accepted,
-            "rank": rank.rank,
-            "rule": rank.rule,
-            "keep": rank.keep,
-            "break_even": rank.break_even,
-            "saves": rank.saves,
-            "parameters_before": self.parameters_before,
-            "parameters_after": self.parameters_after,
-            "reliable": self.reliable,
-            "reason": self.reason,
-            "note": fit.note,
-            "seconds": self.seconds,
-        }
-        return {key: plain(value) for key, value in row.items()}
+        return {column: plain(value(self)) for column, value in COLUMNS.items()}
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the spectrum with the fitted law: see `rmtspec.plot.plot_esd`."""
@@ -138,6 +105,43 @@ class MatrixReport:
         if fit.note:
             pairs.append(("note", fit.note))
         return aligned(f"MatrixReport {self.name}", pairs)
+
+
+#: The columns of a report in their order, and what stands in them.
+COLUMNS: dict[str, Callable[[MatrixReport], Any]] = {
+    "name": lambda m: m.name,
+    "kind": lambda m: m.kind,
+    "rows": lambda m: m.spectrum.shape[0],
+    "columns": lambda m: m.spectrum.shape[1],
+    "dtype": lambda m: m.spectrum.dtype,
+    "n": lambda m: m.spectrum.n,
+    "p": lambda m: m.spectrum.p,
+    "ratio": lambda m: m.spectrum.ratio,
+    "method": lambda m: m.spectrum.method,
+    "numerical_rank": lambda m: m.spectrum.numerical_rank,
+    "variance": lambda m: m.fit.variance,
+    "lower_edge": lambda m: m.fit.lower_edge,
+    "bulk_edge": lambda m: m.fit.bulk_edge,
+    "threshold": lambda m: m.fit.threshold,
+    "n_spikes": lambda m: m.fit.n_spikes,
+    "n_removed": lambda m: m.fit.n_removed,
+    "refinement": lambda m: m.fit.refinement,
+    "largest_eigenvalue": lambda m: float(m.spectrum.eigenvalues[-1]),
+    "fit_statistic": lambda m: m.test.statistic,
+    "fit_pvalue": lambda m: m.test.pvalue,
+    "accepted": lambda m: m.test.accepted,
+    "rank": lambda m: m.rank.rank,
+    "rule": lambda m: m.rank.rule,
+    "keep": lambda m: m.rank.keep,
+    "break_even": lambda m: m.rank.break_even,
+    "saves": lambda m: m.rank.saves,
+    "parameters_before": lambda m: m.parameters_before,
+    "parameters_after": lambda m: m.parameters_after,
+    "reliable": lambda m: m.reliable,
+    "reason": lambda m: m.reason,
+    "note": lambda m: m.fit.note,
+    "seconds": lambda m: m.seconds,
+}
 
 
 def analyze(
@@ -195,22 +199,43 @@ def analyze(
     >>> report.fit.n_spikes, report.test.accepted, report.rank.saves
     (3, True, True)
     """
-    if not isinstance(name, str) or not isinstance(kind, str):
-        raise InvalidTypeError(f"`name` is {name!r} and `kind` {kind!r}; expected text.")
+    options = AnalysisOptions(
+        kind=kind, method=method, precision=precision, eigensolver=eigensolver, alpha=alpha,
+        beta=beta, quantiles=quantiles, refine=refine, cutoff=cutoff, level=level, rule=rule,
+        bulk_keep=bulk_keep, keep=keep, min_rank=min_rank,
+    )  # fmt: skip
+    return report_on(W, name, kind, options)
+
+
+def report_on(
+    W: ArrayLike | Spectrum, name: str, kind: str, options: AnalysisOptions
+) -> MatrixReport:
+    """Return what `analyze` does with these options."""
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"`name` is {name!r}; expected text.")
     start = time.perf_counter()
     if isinstance(W, Spectrum):
         spec = W
     else:
-        spec = spectrum(W, method, precision=precision, eigensolver=eigensolver)
-    fit = bema(spec, alpha, beta, quantiles=quantiles, refine=refine)
-    test = fit_test(spec, fit, cutoff=cutoff, level=level)
-    rank = choose_rank(spec, fit, rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank)
+        spec = spectrum(
+            W, options.method, precision=options.precision, eigensolver=options.eigensolver
+        )
+    fit = bema(
+        spec, options.alpha, options.beta, quantiles=options.quantiles, refine=options.refine
+    )
+    test = fit_test(spec, fit, cutoff=options.cutoff, level=options.level)
+    rank = choose_rank(
+        spec, fit, rule=options.rule, bulk_keep=options.bulk_keep, keep=options.keep,
+        min_rank=options.min_rank,
+    )  # fmt: skip
     reliable = spec.p >= RELIABLE_FROM
     reasons = [fit.reason]
     if not reliable:
         reasons.append(f"unreliable: smaller side {spec.p} is below {RELIABLE_FROM}")
     if rank.reason not in reasons:
         reasons.append(rank.reason)
-    reason = "; ".join(part for part in reasons if part)
-    seconds = time.perf_counter() - start
-    return MatrixReport(name, kind, spec, fit, test, rank, reliable, reason, seconds)
+    return MatrixReport(
+        name=name, kind=kind, spectrum=spec, fit=fit, test=test, rank=rank, reliable=reliable,
+        reason="; ".join(part for part in reasons if part),
+        seconds=time.perf_counter() - start,
+    )  # fmt: skip

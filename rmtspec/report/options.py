@@ -1,47 +1,74 @@
-"""Options of an analysis, checked before any work."""
+"""Options of an analysis as one value, checked before any work."""
 
-import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
-
-import numpy as np
 
 from rmtspec import _checks
 from rmtspec._records import plain
-from rmtspec.errors import InvalidOptionError, InvalidTypeError
-from rmtspec.report.matrix_report import analyze
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
+from rmtspec.matrix.bema import check_levels
+from rmtspec.matrix.eigenvalues import Eigensolver
+from rmtspec.matrix.fit_test import check_decision
+from rmtspec.matrix.rank import check_shares
+from rmtspec.matrix.spectrum import check_route
 
 Progress = Callable[[int, int | None, str], object]
 
 
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of `analyze` as settings of a report, or raise for a wrong one."""
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(analyze).parameters.items()
-        if name not in ("W", "name")
-    }
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InvalidTypeError(
-            f"`{unknown[0]}` is no option of the analysis; expected one of "
-            f"{', '.join(sorted(known))}."
-        )
-    given = dict(options)
-    solver = given.get("eigensolver")
-    if solver is not None:
-        if not callable(solver):
-            raise InvalidTypeError(f"`eigensolver` is {solver!r}; expected a callable, or None.")
-        given["eigensolver"] = np.linalg.eigvalsh  # the check below must not run the user's
-    _checks.integer(given.pop("min_rank", 0), "min_rank", 0)  # its upper end is each matrix's own
-    analyze(_PILOT, **given)
-    settings = {**known, **options}
-    if "kind" not in options:
-        settings.pop("kind")
-    if solver is not None:
-        settings["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
-    result: dict[str, Any] = plain(settings)
-    return result
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisOptions:
+    """The options of `rmtspec.analyze`, which describes them; a wrong one raises here.
+
+    `kind` is None where each matrix tells its own.
+    """
+
+    kind: str | None = None
+    method: str = "auto"
+    precision: str = "float64"
+    eigensolver: Eigensolver | None = None
+    alpha: float = 0.2
+    beta: float = 0.1
+    quantiles: str = "midpoint"
+    refine: bool = True
+    cutoff: float | None = None
+    level: float = 0.05
+    rule: str = "bema"
+    bulk_keep: float = 0.0
+    keep: float | None = None
+    min_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str | None):
+            raise InvalidOptionTypeError(f"`kind` is {self.kind!r}", "text")
+        check_route(self.method, self.precision, self.eigensolver)
+        check_levels(self.alpha, self.beta, self.quantiles)
+        check_decision(self.cutoff, self.level)
+        check_shares(self.rule, self.bulk_keep, self.keep)
+        _checks.integer(self.min_rank, "min_rank", 0)  # its upper end is each matrix's own
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":
+        """Return the options that are given by name, or raise for an unknown one."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InvalidOptionTypeError(
+                    f"`{name}` is no option of the analysis", f"one of {', '.join(sorted(known))}"
+                )
+        return cls(**given)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options as a report holds them."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.kind is None:
+            del found["kind"]
+        solver = self.eigensolver
+        if solver is not None:
+            found["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
+        result: dict[str, Any] = plain(found)
+        return result
 
 
 def check_jobs(n_jobs: Any) -> int | None:
@@ -58,7 +85,4 @@ def check_jobs(n_jobs: Any) -> int | None:
 def check_progress(progress: Any) -> None:
     """Raise unless `progress` can be called, or is None."""
     if progress is not None and not callable(progress):
-        raise InvalidTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
-
-
-_PILOT = np.eye(4)
+        raise InvalidOptionTypeError(f"`progress` is {progress!r}", "a callable, or None")

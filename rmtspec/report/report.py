@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rmtspec._files import PathLike, read_json, write_atomically
 from rmtspec._records import plain
@@ -19,8 +19,7 @@ from rmtspec.errors import (
     InvalidValueError,
     MissingDependencyError,
 )
-from rmtspec.report.matrix_report import MatrixReport, analyze
-from rmtspec.report.options import _PILOT
+from rmtspec.report.matrix_report import COLUMNS, MatrixReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +62,7 @@ class Report:
     totals: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, path: PathLike) -> "Report":
+    def from_json(cls, path: PathLike) -> Self:
         """Read a report, or a plan, that `to_json` wrote.
 
         Raises
@@ -74,7 +73,7 @@ class Report:
         return cls.from_dict(read_json(path, "a report", SCHEMA), str(path))
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], owner: str = "The mapping") -> "Report":
+    def from_dict(cls, content: Mapping[str, Any], owner: str = "The mapping") -> Self:
         """Return the report whose `to_dict` is given; `owner` is what an error calls it.
 
         Raises
@@ -261,8 +260,7 @@ class Report:
         return "\n".join(lines)
 
     def _columns(self) -> list[str]:
-        row = self.rows[0] if self.rows else analyze(_PILOT).to_dict()
-        return list(row)
+        return list(self.rows[0]) if self.rows else list(COLUMNS)
 
 
 def check_suffix(path: PathLike) -> str:

@@ -18,8 +18,8 @@ from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import Unread, outcome_of, report_of
-from rmtspec.report.matrix_report import MatrixReport, analyze
-from rmtspec.report.options import Progress, check_jobs, check_options, check_progress
+from rmtspec.report.matrix_report import MatrixReport, report_on
+from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
 from rmtspec.runs.costs import cost
@@ -105,18 +105,19 @@ def analyze_checkpoint(
         threads = _checks.integer(threads, "threads", 1)
     if device is not None:
         options = {**options, "eigensolver": _on_device(device, n_jobs)}
-    settings = check_options(options)
+    analysis = AnalysisOptions.of(options)
+    settings = analysis.settings
     if device is not None:
         settings["device"] = str(device)
     selection = Selection(include, exclude)
     listed = path if isinstance(path, Checkpoint) else matrices_in(path)
-    chosen, left_out = selection.choose(listed.matrices)
+    chosen, left_out, _ = selection.choose(listed.matrices)
     skipped = [*listed.skipped, *left_out]
     if not chosen:
         raise InvalidValueError(nothing_in(listed.path, skipped, selection.unmet))
     settings |= selection.settings
     run = functools.partial(
-        outcomes, chosen, options, n_jobs=n_jobs, threads=threads, progress=progress
+        outcomes, chosen, analysis, n_jobs=n_jobs, threads=threads, progress=progress
     )
     if journal is None:
         return report_of(run(), settings, skipped)
@@ -132,7 +133,7 @@ def analyze_checkpoint(
 
 def outcomes(
     matrices: Mapping[str, StoredMatrix],
-    options: Mapping[str, Any],
+    options: AnalysisOptions,
     *,
     n_jobs: int | None,
     threads: int | None = None,
@@ -152,10 +153,10 @@ def outcomes(
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in found]
     # The costliest first, so that processes end together.
     missing.sort(key=lambda item: -cost(*item[1].sides).operations)
-    work = functools.partial(outcome_of, dict(options))
+    work = functools.partial(outcome_of, options)
     # On a device the next matrix is read meanwhile; elsewhere reading is not what takes time.
     items: Iterable[Any] = missing
-    if options.get("eigensolver") is not None and n_jobs == 1:
+    if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
     for index, outcome in each(work, items, n_jobs=n_jobs, threads=threads):
         name = missing[index][0]
@@ -178,7 +179,7 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def _from_entry(
-    entry: Mapping[str, Any], matrix: StoredMatrix, options: Mapping[str, Any]
+    entry: Mapping[str, Any], matrix: StoredMatrix, options: AnalysisOptions
 ) -> Outcome:
     """Return what an earlier run found, to the last digit."""
     if "skipped" in entry:
@@ -192,7 +193,7 @@ def _from_entry(
             f"The journal's line of {entry['name']!r} is damaged ({error}). Delete that line, or "
             "the journal, and run again."
         ) from None
-    report = analyze(spectrum, name=entry["name"], **{"kind": matrix.kind, **options})
+    report = report_on(spectrum, entry["name"], options.kind or matrix.kind, options)
     return dataclasses.replace(report, seconds=seconds)
 
 

@@ -93,7 +93,7 @@ def dry_run(
     `speed` is measured in half a second where it is not given, with as many BLAS threads as each
     process would have. No tensor is read.
     """
-    chosen, left_out = selection.choose(listed.matrices)
+    chosen, left_out, _ = selection.choose(listed.matrices)
     skipped = [*listed.skipped, *left_out]
     if not chosen:
         raise InvalidValueError(nothing_in(listed.path, skipped, selection.unmet))

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import Checkpoint
-from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.planning.given import adopt
-from rmtspec.planning.options import analysis_options, sizes_only
-from rmtspec.planning.plan import check_ranks, make_plan
+from rmtspec.planning.options import PlanOptions
+from rmtspec.planning.plan import Plan, make_plan
 from rmtspec.planning.selection import Pattern, Selection
+from rmtspec.planning.target import given_ranks
 from rmtspec.report.many import Unread, report_of
-from rmtspec.report.options import Progress, check_options, check_progress
+from rmtspec.report.options import Progress
 from rmtspec.report.report import Report, check_suffix
 from rmtspec.runs.analyze import outcomes
 from rmtspec.runs.fingerprint import fingerprint
@@ -31,16 +32,18 @@ from rmtspec.runs.journal import Journal
 from rmtspec.runs.pruned_tensors import check_holdable, outgoing_files
 from rmtspec.runs.targets import refuse_factors, targets_of
 from rmtspec.runs.work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
+from rmtspec.terms import Action
 
-FORMS = ("factors", "dense")
-_MODE = {"factors": "split", "dense": "truncate"}
+#: What the files of a mode are called: the words of `--as`, reports and journals.
+FORMS = {"split": "factors", "truncate": "dense"}
 
 
 def prune_checkpoint(
     path: PathLike | Checkpoint,
     out: PathLike | None,
     *,
-    form: str = "factors",
+    mode: str = "split",
+    rule: str | None = None,
     bulk_keep: float | None = None,
     fit_cutoff: float | None = None,
     include: Pattern | None = None,
@@ -54,8 +57,9 @@ def prune_checkpoint(
     n_jobs: int | None = 1,
     threads: int | None = None,
     progress: Progress | None = None,
+    form: str | None = None,
     **options: Any,
-) -> Report:
+) -> Plan:
     """Prune the matrices of a weight file or folder into a new folder; return what was done.
 
     One matrix is in memory at a time. The work is kept beside `out`, in a hidden folder that ends
@@ -65,16 +69,17 @@ def prune_checkpoint(
     Parameters
     ----------
     path : path or Checkpoint
-        Of `rmtspec.checkpoint.matrices_in`, where `form` is "factors" with ``parts=False``. It is
-        only read.
+        As `rmtspec.checkpoint.matrices_in` takes or returns it. It is only read.
     out : path or None
         A folder that does not exist yet or is empty; None only with `dry_run`.
-    form : {"factors", "dense"}
-        "factors" writes ``x.outer.weight`` and ``x.inner.weight`` in place of ``x.weight``
+    mode : {"split", "truncate"}
+        "split" writes ``x.outer.weight`` and ``x.inner.weight`` in place of ``x.weight``
         (outer @ inner, in the layout in which it was stored; the bias becomes ``x.outer.bias``)
-        and a manifest; "dense" their product, under the names and in the shapes of `path`. A
+        and a manifest; "truncate" their product, under the names and in the shapes of `path`. A
         fused layer (qkv, gate_up) is split as the one layer it is, but made dense part by part;
         stacks of experts can only be made dense.
+    rule : {"bema", "energy", "fraction"}
+        How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "bema".
     bulk_keep : float, optional
         Share of the bulk to keep beside the spikes; 0.45, unless `budget` or another rule decides.
     fit_cutoff : float, optional
@@ -99,12 +104,14 @@ def prune_checkpoint(
     progress : callable, optional
         Called after each matrix with (done, total, name), first of the analysis, then, from 1
         again, of the writing.
+    form : {"factors", "dense"}, optional
+        The old name of `mode`.
     **options
-        Of `analyze`: `rule` and `keep`, `alpha`, `beta`, ...
+        Of `analyze`: `keep`, `alpha`, `beta`, ...
 
     Returns
     -------
-    Report
+    Plan
         The plan; where it was carried out, `weight_error` is measured on what was written.
 
     Raises
@@ -129,41 +136,47 @@ def prune_checkpoint(
     >>> done.row("fc.weight")["rank"], done.totals["parameters_after"]
     (1, 140)
     """
-    selection, analysis = check_request(
-        out, form=form, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include,
-        exclude=exclude, min_saving=min_saving, ranks=ranks, budget=budget, plan=plan,
-        n_jobs=n_jobs, **options,
+    if form is not None:
+        _checks.choice(form, "form", tuple(FORMS.values()))
+        mode = next(new for new, old in FORMS.items() if old == form)
+        words = f"`form` is now called `mode`: pass mode={mode!r}."
+        warnings.warn(words, RmtspecWarning, stacklevel=2)
+    asked = PlanOptions(
+        mode=mode, rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include,
+        exclude=exclude, min_saving=min_saving, ranks=ranks, budget=budget, n_jobs=n_jobs,
+        progress=progress, plan=plan, more=options,
     )  # fmt: skip
+    if out is not None and not is_finished(out):
+        empty_folder(out)
     if out is None and not dry_run:
         raise InvalidTypeError("`out` is None; expected a folder, unless dry_run=True.")
-    check_progress(progress)
     if threads is not None:
         threads = _checks.integer(threads, "threads", 1)
     if report is not None:
         check_suffix(report)
         check_writable(report)
-    # A layer that is split is split whole; a stack of experts stays one tensor in either form.
-    listed = path if isinstance(path, Checkpoint) else matrices_in(path, parts=form == "dense")
+    # A layer that is split is split whole; a stack of experts stays one tensor in either mode.
+    truncates = asked.mode == Action.TRUNCATE
+    listed = path if isinstance(path, Checkpoint) else matrices_in(path, parts=truncates)
     refuse_factors(listed)
     for tensor in listed.tensors.values():
         check_holdable(tensor)
     _check_all_read(listed)
-    task = _Task(listed, selection, form, analysis, n_jobs, threads, progress)
-    wanted = {
-        "fit_cutoff": fit_cutoff, "min_saving": min_saving, "ranks": ranks, "budget": budget,
-    }  # fmt: skip
+    task = _Task(listed, asked, threads)
     if out is None or dry_run:
-        return task.sized(task.plan(plan, wanted, None), {})[0]
+        return task.sized(task.plan(), {})[0]
     check_outside(out, listed.path)
-    if form == "dense":
+    if truncates:
         size = sum(t.nbytes for t in listed.tensors.values())
         check_space(out, size - written_bytes(out))
-    settings = {**check_options(analysis), **selection.settings, **wanted}
+    settings = {
+        **asked.analysis.settings, **task.selection.settings, "fit_cutoff": fit_cutoff,
+        "min_saving": min_saving, "ranks": ranks, "budget": budget,
+    }  # fmt: skip
     if plan is not None:
-        given = task.plan(plan, wanted, None).rows
-        settings["plan"] = [[row["name"], row["action"], row["rank"]] for row in given]
+        settings["plan"] = [[row["name"], row["action"], row["rank"]] for row in task.plan().rows]
     header = {
-        "command": f"prune --as {form}",
+        "command": f"prune --as {task.form}",
         "checkpoint": fingerprint(listed),
         "settings": plain(settings),
         "versions": versions(),
@@ -171,9 +184,9 @@ def prune_checkpoint(
     with work_folder(out, header) as work:
         finished = next((e[FINISHED] for e in work.journal.entries if FINISHED in e), None)
         if finished is not None:
-            done = Report.from_dict(finished)
+            done = Plan.from_dict(finished)
         else:
-            done = _carry_out(task, task.plan(plan, wanted, work.journal), work)
+            done = _carry_out(task, task.plan(work.journal), work)
             work.journal.add({FINISHED: done.to_dict()})
         work.finish()
         if report is not None:
@@ -181,91 +194,38 @@ def prune_checkpoint(
     return done
 
 
-def check_request(
-    out: PathLike | None,
-    *,
-    form: str = "factors",
-    bulk_keep: float | None = None,
-    fit_cutoff: float | None = None,
-    include: Pattern | None = None,
-    exclude: Pattern | None = None,
-    min_saving: float = 0.0,
-    ranks: Mapping[str, int] | None = None,
-    budget: float | None = None,
-    plan: Report | None = None,
-    n_jobs: int | None = 1,
-    **options: Any,
-) -> tuple[Selection, dict[str, Any]]:
-    """Raise for what is wrong before the file is looked at; return selection and options."""
-    _checks.choice(form, "form", FORMS)
-    given = {
-        "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff, "include": include, "exclude": exclude,
-        "min_saving": min_saving or None, "ranks": ranks or None, "budget": budget, **options,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    if plan is not None and given:
-        raise InvalidOptionError(
-            f"`plan` and `{next(iter(given))}` are both given; expected one of them, as the plan "
-            "says what is done to each matrix. Edit the plan, or make a new one."
-        )
-    rule = options.pop("rule", None)
-    analysis = analysis_options(
-        _MODE[form], rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, min_saving=min_saving,
-        budget=budget, n_jobs=n_jobs, options=options,
-    )  # fmt: skip
-    selection = Selection(include, exclude)
-    if out is not None and not is_finished(out):
-        empty_folder(out)
-    return selection, analysis
-
-
-@dataclass(frozen=True, slots=True)
 class _Task:
-    """What is pruned, and how its matrices are analysed."""
+    """What is pruned, and what is asked."""
 
-    listed: Checkpoint
-    selection: Selection
-    form: str
-    analysis: dict[str, Any]
-    n_jobs: int | None
-    threads: int | None
-    progress: Progress | None
+    def __init__(self, listed: Checkpoint, options: PlanOptions, threads: int | None) -> None:
+        self.listed, self.options, self._threads = listed, options, threads
+        self.selection = options.selection()
+        self.form = FORMS[options.mode]
 
-    def plan(self, given: Report | None, wanted: dict[str, Any], journal: Journal | None) -> Report:
+    def plan(self, journal: Journal | None = None) -> Plan:
         """Return what is done to each matrix: as given, or from the analysis."""
-        listed, selection = self.listed, self.selection
-        targets = targets_of(listed, selection)
-        if given is not None:
-            return adopt(
-                given,
-                targets,
-                {name: matrix.sides for name, matrix in listed.matrices.items()},
-                {name: matrix.kind for name, matrix in listed.matrices.items()},
-                owner=str(listed.path),
-                dense=self.form == "dense",
-            )
-        chosen, left_out = selection.choose(listed.matrices)
-        skipped = [*listed.skipped, *left_out]
-        if not chosen:
-            raise _nothing(listed.path, skipped, selection)
-        targets = {name: targets[name] for name in chosen}
-        sides = {name: matrix.sides for name, matrix in chosen.items()}
-        mode = _MODE[self.form]
-        # Not after hours of analysis.
-        check_ranks(wanted["ranks"] or {}, sizes_only(sides, {}), targets, mode)
+        listed, options = self.listed, self.options
+        chosen = self.selection.choose(listed.matrices)
+        if options.plan is not None:
+            targets = targets_of(listed, chosen)
+            dense = options.mode == Action.TRUNCATE
+            return adopt(options.plan, targets, owner=str(listed.path), dense=dense)
+        skipped = [*listed.skipped, *chosen.left_out]
+        if not chosen.matrices:
+            raise _nothing(listed.path, skipped, self.selection)
+        targets = targets_of(listed, chosen)
+        given_ranks(options, targets)  # not after hours of analysis
         found = outcomes(
-            chosen, self.analysis, n_jobs=self.n_jobs, threads=self.threads,
-            progress=self.progress, journal=journal,
+            chosen.matrices, options.analysis, n_jobs=options.n_jobs, threads=self._threads,
+            progress=options.progress, journal=journal,
         )  # fmt: skip
         unread = [outcome for _, outcome in found if isinstance(outcome, Unread)]
         if unread and journal is not None:  # it could not be copied either
             raise FileError(unread[0])
-        report = report_of(found, check_options(self.analysis), skipped)
-        return make_plan(report, targets, mode=mode, **wanted)
+        report = report_of(found, options.analysis.settings, skipped)
+        return make_plan(report, targets, options)
 
-    def sized(
-        self, decided: Report, errors: dict[str, float]
-    ) -> tuple[Report, list[list[Outgoing]]]:
+    def sized(self, decided: Plan, errors: dict[str, float]) -> tuple[Plan, list[list[Outgoing]]]:
         """Return the plan with what the whole model comes to, and the files it makes."""
         files = outgoing_files(self.listed, decided.rows, errors)
         old, new = self.listed.tensors.values(), [t for each in files for t in each]
@@ -278,15 +238,15 @@ class _Task:
         settings = {**decided.settings, **self.selection.settings, "form": self.form}
         return dataclasses.replace(decided, settings=settings, totals=totals), files
 
-    def nothing(self, decided: Report) -> InvalidValueError:
+    def nothing(self, decided: Plan) -> InvalidValueError:
         """Return the error of a plan that leaves everything as it is."""
         kept = [{"name": row["name"], "reason": row["reason"]} for row in decided.rows]
         return _nothing(self.listed.path, [*kept, *decided.skipped], self.selection)
 
 
-def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
+def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
     """Write the new files, those that an earlier call has not; return what was done."""
-    if all(row["action"] == "keep" for row in decided.rows):
+    if not decided.cut:
         raise task.nothing(decided)
     _check_same(decided, work)
     errors: dict[str, float] = {}
@@ -295,7 +255,7 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
     for entry in entries:
         errors |= entry.get("errors", {})
     noted = set(errors)
-    cut = sum(row["action"] != "keep" for row in decided.rows)
+    cut = len(decided.cut)
     sizes = {entry["file"]: entry for entry in entries if "sha256" in entry}
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
@@ -310,8 +270,8 @@ def _carry_out(task: _Task, decided: Report, work: WorkFolder) -> Report:
             measured = {key: errors[key] for key in errors.keys() - noted}
             for matrix in measured:
                 noted.add(matrix)
-                if task.progress is not None:
-                    task.progress(len(noted), cut, matrix)
+                if task.options.progress is not None:
+                    task.options.progress(len(noted), cut, matrix)
             work.journal.add({"file": name, "tensor": tensor.name, "errors": measured})
 
         sha256 = write_safetensors(
@@ -350,9 +310,9 @@ def _check_all_read(listed: Checkpoint) -> None:
             )
 
 
-def _check_same(decided: Report, work: WorkFolder) -> None:
+def _check_same(decided: Plan, work: WorkFolder) -> None:
     """Raise where an earlier call wrote by another plan: a predicate is known by its name only."""
-    cut = [[r["name"], r["action"], r["rank"]] for r in decided.rows if r["action"] != "keep"]
+    cut = [[row["name"], row["action"], row["rank"]] for row in decided.cut]
     earlier = next((entry["cut"] for entry in work.journal.entries if "cut" in entry), None)
     if earlier is None:
         work.journal.add({"cut": cut})

@@ -383,7 +383,7 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
     done = run("prune", model, tmp_path / "out", *text.split())
     assert (done.exit_code, done.stderr) == (1, "Error: enough\n")
     expected = {
-        "form": "dense",
+        "mode": "truncate",
         "bulk_keep": 0.3,
         "fit_cutoff": 0.1,
         "include": "a",
@@ -434,8 +434,8 @@ def test_prune_defaults_are_those_it_shows():
     defaults = inspect.signature(rmtspec.analyze).parameters
     assert shown["rule"] == defaults["rule"].default
     assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
-    form = next(option for option in options if option.name == "form")
-    assert tuple(form.type.choices) == _prune_checkpoint.FORMS
+    mode = next(option for option in options if option.name == "mode")
+    assert tuple(mode.type.choices) == tuple(_prune_checkpoint.FORMS.values())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 import pytest
 
@@ -61,15 +62,34 @@ def test_unmet_patterns_as_they_were_written():
     assert selection.unmet == ["include='nowhere'", "exclude='x+'", shown]
 
 
-def test_choose_knows_tensors_under_their_layers_names_too():
-    tensors = {"fc.weight": 1, "fc.bias": 2, "head.weight": 3, "weight": 4}
-    chosen, left_out = Selection("^fc$|^weight$").choose(tensors)
-    assert chosen == {"fc.weight": 1, "weight": 4}
-    assert left_out == [
+class Weight(NamedTuple):
+    name: str
+    size: int
+
+    @property
+    def names(self):
+        return (self.name, layer_of(self.name))
+
+
+def test_choose_knows_matrices_under_all_their_names():
+    sizes = {"fc.weight": 1, "fc.bias": 2, "head.weight": 3, "weight": 4}
+    weights = {name: Weight(name, size) for name, size in sizes.items()}
+    chosen = Selection("^fc$|^weight$").choose(weights)
+    assert set(chosen.matrices) == chosen.named == {"fc.weight", "weight"}
+    assert chosen.left_out == [
         {"name": "fc.bias", "reason": "not in `include`"},
         {"name": "head.weight", "reason": "not in `include`"},
     ]
-    assert Selection(lambda name, value: value == 3).choose(tensors)[0] == {"head.weight": 3}
+    by_size = Selection(exclude=lambda name, value: value == 3)
+    chosen = by_size.choose(weights, lambda weight: weight.size, lambda weight: weight.name[:4])
+    assert chosen.matrices == {}
+    assert chosen.named == set()
+    assert [entry["reason"] for entry in chosen.left_out] == [
+        "fc.w",
+        "fc.b",
+        "in `exclude`",
+        "weig",
+    ]
     assert [layer_of(name) for name in ("a.b.weight", "weight", "a.bias", "in_proj_weight")] == [
         "a.b",
         "",

@@ -144,7 +144,7 @@ def test_unusable_source(source, error, message, n_jobs):
         ({"method": "qr"}, InvalidValueError, r"`method` is 'qr'"),
         ({"precision": "half"}, InvalidValueError, r"`precision` is 'half'"),
         ({"eigensolver": 3}, InvalidTypeError, r"`eigensolver` is 3; expected a callable"),
-        ({"kind": 3}, InvalidTypeError, r"`kind` 3"),
+        ({"kind": 3}, InvalidTypeError, r"`kind` is 3"),
         ({"gamma": 3}, InvalidTypeError, r"`gamma` is no option .* expected one of alpha, beta"),
         ({"name": "x"}, InvalidTypeError, r"`name` is no option"),
         ({"n_jobs": 0}, InvalidValueError, r"`n_jobs` is 0; expected a whole number other than 0"),

@@ -344,7 +344,7 @@ def sharded(tmp_path):
 def test_pruned_and_merged_is_what_dense_would_have_been(sharded, tmp_path):
     options = {"ranks": RANKS, "include": [*RANKS]}
     rmtspec.prune_checkpoint(sharded, tmp_path / "small", **options)
-    rmtspec.prune_checkpoint(sharded, tmp_path / "dense", form="dense", **options)
+    rmtspec.prune_checkpoint(sharded, tmp_path / "dense", mode="truncate", **options)
     names = merge_checkpoint(tmp_path / "small", tmp_path / "out")
     assert sorted(names) == sorted(f"{name}.weight" for name in RANKS)
     files = sorted(p.name for p in (tmp_path / "dense").iterdir())

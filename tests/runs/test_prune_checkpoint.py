@@ -11,12 +11,13 @@ import safetensors
 from numpy.testing import assert_allclose
 from safetensors.numpy import load_file, save_file
 
+import rmtspec
 from rmtspec import ensembles
 from rmtspec.checkpoint.index_writer import DENSE_WEIGHTS
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
-from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.report import Report
 from rmtspec.runs import prune as _prune_checkpoint
 from rmtspec.runs.prune import prune_checkpoint
@@ -124,7 +125,7 @@ def test_totals_are_those_of_the_files(model, tmp_path):
 
 
 def test_dense(model, tmp_path):
-    done = prune_checkpoint(model, tmp_path / "out", form="dense", bulk_keep=0.0)
+    done = prune_checkpoint(model, tmp_path / "out", mode="truncate", bulk_keep=0.0)
     assert [p.name for p in (tmp_path / "out").iterdir()] == [DENSE_WEIGHTS]
     found = load_file(tmp_path / "out" / DENSE_WEIGHTS)
     assert {name: array.shape for name, array in found.items()} == {
@@ -154,7 +155,7 @@ def test_what_is_left_alone_and_why(model):
         "A_log": "its name does not end in .weight, so its layer is not known",
         "head.weight": "smaller side 10 is below 16",
     }
-    done = prune_checkpoint(model, None, dry_run=True, form="dense", bulk_keep=0.0)
+    done = prune_checkpoint(model, None, dry_run=True, mode="truncate", bulk_keep=0.0)
     assert done.row("A_log")["reason"] == "not called a weight: cut only where `include` names it"
     assert done.row("token_embed.weight")["kind"] == "embedding"
 
@@ -223,7 +224,9 @@ def test_bfloat16_and_dtypes_that_numpy_lacks(tmp_path, form):
         Outgoing("packed", "F4", (4, 4), lambda: half, stored_bytes=8),
     ]
     write_safetensors(path, outgoing)
-    done = prune_checkpoint(path, tmp_path / "out", form=form, bulk_keep=0.0)
+    done = prune_checkpoint(
+        path, tmp_path / "out", mode={"factors": "split", "dense": "truncate"}[form], bulk_keep=0.0
+    )
     file = tmp_path / "out" / (WEIGHTS if form == "factors" else DENSE_WEIGHTS)
     found = dict(safetensors.deserialize(file.read_bytes()))
     assert bytes(found.pop("packed")["data"]) == half.tobytes()
@@ -373,7 +376,7 @@ def test_what_a_plan_says_of_sizes_and_errors_is_not_believed(model, tmp_path):
 
 
 def test_a_plan_of_splits_made_dense(model, tmp_path):
-    done = prune_checkpoint(model, tmp_path / "out", plan=edited(model, tmp_path), form="dense")
+    done = prune_checkpoint(model, tmp_path / "out", plan=edited(model, tmp_path), mode="truncate")
     found = load_file(tmp_path / "out" / DENSE_WEIGHTS)
     assert np.linalg.matrix_rank(found["fc.weight"], tol=1e-4) == 2
     assert done.row("fc.weight")["action"] == "truncate"
@@ -425,11 +428,12 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
     ("options", "error", "message"),
     [
         ({"form": "thin"}, InvalidValueError, "`form` is 'thin'"),
+        ({"mode": "thin"}, InvalidValueError, "`mode` is 'thin'"),
         ({"bulk_keep": 2}, InvalidValueError, "`bulk_keep` is 2"),
         ({"fit_cutoff": 7}, InvalidValueError, "`fit_cutoff` is 7"),
         ({"min_saving": 2}, InvalidValueError, "`min_saving` is 2"),
         ({"budget": 0}, InvalidValueError, "`budget` is 0"),
-        ({"budget": 0.5, "form": "dense"}, InvalidValueError, "mode='truncate' saves none"),
+        ({"budget": 0.5, "mode": "truncate"}, InvalidValueError, "mode='truncate' saves none"),
         ({"budget": 0.5, "bulk_keep": 0.1}, InvalidValueError, "`budget` and `bulk_keep` are both"),
         ({"budget": 0.5, "rule": "bema"}, InvalidValueError, "`budget` and `rule` are both"),
         ({"budget": 0.5, "keep": 0.9}, InvalidValueError, "`budget` and `keep` are both"),
@@ -462,6 +466,17 @@ def test_wrong_options_are_said_before_any_work(
     with pytest.raises(error, match=message):
         prune_checkpoint(model, **{"out": tmp_path / "out", **options})
     assert list(tmp_path.iterdir()) == [model]
+
+
+def test_the_old_name_of_mode_warns_and_works(model, tmp_path):
+    for form, mode in (("factors", "split"), ("dense", "truncate")):
+        with pytest.warns(RmtspecWarning, match=f"`form` is now called `mode`: pass mode='{mode}'"):
+            old = prune_checkpoint(model, tmp_path / form, form=form, bulk_keep=0.0)
+        new = prune_checkpoint(model, tmp_path / mode, mode=mode, bulk_keep=0.0)
+        assert type(old) is type(new) is rmtspec.Plan
+        assert [r["rank"] for r in old.rows] == [r["rank"] for r in new.rows]
+        files = [sorted(f.name for f in (tmp_path / name).iterdir()) for name in (form, mode)]
+        assert files[0] == files[1]
 
 
 def test_a_rank_of_what_must_stay(model, tmp_path):

@@ -103,7 +103,7 @@ def test_factors_of_shards(folder, tmp_path):
 
 
 def test_dense_shards(folder, tmp_path):
-    done = prune_checkpoint(folder, tmp_path / "out", form="dense", bulk_keep=0.0)
+    done = prune_checkpoint(folder, tmp_path / "out", mode="truncate", bulk_keep=0.0)
     found, places = tensors_in(tmp_path / "out")
     assert places == {name: file for file, tensors in SHARDS.items() for name in tensors}
     assert not (tmp_path / "out" / MANIFEST).exists()
@@ -192,7 +192,7 @@ def test_a_stack_of_experts(tmp_path, dtype):
     assert done.row(f"{name}[0]")["reason"] == "part of a tensor that holds several matrices"
     assert_array_equal(matrices_in(tmp_path / "factors").tensors[name](), experts)
     done = prune_checkpoint(
-        path, tmp_path / "dense", form="dense", bulk_keep=0.0, ranks={f"{name}[2]": 5},
+        path, tmp_path / "dense", mode="truncate", bulk_keep=0.0, ranks={f"{name}[2]": 5},
         exclude=r"w1\[1\]",
     )  # fmt: skip
     found = np.float64(matrices_in(tmp_path / "dense").tensors[name]())
@@ -233,7 +233,7 @@ def test_a_fused_tensor(tmp_path, across):
     assert found[f"{layer}.inner.weight"].shape == (7, W.shape[1])
     parts = [f"{name}[{part}]" for part in "qkv"]
     done = prune_checkpoint(
-        folder, tmp_path / "dense", form="dense", ranks=dict(zip(parts, (3, 4, 5), strict=True)),
+        folder, tmp_path / "dense", mode="truncate", ranks=dict(zip(parts, (3, 4, 5), strict=True)),
         include=name,
     )  # fmt: skip
     found = load_file(tmp_path / "dense" / "model.safetensors")[name]
@@ -243,7 +243,7 @@ def test_a_fused_tensor(tmp_path, across):
         error = np.linalg.norm(W[piece] - found[piece]) / np.linalg.norm(W[piece])
         assert_allclose(done.row(part)["weight_error"], error, rtol=1e-4)
     only = prune_checkpoint(
-        folder, tmp_path / "one", form="dense", include=r"\[k\]", ranks={parts[1]: 2}
+        folder, tmp_path / "one", mode="truncate", include=r"\[k\]", ranks={parts[1]: 2}
     )
     assert [row["name"] for row in only.rows] == [parts[1]]
     found = load_file(tmp_path / "one" / "model.safetensors")[name]
@@ -272,7 +272,9 @@ def test_numpys_formats(tmp_path, form, kind):
         (path / "readme.md").write_text("x")
         if kind == "npy":
             path, tensors = path / "fc.weight.npy", {"fc.weight": tensors["fc.weight"]}
-    done = prune_checkpoint(path, tmp_path / "out", form=form, bulk_keep=0.0)
+    done = prune_checkpoint(
+        path, tmp_path / "out", mode={"factors": "split", "dense": "truncate"}[form], bulk_keep=0.0
+    )
     assert (tmp_path / "out" / "readme.md").exists() == (kind == "folder")
     found, _ = tensors_in(tmp_path / "out")
     W, rank = tensors.pop("fc.weight"), done.row("fc.weight")["rank"]
@@ -297,7 +299,7 @@ def test_many_arrays_go_into_a_few_files(tmp_path, monkeypatch):
     for i in range(5):
         np.save(folder / f"w{i}.weight.npy", planted(seed=i))
     monkeypatch.setattr(_outgoing, "SHARD_BYTES", 2 * 120 * 90 * 4)
-    prune_checkpoint(folder, tmp_path / "out", form="dense", bulk_keep=0.0)
+    prune_checkpoint(folder, tmp_path / "out", mode="truncate", bulk_keep=0.0)
     _, places = tensors_in(tmp_path / "out")
     assert sorted(places.values()) == [
         "model-00001-of-00003.safetensors", "model-00001-of-00003.safetensors",
@@ -321,11 +323,11 @@ def test_names_that_utf8_lacks_are_refused(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     np.save(folder / "größe.weight.npy", planted())
-    prune_checkpoint(folder, tmp_path / "out", form="dense", bulk_keep=0.0)
+    prune_checkpoint(folder, tmp_path / "out", mode="truncate", bulk_keep=0.0)
     assert list(load_file(tmp_path / "out" / "model.safetensors")) == ["größe.weight"]
     (folder / "größe.weight.npy").rename(folder / "gr\udcf6\udcdfe.weight.npy")  # of latin-1
     with pytest.raises(FileError, match=r"'gr\\udcf6\\udcdfe\.weight', a name that UTF-8 lacks"):
-        prune_checkpoint(folder, tmp_path / "new", form="dense", bulk_keep=0.0)
+        prune_checkpoint(folder, tmp_path / "new", mode="truncate", bulk_keep=0.0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
 
 

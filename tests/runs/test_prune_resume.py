@@ -45,7 +45,9 @@ def folder(tmp_path_factory):
 
 
 def prune(folder, out, form="factors", **options):
-    return prune_checkpoint(folder, out, form=form, **{**OPTIONS, **options})
+    return prune_checkpoint(
+        folder, out, mode={"factors": "split", "dense": "truncate"}[form], **{**OPTIONS, **options}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch import nn
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
+from rmtspec.adapting import SplitFactors, split
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.matrix.split import SplitFactors, split
 
 #: What every module of torch holds; the rest of a layer's attributes are its own.
 _OF_TORCH = frozenset(nn.Module().__dict__)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec._text import listed
+from rmtspec.adapting import listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Model inputs, or a function that runs the model.

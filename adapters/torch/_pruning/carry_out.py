@@ -15,9 +15,7 @@ from rmtspec.adapters.torch._pruning.calibration import Calibration, input_momen
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.matrix.split import SplitFactors, split, truncate
-from rmtspec.planning.plan import settle
-from rmtspec.report.report import Report
+from rmtspec.adapting import Action, Plan, SplitFactors, settle, split, truncate
 
 Moments = Mapping[str, list[NDArray[np.float64]]]
 #: Told path, new layer and factors of its matrices, one pair for each group.
@@ -28,12 +26,13 @@ _CALIBRATED = ("linear", "transposed linear", "conv1d", "conv2d", "conv3d")
 
 def carry_out(
     model: nn.Module,
-    plan: Report,
+    plan: Plan,
     matrices: dict[str, WeightMatrix],
+    *,
     moments: Moments,
     inplace: bool,
     tell: Replaced | None = None,
-) -> tuple[Any, Report]:
+) -> tuple[Any, Plan]:
     """Return the pruned model and the plan with the errors as measured.
 
     Matrices that are cut are taken out of `matrices`, so that a weight that was replaced in
@@ -43,25 +42,25 @@ def carry_out(
     new: dict[str, nn.Module] = {}
     written: dict[str, NDArray[Any]] = {}
     parts: dict[str, dict[int, SplitFactors]] = {}  # by the first row of each group
-    cut = [matrices[row["name"]] for row in plan.rows if row["action"] == "split"]
+    cut = [matrices[row["name"]] for row in plan.rows if row["action"] == Action.SPLIT]
     groups = Counter(matrix.layer for matrix in cut)
     if inplace:
         check_inplace(map(_path, cut))
     del cut
     for row in plan.rows:
-        if row["action"] == "keep":
+        if row["action"] == Action.LEAVE:
             settle(row)
             continue
         matrix = matrices.pop(row["name"])
         moment = moment_of(matrix, moments)
-        method = truncate if row["action"] == "truncate" else split
+        method = truncate if row["action"] == Action.TRUNCATE else split
         found: Any = method(matrix(), row["rank"], input_moment=moment)
         row["weight_error"] = found.error
         row["output_error"] = None if moment is None else found.output_error
         if moments and moment is None:
             notes = (row.get("note"), "inputs not known: weight only")
             row["note"] = "; ".join(filter(None, notes))
-        if row["action"] == "truncate":
+        if row["action"] == Action.TRUNCATE:
             if inplace:
                 matrix.write(found.matrix)
             else:

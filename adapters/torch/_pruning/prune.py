@@ -6,16 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._pruning.analysis import subject_of
 from rmtspec.adapters.torch._pruning.calibration import Calibration
 from rmtspec.adapters.torch._pruning.carry_out import Moments, carry_out, moments_of
-from rmtspec.adapters.torch._pruning.task import PruningTask, targets_of
-from rmtspec.adapters.torch._weights.matrices import weight_matrices
+from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
+from rmtspec.adapting import (
+    Action,
+    Pattern,
+    Plan,
+    PlanOptions,
+    Progress,
+    Report,
+    Selection,
+    adopt,
+)
 from rmtspec.errors import InvalidValueError
-from rmtspec.planning.given import adopt
-from rmtspec.planning.selection import Pattern
-from rmtspec.report.options import Progress
-from rmtspec.report.report import Report
 
 
 def plan(
@@ -35,7 +41,7 @@ def plan(
     n_jobs: int | None = 1,
     progress: Progress | None = None,
     **options: Any,
-) -> Report:
+) -> Plan:
     """Plan what `prune` would do, without touching the model.
 
     The plan is a `Report` whose rows have "action" ("split", "truncate", "keep"), "rank", sizes
@@ -48,7 +54,7 @@ def plan(
 
     Returns
     -------
-    Report
+    Plan
 
     Examples
     --------
@@ -64,11 +70,14 @@ def plan(
     >>> smaller.layers[0].rank
     8
     """
-    task = PruningTask(
-        model, rule, bulk_keep, fit_cutoff, include, exclude, min_saving, mode, budget, ranks,
-        device, n_jobs, progress, options,
+    asked = PlanOptions(
+        rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include, exclude=exclude,
+        min_saving=min_saving, mode=mode, budget=budget, ranks=ranks, n_jobs=n_jobs,
+        progress=progress, more=options,
     )  # fmt: skip
-    return task.plan(task.moments(calibration) if budget is not None else {})
+    task = PruningTask(model, asked, device)
+    found = task.analyze()
+    return task.plan_for(found, task.moments(found, calibration if budget is not None else None))
 
 
 def prune(
@@ -89,7 +98,7 @@ def prune(
     n_jobs: int | None = 1,
     progress: Progress | None = None,
     **options: Any,
-) -> tuple[Any, Report]:
+) -> tuple[Any, Plan]:
     """Prune a model: split the layers where that saves parameters, and report on all of them.
 
     Each weight matrix is analysed, a rank chosen, and the layer replaced by two thinner ones
@@ -137,7 +146,7 @@ def prune(
     -------
     model : torch.nn.Module
         The smaller model; `model` itself with `inplace`.
-    report : Report
+    report : Plan
         The plan as carried out; errors are measured.
 
     Raises
@@ -157,12 +166,16 @@ def prune(
     >>> smaller(torch.ones(1, 64)).shape
     torch.Size([1, 10])
     """
-    task = PruningTask(
-        model, rule, bulk_keep, fit_cutoff, include, exclude, min_saving, mode, budget, ranks,
-        device, n_jobs, progress, options,
+    asked = PlanOptions(
+        rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include, exclude=exclude,
+        min_saving=min_saving, mode=mode, budget=budget, ranks=ranks, n_jobs=n_jobs,
+        progress=progress, more=options,
     )  # fmt: skip
-    moments = task.moments(calibration)
-    return carry_out(model, task.plan(moments), task.chosen.matrices, moments, inplace)
+    task = PruningTask(model, asked, device)
+    found = task.analyze()
+    moments = task.moments(found, calibration)
+    made = task.plan_for(found, moments)
+    return carry_out(model, made, task.subject.matrices, moments=moments, inplace=inplace)
 
 
 def apply_plan(
@@ -171,7 +184,7 @@ def apply_plan(
     *,
     inplace: bool = False,
     calibration: Calibration | None = None,
-) -> tuple[Any, Report]:
+) -> tuple[Any, Plan]:
     """Carry out a plan, edited or read from a file, on the model it was made for.
 
     Parameters
@@ -192,31 +205,26 @@ def apply_plan(
     InvalidTypeError, InvalidValueError
         The plan is none, has an impossible rank or action, or does not fit the model.
     """
-    matrices = dict(weight_matrices(model))
-    checked = adopt(
-        plan,
-        targets_of(matrices, frozenset(), {}),
-        {name: matrix.shape for name, matrix in matrices.items()},
-        {name: matrix.kind for name, matrix in matrices.items()},
-        owner=f"this {type(model).__name__}",
-    )
+    subject = subject_of(model, Selection())
+    matrices = subject.matrices
+    checked = adopt(plan, subject.targets, owner=f"this {type(model).__name__}")
     _check_groups(checked, matrices)
-    for row in checked.rows:
-        if row["action"] != "keep" and not matrices[row["name"]].is_finite():
+    for row in checked.cut:
+        if not matrices[row["name"]].is_finite():
             raise InvalidValueError(
                 f"{row['name']!r} has nan or infinite entries; expected finite numbers. Set its "
                 'action to "keep".'
             )
     moments: Moments = {}
     if calibration is not None:
-        cut = [row["name"] for row in checked.rows if row["action"] != "keep"]
+        cut = [row["name"] for row in checked.cut]
         moments = moments_of(model, matrices, cut, calibration)
-    return carry_out(model, checked, matrices, moments, inplace)
+    return carry_out(model, checked, matrices, moments=moments, inplace=inplace)
 
 
-def _check_groups(plan: Report, matrices: Mapping[str, WeightMatrix]) -> None:
+def _check_groups(plan: Plan, matrices: Mapping[str, WeightMatrix]) -> None:
     """Raise where a plan splits some matrices of a weight and not the others."""
-    cut = {row["name"] for row in plan.rows if row["action"] == "split"}
+    cut = {row["name"] for row in plan.rows if row["action"] == Action.SPLIT}
     keys = {matrices[name].key: name for name in sorted(cut)}
     for name, matrix in matrices.items():
         if matrix.key in keys and name not in cut:

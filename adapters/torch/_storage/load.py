@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec._files import PathLike
-from rmtspec._text import listed
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._storage.state_dict import PICKLED
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT, matrices_of
 from rmtspec.adapters.torch._weights.matrices import check_model
-from rmtspec.checkpoint.manifest import Manifest, SplitEntry
+from rmtspec.adapting import Manifest, PathLike, SplitEntry, listed
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 

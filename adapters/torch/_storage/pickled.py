@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from rmtspec._files import cause
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
-from rmtspec.checkpoint.safetensors_reader import DTYPES
-from rmtspec.checkpoint.stored import named_dtype
+from rmtspec.adapting import DTYPES, cause, named_dtype
 from rmtspec.errors import FileError
 
 

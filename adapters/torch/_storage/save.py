@@ -9,14 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec._files import PathLike, finished_folder
-from rmtspec._records import versions
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.matrices import check_model, memory_of
 from rmtspec.adapters.torch._weights.tensors import to_numpy
-from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
-from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
+from rmtspec.adapting import Outgoing, PathLike, SplitEntry, format_dtype, model_folder, versions
 from rmtspec.errors import InvalidValueError
 
 
@@ -65,11 +62,10 @@ def save(model: nn.Module, folder: PathLike) -> Path:
     ]
     modules = model.named_modules()
     entries = tuple(_entry(path, m) for path, m in modules if isinstance(m, SplitLayer))
-    with finished_folder(folder) as work:
-        digest = write_safetensors(work / WEIGHTS, outgoing, {"format": "pt"})
-        size = (work / WEIGHTS).stat().st_size
-        files = {WEIGHTS: {"bytes": size, "sha256": digest}}
-        Manifest(entries, tied, files, versions("torch")).write(work)
+    made_with, metadata = versions("torch"), {"format": "pt"}
+    with model_folder(
+        folder, outgoing, entries, tied=tied, versions=made_with, metadata=metadata
+    ) as work:
         for config in (getattr(model, "config", None), getattr(model, "generation_config", None)):
             if callable(getattr(config, "save_pretrained", None)):
                 config.save_pretrained(work)  # type: ignore[union-attr]

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from rmtspec._files import PathLike
-from rmtspec.checkpoint.safetensors_reader import looks_like, stored_tensors
+from rmtspec.adapting import PathLike, looks_like, stored_tensors
 from rmtspec.errors import FileError
 
 #: Suffixes of files that torch.save writes.

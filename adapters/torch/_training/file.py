@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import rmtspec
-from rmtspec._files import PathLike, cause, finished_file
+from rmtspec.adapting import PathLike, cause, finished_file
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Of an object that cannot be written, or not be read without running code.

@@ -10,15 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec import _checks
-from rmtspec._text import listed
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
+from rmtspec.adapting import RULES, SplitFactors, checks, listed, step_share
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
-from rmtspec.matrix.split import SplitFactors
-from rmtspec.matrix.step_share import RULES, step_share
 
 #: State of SGD, Adam and AdamW: linear in the gradients, or in their squares.
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
@@ -253,7 +250,7 @@ def _kind(optimizer: torch.optim.Optimizer) -> str:
 def _rule(matching: bool | str, kind: str) -> str:
     """Return the rule of the step, or "" for none."""
     if isinstance(matching, str):
-        return _checks.choice(matching, "match_step", tuple(RULES))
+        return checks.choice(matching, "match_step", tuple(RULES))
     if not isinstance(matching, bool):
         raise InvalidTypeError(
             f"`match_step` is {matching!r}; expected True, False or one of {', '.join(RULES)}."

@@ -5,15 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec import _checks
-from rmtspec.adapters.torch._pruning.analysis import Chosen
+from rmtspec.adapters.torch._pruning.analysis import subject_of
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
+from rmtspec.adapting import AnalysisOptions, Pattern, Selection, checks, report_on, split
 from rmtspec.errors import InvalidValueError
-from rmtspec.matrix.split import split
-from rmtspec.planning.selection import Pattern
-from rmtspec.report.matrix_report import analyze
-from rmtspec.report.options import check_options
 
 NORMS = ("l1", "l2")
 
@@ -63,12 +59,11 @@ class BulkPenalty:
         exclude: Pattern | None = None,
         **options: Any,
     ) -> None:
-        self.strength = _checks.positive(strength, "strength")
-        self.norm = _checks.choice(norm, "norm", NORMS)
+        self.strength = checks.positive(strength, "strength")
+        self.norm = checks.choice(norm, "norm", NORMS)
         self._model = model
         self._chosen = (include, exclude)
-        self._options = options
-        check_options(options)
+        self._options = AnalysisOptions.of(options)
         self._terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
         self.refresh()
 
@@ -77,7 +72,7 @@ class BulkPenalty:
         terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
         for matrix in _trained(self._model, *self._chosen):
             values = matrix()
-            spikes = analyze(values, **self._options).fit.n_spikes
+            spikes = report_on(values, matrix.name, matrix.kind, self._options).fit.n_spikes
             if spikes != spikes:  # nothing could be fitted: no bulk to act on
                 continue
             vectors = None
@@ -133,7 +128,7 @@ def shrink_singular_values(
     >>> int(torch.linalg.matrix_rank(model.layers[0].weight)) < 64
     True
     """
-    amount = _checks.positive(amount, "amount")
+    amount = checks.positive(amount, "amount")
     for matrix in _trained(model, include, exclude):
         tensor = matrix.tensor()
         precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -145,7 +140,7 @@ def _trained(
     model: nn.Module, include: Pattern | None, exclude: Pattern | None
 ) -> list[WeightMatrix]:
     """Return the chosen matrices that are trained; raise where none is, or one has nan."""
-    chosen = Chosen(model, include, exclude).matrices.values()
+    chosen = subject_of(model, Selection(include, exclude)).matrices.values()
     found = [m for m in chosen if not m.reason and m.parameter.requires_grad]
     if not found:
         raise InvalidValueError(

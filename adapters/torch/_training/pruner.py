@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec import _checks
-from rmtspec._files import PathLike
-from rmtspec._records import versions
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapters.torch._pruning.analysis import NothingToAnalyzeError
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._training.file import read_training, write_training
@@ -29,13 +25,22 @@ from rmtspec.adapters.torch._training.state import Rebuilt, fingerprint
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
+from rmtspec.adapting import (
+    Action,
+    Every,
+    NothingToAnalyzeError,
+    PathLike,
+    Pattern,
+    Plan,
+    PlanOptions,
+    Progress,
+    Report,
+    Schedule,
+    SplitFactors,
+    checks,
+    versions,
+)
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
-from rmtspec.matrix.split import SplitFactors
-from rmtspec.planning.options import MODES
-from rmtspec.planning.schedule import Every, Schedule
-from rmtspec.planning.selection import Pattern
-from rmtspec.report.options import Progress
-from rmtspec.report.report import Report
 
 #: Version of what `state_dict` returns.
 SCHEMA = 1
@@ -151,22 +156,22 @@ class RMTPruner:
         **options: Any,
     ) -> None:
         check_model(model)
-        _checks.choice(decay, "decay", DECAYS)
-        _checks.choice(mode, "mode", MODES)
+        checks.choice(decay, "decay", DECAYS)
         self._schedule = Schedule(every)
         self.model = model
-        self._task: dict[str, Any] = {
-            "rule": rule, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff, "include": include,
-            "exclude": exclude, "min_saving": min_saving, "mode": mode, "budget": budget,
-            "device": device, "n_jobs": n_jobs, "progress": progress, "options": options,
-        }  # fmt: skip
-        task = PruningTask(model, **self._task, ranks=ranks, only_check=True)
-        if mode == "split" and any(t.layer == ROOT and not t.whole for t in task.targets.values()):
+        self._asked = PlanOptions(
+            rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include,
+            exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
+            n_jobs=n_jobs, progress=progress, more=options,
+        )  # fmt: skip
+        self._device = device
+        self._ranks = dict(ranks or {})
+        targets = PruningTask(model, self._asked, device).subject.targets.values()
+        if any(t.layer == ROOT and not t.refusal(mode) for t in targets) and mode == Action.SPLIT:
             raise InvalidValueError(
                 f"`model` is itself a layer to be split, a {type(model).__name__}, which cannot be "
                 "done in place. Put it into a module: torch.nn.Sequential(layer)."
             )
-        self._ranks = dict(ranks or {})
         self._optimizer = FactorOptimizer(optimizer, match_step, decay)
         self._optimizer.check_holds(model)
         self._start = fingerprint(model, optimizer)
@@ -321,7 +326,7 @@ class RMTPruner:
         parameter = matrix.parameter
         if matrix.reason or parameter is None:
             return ""
-        if self._task["budget"] is not None and self._splits:
+        if self._asked.budget is not None and self._splits:
             return "the budget is spent: layers were split to it before"
         return "" if parameter.requires_grad else "frozen: requires_grad is False"
 
@@ -332,9 +337,9 @@ class RMTPruner:
         changed: list[torch.Tensor] = []
         for row in plan.rows:
             matrix = matrices[row["name"]]
-            if row["action"] == "split":
+            if row["action"] == Action.SPLIT:
                 by_layer.setdefault(matrix.layer, []).append(matrix)
-            elif row["action"] == "truncate":
+            elif row["action"] == Action.TRUNCATE:
                 changed.append(matrix.parameter)
         made: list[SplitLayer] = []
 
@@ -348,23 +353,27 @@ class RMTPruner:
             self._splits.append({"name": path, "rank": layer.rank, "share": share})
             made.append(layer)
 
-        _, report = carry_out(self.model, plan, matrices, {}, True, tell)
+        _, report = carry_out(self.model, plan, matrices, moments={}, inplace=True, tell=tell)
         changed += [tensor for layer in made for tensor in self._optimizer.tensors_of(layer)]
         made_equal(changed)
         if made and replicas() > 1:
             self._unproved = True
         return report
 
-    def _plan(self) -> Report:
+    def _plan(self) -> Plan:
         known = [m for _, m in weight_matrices(self.model) if m.kind and not self._leave(m)]
         names = {name for matrix in known for name in matrix.names}
         ranks = {name: rank for name, rank in self._ranks.items() if name in names}
+        asked = dataclasses.replace(self._asked, ranks=ranks)
         try:
-            task = PruningTask(self.model, **self._task, ranks=ranks, leave=self._leave)
+            task = PruningTask(self.model, asked, self._device, self._leave)
         except NothingToAnalyzeError as nothing:
             # All is frozen, or the patterns meet no factor of what was split.
-            return Report([], nothing.skipped, {}, versions("torch"), {})
-        return task.plan({})
+            return Plan(
+                rows=[], skipped=nothing.skipped, settings={}, versions=versions("torch"),
+                matrices={},
+            )  # fmt: skip
+        return task.plan_for(task.analyze(), {})
 
     def _check_replicas(self, *_: Any) -> None:
         """Make sure at the first step after a split that the gradients are those of all."""

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec._text import listed
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, is_channels_last
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
+from rmtspec.adapting import Report, listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.report.report import Report
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -15,11 +15,6 @@ _CONV = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
 _VECTOR = "1 dimension: a vector has no spectrum"
-#: Kinds that are cut only where the user names them, and why.
-ON_REQUEST = {
-    "embedding": "an embedding: cut only where `include` or `ranks` names it",
-    "parameter": "of unknown use: cut only where `include` or `ranks` names it",
-}
 #: The name of a model that is a single layer.
 ROOT = "(model)"
 

@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.errors import InvalidValueError
 
+#: Kinds that are cut only where the user names them, and why.
+ON_REQUEST = {
+    "embedding": "an embedding: cut only where `include` or `ranks` names it",
+    "parameter": "of unknown use: cut only where `include` or `ranks` names it",
+}
+
 
 class SkippedMatrixError(InvalidValueError):
     """A weight that cannot be read as a matrix; the message is the reason."""
@@ -84,6 +90,24 @@ class WeightMatrix:
         values = matrix.T if self.transposed else matrix
         with torch.no_grad():
             block.copy_(to_tensor(values, block).reshape(block.shape))
+
+    @property
+    def fixed(self) -> str:
+        """Why it can neither be split nor truncated; empty where one is possible."""
+        if not self.tied and not self.reason and self.itemsize == 1:
+            kind = self.parameter.dtype
+            return f"{kind} has no arithmetic: prune the model before quantising it"
+        return self.tied
+
+    @property
+    def unsplittable(self) -> str:
+        """Why the layer cannot be split into two, only truncated; empty where it can."""
+        return self.whole
+
+    @property
+    def on_request(self) -> str:
+        """Why it is cut only where the user names it; empty where it is not so."""
+        return ON_REQUEST.get(self.kind, "")
 
     @property
     def itemsize(self) -> int:

@@ -9,8 +9,8 @@ from torch import nn
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training.pruner import RMTPruner
+from rmtspec.adapting import Report
 from rmtspec.errors import InvalidValueError
-from rmtspec.report.report import Report
 
 
 class PrunedTraining:

@@ -10,9 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rmtspec.adapters.torch._training.pruner import RMTPruner
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining
 from rmtspec.adapters.torch.callbacks._split_as import fits, is_split, make_layers
+from rmtspec.adapting import Every, Report
 from rmtspec.errors import InvalidValueError, MissingDependencyError
-from rmtspec.planning.schedule import Every
-from rmtspec.report.report import Report
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback

@@ -10,9 +10,8 @@ from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training.pruner import RMTPruner
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining, innermost
 from rmtspec.adapters.torch.callbacks._split_as import make_layers
+from rmtspec.adapting import Every, Report
 from rmtspec.errors import InvalidValueError, MissingDependencyError
-from rmtspec.planning.schedule import Every
-from rmtspec.report.report import Report
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback

@@ -140,7 +140,7 @@ def test_a_layer_with_nan_is_skipped_and_the_rest_is_done(model):
 def test_nan_everywhere(model):
     with torch.no_grad():
         model.first.weight.fill_(float("inf"))
-    words = refuse(model, "No weight matrix of the model could be analysed", include="first")
+    words = refuse(model, "No weight matrix of this Mixed could be analysed", include="first")
     assert "1 (first): `W` has 0 nan and 5760 infinite" in words
     with refused(model, "could be analysed"):
         rt.analyze(model, include="first")

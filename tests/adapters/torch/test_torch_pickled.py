@@ -264,7 +264,12 @@ def test_scan_with_a_journal(folder, tmp_path, n_jobs):
 def test_prune(folder, tmp_path, form):
     (folder / "config.json").write_text(json.dumps({"model_type": "none"}))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    done = rmtspec.prune_checkpoint(folder, tmp_path / "out", form=form, bulk_keep=0.0)
+    done = rmtspec.prune_checkpoint(
+        folder,
+        tmp_path / "out",
+        mode={"factors": "split", "dense": "truncate"}[form],
+        bulk_keep=0.0,
+    )
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     stem = "model" if form == "dense" else "rmtspec"
     names = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]

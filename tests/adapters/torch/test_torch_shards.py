@@ -282,7 +282,7 @@ def test_pruned_on_disk_merged_on_disk(tmp_path):
     folder = sharded_checkpoint(model.state_dict(), tmp_path / "model")
     options = {"ranks": {"wte": 6, "attn": 8}}
     rmtspec.prune_checkpoint(folder, tmp_path / "small", **options)
-    rmtspec.prune_checkpoint(folder, tmp_path / "cut", form="dense", **options)
+    rmtspec.prune_checkpoint(folder, tmp_path / "cut", mode="truncate", **options)
     rmtspec.merge_checkpoint(tmp_path / "small", tmp_path / "dense")
     for file in (tmp_path / "cut").glob("*.safetensors"):
         expected = safetensors.torch.load_file(file)

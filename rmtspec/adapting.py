@@ -1,0 +1,92 @@
+"""All that an adapter to a framework is written against.
+
+An adapter converts and calls; formulas, decisions and files are on this side. Three things are its
+own:
+
+**The weights.** It lists the weights of a model as named `Matrix` objects: callables that return
+an array of rows x columns and tell their kind, layer, shape and bytes an entry, why they cannot be
+read, and what must not be done to them. `Subject` takes the list and the user's `Selection`, and
+analyses what is left; nothing is read before its turn comes.
+
+**Carrying out a plan.** `Task` turns a `Subject` and `PlanOptions` into a `Plan`; `adopt` checks
+one that was edited or read from a file. For each row of `Plan.cut` the adapter calls `split` (or
+`truncate`) on the matrix and puts the factors, ``outer @ inner``, in the place of the weight.
+Matrices of one layer are split at one rank. The product of the factors undoes it.
+
+**Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
+that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
+
+Errors are those of `rmtspec.errors`; `checks` has the ones for options. The documentation page "How
+it is built" has an adapter of sixty lines.
+"""
+
+from rmtspec import _checks as checks
+from rmtspec._checks import Float64Array
+from rmtspec._files import PathLike, cause, finished_file, finished_folder
+from rmtspec._records import versions
+from rmtspec._text import grouped, listed
+from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
+from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
+from rmtspec.checkpoint.stored import StoredTensor, named_dtype
+from rmtspec.matrix.split import SplitFactors, output_energies, split, truncate
+from rmtspec.matrix.step_share import RULES, step_share
+from rmtspec.planning.given import adopt
+from rmtspec.planning.options import PlanOptions
+from rmtspec.planning.plan import Plan, settle
+from rmtspec.planning.schedule import Every, Schedule
+from rmtspec.planning.selection import Pattern, Selection
+from rmtspec.planning.target import Target
+from rmtspec.planning.task import Matrix, NothingToAnalyzeError, Subject, Task
+from rmtspec.report.matrix_report import report_on
+from rmtspec.report.options import AnalysisOptions, Progress
+from rmtspec.report.report import Report
+from rmtspec.terms import Action, Kind, Why
+
+__all__ = [
+    "DTYPES",
+    "RULES",
+    "Action",
+    "AnalysisOptions",
+    "Every",
+    "Float64Array",
+    "Kind",
+    "Manifest",
+    "Matrix",
+    "NothingToAnalyzeError",
+    "Outgoing",
+    "PathLike",
+    "Pattern",
+    "Plan",
+    "PlanOptions",
+    "Progress",
+    "Report",
+    "Schedule",
+    "Selection",
+    "SplitEntry",
+    "SplitFactors",
+    "StoredTensor",
+    "Subject",
+    "Target",
+    "Task",
+    "Why",
+    "adopt",
+    "cause",
+    "checks",
+    "finished_file",
+    "finished_folder",
+    "format_dtype",
+    "grouped",
+    "listed",
+    "looks_like",
+    "model_folder",
+    "named_dtype",
+    "output_energies",
+    "report_on",
+    "settle",
+    "split",
+    "step_share",
+    "stored_tensors",
+    "truncate",
+    "versions",
+]

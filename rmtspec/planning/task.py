@@ -1,0 +1,203 @@
+"""One task on a model: the matrices that are meant, their analysis, and the plan that follows."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from rmtspec._checks import Float64Array
+from rmtspec._text import grouped
+from rmtspec.errors import InvalidValueError
+from rmtspec.planning.options import PlanOptions
+from rmtspec.planning.plan import Plan, candidates, make_plan
+from rmtspec.planning.selection import Chosen, Named, Selection
+from rmtspec.planning.target import Target, given_ranks
+from rmtspec.report.many import report_on_many
+from rmtspec.report.options import AnalysisOptions, Progress
+from rmtspec.report.report import Report
+
+
+class Matrix(Named, Protocol):
+    """What a framework supplies of a weight; calling it returns the array (rows x columns)."""
+
+    @property
+    def kind(self) -> str:
+        """A `rmtspec.terms.Kind`, shown in reports."""
+        ...
+
+    @property
+    def layer(self) -> str:
+        """The layer whose weight it is; its matrices are split at one rank."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        ...
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an entry."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot be read; empty where it can."""
+        ...
+
+    @property
+    def fixed(self) -> str:
+        """Why it can neither be split nor truncated; empty where one is possible."""
+        ...
+
+    @property
+    def unsplittable(self) -> str:
+        """Why it can only be truncated; empty where it can be split."""
+        ...
+
+    @property
+    def on_request(self) -> str:
+        """Why it is left alone unless `include` names it; empty where it is not."""
+        ...
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the array."""
+        ...
+
+
+M = TypeVar("M", bound=Matrix)
+
+
+class NothingToAnalyzeError(InvalidValueError):
+    """No matrix is left of those a user chose; `skipped` says why, as in a report."""
+
+    def __init__(self, message: str, skipped: list[dict[str, str]]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+class Subject(Generic[M]):
+    """The matrices of a model that a user means, and what may be done to them.
+
+    Parameters
+    ----------
+    matrices : mapping of str to Matrix
+        All of the model's, by name; also those that cannot be read, with the reason.
+    selection : Selection
+    owner : str
+        What the matrices belong to, for messages: "this MLP".
+    owner_of, leave : callable, optional
+        Of `Selection.choose`.
+    hint : str
+        What a message about patterns that meet nothing says of the names.
+
+    Attributes
+    ----------
+    matrices : dict of str to Matrix
+        The chosen ones; among them those that cannot be read.
+    left_out : list of dict
+        "name" and "reason" of the others, and of patterns that meet nothing.
+    targets : dict of str to Target
+        What may be done to each chosen matrix.
+
+    Raises
+    ------
+    NothingToAnalyzeError
+        No chosen matrix can be read.
+    """
+
+    def __init__(
+        self,
+        matrices: Mapping[str, M],
+        selection: Selection,
+        owner: str,
+        owner_of: Callable[[M], Any] | None = None,
+        leave: Callable[[M], str] | None = None,
+        hint: str = "",
+    ) -> None:
+        chosen: Chosen[M] = selection.choose(matrices, owner_of, leave)
+        self.matrices = chosen.matrices
+        self.left_out = list(chosen.left_out)
+        self._owner, self._settings = owner, selection.settings
+        unmet = selection.unmet
+        self.left_out += [{"name": p, "reason": "this pattern meets no matrix"} for p in unmet]
+        if all(matrix.reason for matrix in self.matrices.values()):
+            unread = [{"name": n, "reason": m.reason} for n, m in self.matrices.items()]
+            message = f"No weight matrix of {owner} is left to analyse"
+            if unmet:
+                message += f"; nothing is met by {', '.join(unmet)}"
+            listed = grouped([*unread, *chosen.left_out])
+            message += "" if listed else ": it has no parameters"
+            lines = [f"  {names}: {why}" for why, names in listed]
+            raise NothingToAnalyzeError(
+                "\n".join([f"{message}. {hint}", *lines]),
+                [*unread, *self.left_out],
+            )
+        apart = {
+            matrices[entry["name"]].layer: f"{entry['name']} of the same layer is {entry['reason']}"
+            for entry in chosen.left_out
+            if matrices[entry["name"]].kind
+        }
+        self.targets = {
+            name: Target(
+                layer=matrix.layer,
+                kind=matrix.kind,
+                shape=matrix.shape,
+                itemsize=matrix.itemsize,
+                unread=matrix.reason,
+                fixed=matrix.fixed,
+                unsplittable=matrix.unsplittable or apart.get(matrix.layer, ""),
+                on_request=matrix.on_request,
+                named=name in chosen.named,
+                aliases=matrix.names,
+            )
+            for name, matrix in self.matrices.items()
+            if matrix.kind
+        }
+
+    def analyze(
+        self, options: AnalysisOptions, n_jobs: int | None = 1, progress: Progress | None = None
+    ) -> Report:
+        """Return the report on the chosen matrices; raise where none can be analysed."""
+        report = report_on_many(self.matrices, options, n_jobs, progress)
+        if not report.rows:
+            lines = [f"  {names}: {reason}" for reason, names in grouped(report.skipped)]
+            raise InvalidValueError(
+                "\n".join([f"No weight matrix of {self._owner} could be analysed.", *lines])
+            )
+        skipped = [*report.skipped, *self.left_out]
+        settings = {**report.settings, **self._settings}
+        return dataclasses.replace(report, skipped=skipped, settings=settings)
+
+
+class Task(Generic[M]):
+    """One pruning: what is asked, of which matrices, and the plan that follows.
+
+    Parameters
+    ----------
+    subject : Subject
+    options : PlanOptions
+
+    Raises
+    ------
+    InvalidValueError
+        A rank that is given and not possible: before all the work.
+    """
+
+    def __init__(self, subject: Subject[M], options: PlanOptions) -> None:
+        self.subject, self.options = subject, options
+        given_ranks(options, subject.targets)
+
+    def analyze(self) -> Report:
+        """Return the report that `plan` needs."""
+        options = self.options
+        return self.subject.analyze(options.analysis, options.n_jobs, options.progress)
+
+    def candidates(self, report: Report) -> list[str]:
+        """Return the names of the matrices that the plan may split or truncate."""
+        return candidates(report, self.subject.targets, self.options)
+
+    def plan(self, report: Report, energies: Mapping[str, Float64Array] | None = None) -> Plan:
+        """Return what is done to each matrix; `energies` are of `make_plan`."""
+        return make_plan(report, self.subject.targets, self.options, energies)
