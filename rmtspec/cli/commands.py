@@ -373,7 +373,3 @@ def _ranks(given: tuple[str, ...]) -> dict[str, int]:
             raise click.BadParameter(f"{name!r} has two ranks. Leave one out.", param_hint="--rank")
         ranks[name] = int(rank)
     return ranks
-
-
-if __name__ == "__main__":
-    main(prog_name="rmtspec")

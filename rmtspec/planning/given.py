@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidTypeError, InvalidValueError, OptionError
 from rmtspec.planning.plan import Plan, plan_of, settle
 from rmtspec.planning.target import Target, nearest
 from rmtspec.report.report import Report
@@ -111,7 +111,12 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
             )
         if row["action"] != Action.LEAVE:
             most = min(row["rows"], row["columns"])
-            row["rank"] = _checks.integer(row["rank"], f"rank of {name}", 1, most)
+            try:
+                row["rank"] = _checks.integer(row["rank"], "rank", 1, most)
+            except OptionError as error:  # a plan is data
+                raise InvalidValueError(
+                    f"The rank of {name} in the plan is {row['rank']!r}; expected {error.expected}."
+                ) from None
         if row["action"] == Action.SPLIT:
             first = shared.setdefault(row["layer"], (str(name), row["rank"]))
             if first[1] != row["rank"]:

@@ -40,7 +40,7 @@ class AnalysisOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str | None):
-            raise InvalidOptionTypeError(f"`kind` is {self.kind!r}; expected text.")
+            raise InvalidOptionTypeError(f"`kind` is {self.kind!r}", "text")
         check_route(self.method, self.precision, self.eigensolver)
         check_levels(self.alpha, self.beta, self.quantiles)
         check_decision(self.cutoff, self.level)
@@ -54,8 +54,7 @@ class AnalysisOptions:
         for name in given:
             if name not in known:
                 raise InvalidOptionTypeError(
-                    f"`{name}` is no option of the analysis; expected one of "
-                    f"{', '.join(sorted(known))}."
+                    f"`{name}` is no option of the analysis", f"one of {', '.join(sorted(known))}"
                 )
         return cls(**given)
 
@@ -86,4 +85,4 @@ def check_jobs(n_jobs: Any) -> int | None:
 def check_progress(progress: Any) -> None:
     """Raise unless `progress` can be called, or is None."""
     if progress is not None and not callable(progress):
-        raise InvalidOptionTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
+        raise InvalidOptionTypeError(f"`progress` is {progress!r}", "a callable, or None")

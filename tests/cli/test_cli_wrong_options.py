@@ -142,6 +142,13 @@ def test_bad_input_is_not_wrong_usage(place, monkeypatch):
         done = CliRunner().invoke(cli.main, words.split(), catch_exceptions=False)
         assert done.exit_code == 1
         assert done.stderr.startswith("Error: ")
+    plan = rmtspec.Report.from_json("plan.json")
+    plan.rows[0]["action"], plan.rows[0]["rank"] = "split", 500
+    plan.to_json("edited.json")
+    words = ["prune", "m.safetensors", "new", "--plan", "edited.json"]
+    done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+    message = "The rank of fc.weight in the plan is 500; expected a whole number from 1 to 90."
+    assert (done.exit_code, done.stderr) == (1, f"Error: {message}\n")
 
 
 def test_python_m_rmtspec_is_the_command():
