@@ -5,8 +5,9 @@ own:
 
 **The weights.** It lists the weights of a model as named `Matrix` objects: callables that return
 an array of rows x columns and tell their kind, layer, shape and bytes an entry, why they cannot be
-read, and what must not be done to them. `Subject` takes the list and the user's `Selection`, and
-analyses what is left; nothing is read before its turn comes.
+read, and what must not be done to them. A subclass of `Target` with ``__call__`` is one. `Subject`
+takes the list and the user's `Selection`, and analyses what is left; nothing is read before its
+turn comes.
 
 **Carrying out a plan.** `Task` turns a `Subject` and `PlanOptions` into a `Plan`; `adopt` checks
 one that was edited or read from a file. For each row of `Plan.cut` the adapter calls `split` (or
@@ -17,7 +18,7 @@ Matrices of one layer are split at one rank. The product of the factors undoes i
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
 
 Errors are those of `rmtspec.errors`; `checks` has the ones for options. The documentation page "How
-it is built" has an adapter of sixty lines.
+it is built" has a whole adapter, for a toy framework.
 """
 
 from rmtspec import _checks as checks

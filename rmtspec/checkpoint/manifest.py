@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rmtspec import _records
 from rmtspec._files import PathLike, cause, finished_folder, read_json, write_atomically
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
@@ -206,9 +207,9 @@ def model_folder(
     tensors: Sequence[Outgoing],
     splits: Sequence[SplitEntry],
     *,
-    tied: dict[str, str],
-    versions: dict[str, str],
-    metadata: dict[str, str],
+    tied: dict[str, str] | None = None,
+    versions: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Iterator[Path]:
     """Write a model into a new folder: its tensors, and the manifest of what was split.
 
@@ -220,9 +221,9 @@ def model_folder(
     tensors : sequence of Outgoing
         Each is called when its turn comes.
     splits : sequence of SplitEntry
-    tied : dict of str to str
+    tied : dict of str to str, optional
         Names that share the values of another tensor.
-    versions, metadata : dict of str to str
+    versions, metadata : dict of str to str, optional
         Of the packages, for the manifest; free text, for the weights.
 
     Raises
@@ -233,7 +234,8 @@ def model_folder(
     with finished_folder(folder) as work:
         digest = write_safetensors(work / WEIGHTS, tensors, metadata)
         files = {WEIGHTS: {"bytes": (work / WEIGHTS).stat().st_size, "sha256": digest}}
-        Manifest(splits=tuple(splits), tied=tied, files=files, versions=versions).write(work)
+        made_with = _records.versions() if versions is None else versions
+        Manifest(splits=tuple(splits), tied=tied or {}, files=files, versions=made_with).write(work)
         yield work
 
 

@@ -55,6 +55,11 @@ class Outgoing:
     costly: bool = False
     errors: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, array: NDArray[Any]) -> "Outgoing":
+        """Return an array that is in memory as a tensor to be written."""
+        return cls(name, format_dtype(array.dtype), array.shape, lambda: array)
+
     @property
     def nbytes(self) -> int:
         """Bytes it takes in the file."""

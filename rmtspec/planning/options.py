@@ -1,7 +1,7 @@
 """What a user asks of a plan, as one value, checked before any work."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rmtspec import _checks
@@ -68,6 +68,13 @@ class PlanOptions:
         check_progress(self.progress)
         self.selection()
         object.__setattr__(self, "analysis", self._analysis())
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "PlanOptions":
+        """Return the options that are given by name; those of the analysis may be among them."""
+        own = {f.name for f in fields(cls) if f.init} - {"plan", "more"}
+        more = {name: value for name, value in given.items() if name not in own}
+        return cls(**{name: given[name] for name in given if name in own}, more=more)
 
     def selection(self) -> Selection:
         """Return the user's choice of matrices; it remembers which patterns met nothing."""

@@ -14,7 +14,7 @@ Pattern = str | re.Pattern[str] | Predicate | Iterable[str | re.Pattern[str] | P
 
 
 class Named(Protocol):
-    """What can be chosen: it tells the names by which it is known, its own and its layer's."""
+    """What can be chosen: it tells the names by which it is known beside its own."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,12 +86,13 @@ class Selection:
         chosen: Chosen[M] = Chosen({}, [], set())
         for name, matrix in matrices.items():
             owner = matrix if owner_of is None else owner_of(matrix)
-            reason = self.refusal(matrix.names, owner) or (leave(matrix) if leave else "")
+            names = tuple(dict.fromkeys((name, *matrix.names)))
+            reason = self.refusal(names, owner) or (leave(matrix) if leave else "")
             if reason:
                 chosen.left_out.append({"name": name, "reason": reason})
                 continue
             chosen.matrices[name] = matrix
-            if self.named(matrix.names, owner):
+            if self.named(names, owner):
                 chosen.named.add(name)
         return chosen
 

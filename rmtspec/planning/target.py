@@ -14,6 +14,8 @@ from rmtspec.terms import Action
 class Target:
     """What may be done to a matrix, whatever its spectrum says.
 
+    A subclass that returns the array when called is a `Matrix`, all that a model's weight needs.
+
     Attributes
     ----------
     layer : str
@@ -24,7 +26,7 @@ class Target:
         (rows, columns).
     itemsize : int
         Bytes of an entry as stored.
-    unread : str
+    reason : str
         Why it cannot be read at all; empty where it can.
     fixed : str
         Why it can neither be split nor truncated; empty where one is possible.
@@ -42,20 +44,21 @@ class Target:
     kind: str
     shape: tuple[int, ...]
     itemsize: int
-    unread: str = ""
+    reason: str = ""
     fixed: str = ""
     unsplittable: str = ""
     on_request: str = ""
     named: bool = False
     aliases: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that `include`, `exclude` and `ranks` may use, beside its own."""
+        return (self.layer, *self.aliases)
+
     def refusal(self, action: str) -> str:
         """Return why an action is not possible, or ""."""
-        return self.unread or self.fixed or (self.unsplittable if action == Action.SPLIT else "")
-
-    def is_called(self, name: str) -> bool:
-        """Tell whether a name stands for the matrix, beside its own."""
-        return name == self.layer or name in self.aliases
+        return self.reason or self.fixed or (self.unsplittable if action == Action.SPLIT else "")
 
 
 def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> str:
@@ -83,7 +86,7 @@ def given_ranks(
     """
     found: dict[str, int] = {}
     for key, rank in (options.ranks or {}).items():
-        names = [name for name, t in targets.items() if key == name or t.is_called(key)]
+        names = [name for name, t in targets.items() if key in (name, *t.names)]
         if not names:
             raise InvalidOptionError(
                 f"`ranks` names {key!r}, which is no matrix among the {len(targets)} chosen."
@@ -91,7 +94,7 @@ def given_ranks(
             )
         for name in names:
             target = targets[name]
-            unread = target.unread or (skipped or {}).get(name, "")
+            unread = target.reason or (skipped or {}).get(name, "")
             if unread:
                 raise InvalidOptionError(f"`ranks` names {key!r}, which was skipped: {unread}.")
             refusal = target.refusal(options.mode)

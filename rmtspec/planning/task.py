@@ -63,7 +63,7 @@ class Matrix(Named, Protocol):
         ...
 
     def __call__(self) -> NDArray[Any]:
-        """Return the array."""
+        """Return the array; asked for only where there is no `reason`."""
         ...
 
 
@@ -132,7 +132,7 @@ class Subject(Generic[M]):
             message += "" if listed else ": it has no parameters"
             lines = [f"  {names}: {why}" for why, names in listed]
             raise NothingToAnalyzeError(
-                "\n".join([f"{message}. {hint}", *lines]),
+                "\n".join([f"{message}. {hint}".rstrip(), *lines]),
                 [*unread, *self.left_out],
             )
         apart = {
@@ -146,7 +146,7 @@ class Subject(Generic[M]):
                 kind=matrix.kind,
                 shape=matrix.shape,
                 itemsize=matrix.itemsize,
-                unread=matrix.reason,
+                reason=matrix.reason,
                 fixed=matrix.fixed,
                 unsplittable=matrix.unsplittable or apart.get(matrix.layer, ""),
                 on_request=matrix.on_request,
@@ -161,15 +161,18 @@ class Subject(Generic[M]):
         self, options: AnalysisOptions, n_jobs: int | None = 1, progress: Progress | None = None
     ) -> Report:
         """Return the report on the chosen matrices; raise where none can be analysed."""
-        report = report_on_many(self.matrices, options, n_jobs, progress)
+        reasons = {name: matrix.reason for name, matrix in self.matrices.items() if matrix.reason}
+        readable = {name: m for name, m in self.matrices.items() if name not in reasons}
+        report = report_on_many(readable, options, n_jobs, progress)
+        reasons |= {entry["name"]: entry["reason"] for entry in report.skipped}
+        skipped = [{"name": n, "reason": reasons[n]} for n in self.matrices if n in reasons]
         if not report.rows:
-            lines = [f"  {names}: {reason}" for reason, names in grouped(report.skipped)]
+            lines = [f"  {names}: {reason}" for reason, names in grouped(skipped)]
             raise InvalidValueError(
                 "\n".join([f"No weight matrix of {self._owner} could be analysed.", *lines])
             )
-        skipped = [*report.skipped, *self.left_out]
         settings = {**report.settings, **self._settings}
-        return dataclasses.replace(report, skipped=skipped, settings=settings)
+        return dataclasses.replace(report, skipped=[*skipped, *self.left_out], settings=settings)
 
 
 class Task(Generic[M]):
