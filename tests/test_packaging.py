@@ -77,6 +77,21 @@ def test_import_costs_at_most_twice_numpy():
     assert median_seconds("rmtspec") <= 2 * median_seconds("numpy")
 
 
+def test_nothing_opens_a_connection(tmp_path):
+    code = (
+        "import socket\n"
+        "def refuse(*_): raise AssertionError('a connection')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+        "import numpy as np, rmtspec\n"
+        f"np.save({str(tmp_path / 'w.npy')!r}, rmtspec.ensembles.wishart(40, 30, rng=0))\n"
+        f"report = rmtspec.analyze_checkpoint({str(tmp_path)!r})\n"
+        f"report.save({str(tmp_path / 'r.html')!r})\n"
+        "report.matrices['w'].plot()\n"
+        "print(len(report.rows))"
+    )
+    assert run(code) == "1\n"
+
+
 def test_torch_adapter_says_what_to_install():
     code = (
         "import sys; sys.modules['torch'] = None\n"
