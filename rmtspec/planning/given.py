@@ -114,7 +114,8 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
             try:
                 row["rank"] = _checks.integer(row["rank"], "rank", 1, most)
             except OptionError as error:  # a plan is data
-                raise InvalidValueError(
+                kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
+                raise kind(
                     f"The rank of {name} in the plan is {row['rank']!r}; expected {error.expected}."
                 ) from None
         if row["action"] == Action.SPLIT:
