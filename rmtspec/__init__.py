@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rmtspec import laws as laws
     from rmtspec import plot as plot
     from rmtspec import reproduce as reproduce
+    from rmtspec import terms as terms
     from rmtspec.errors import RmtspecError as RmtspecError
     from rmtspec.laws.marchenko_pastur import MarchenkoPastur as MarchenkoPastur
     from rmtspec.laws.tracy_widom import TracyWidom as TracyWidom
@@ -64,7 +65,7 @@ _HOME = {
     "spectrum": "matrix.spectrum",
     "split": "matrix.split",
 }
-_MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce")
+_MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce", "terms")
 
 __all__ = [
     "BulkFit",
@@ -94,6 +95,7 @@ __all__ = [
     "reproduce",
     "spectrum",
     "split",
+    "terms",
 ]
 
 

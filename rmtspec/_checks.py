@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import (
+    InvalidOptionError,
+    InvalidOptionTypeError,
+    InvalidTypeError,
+    InvalidValueError,
+)
 
 Float64Array = NDArray[np.float64]
 
@@ -17,7 +22,7 @@ def positive(value: Any, name: str, hint: str = "") -> float:
     """Return `value` as a float; it must be a finite number above 0."""
     number = _real(value, name)
     if not (math.isfinite(number) and number > 0):
-        raise InvalidValueError(f"`{name}` is {value!r}; expected a positive number.{_tail(hint)}")
+        raise InvalidOptionError(f"`{name}` is {value!r}", "a positive number", hint)
     return number
 
 
@@ -35,35 +40,40 @@ def inside(
     good = low <= number <= high if closed else low < number < high
     if not good:
         brackets = "[]" if closed else "()"
-        expected = f"{brackets[0]}{low:g}, {high:g}{brackets[1]}"
-        raise InvalidValueError(
-            f"`{name}` is {value!r}; expected a number in {expected}.{_tail(hint)}"
-        )
+        expected = f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+        raise InvalidOptionError(f"`{name}` is {value!r}", expected, hint)
     return number
+
+
+def cutoff(value: Any, name: str) -> float:
+    """Return `value` as a float if it can be the cutoff of a fit's statistic.
+
+    The statistic is the largest distance of two distribution functions, so it is below 1.
+    """
+    hint = "It is the paper's gamma; the paper uses 0.01 to 0.15."
+    return inside(value, name, 0.0, 1.0, hint=hint)
 
 
 def integer(value: Any, name: str, low: int, high: int | None = None, *, hint: str = "") -> int:
     """Return `value` as an int between `low` and `high`, both included."""
     if isinstance(value, bool | np.bool_):
-        raise InvalidTypeError(f"`{name}` is {value!r}; expected a whole number.{_tail(hint)}")
+        raise InvalidOptionTypeError(f"`{name}` is {value!r}", "a whole number", hint)
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidTypeError(
-            f"`{name}` is {value!r} ({type(value).__name__}); expected a whole number.{_tail(hint)}"
+        raise InvalidOptionTypeError(
+            f"`{name}` is {value!r} ({type(value).__name__})", "a whole number", hint
         ) from None
     if number < low or (high is not None and number > high):
         span = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise InvalidValueError(
-            f"`{name}` is {number}; expected a whole number {span}.{_tail(hint)}"
-        )
+        raise InvalidOptionError(f"`{name}` is {number}", f"a whole number {span}", hint)
     return number
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return `value` if it is one of `options`."""
     if value not in options:
-        raise InvalidValueError(f"`{name}` is {value!r}; expected one of {', '.join(options)}.")
+        raise InvalidOptionError(f"`{name}` is {value!r}", f"one of {', '.join(options)}")
     return str(value)
 
 
@@ -142,17 +152,7 @@ def _shape_hint(ndim: int, name: str) -> str:
 
 
 def _real(value: Any, name: str) -> float:
-    if isinstance(value, str | bytes | bool | np.bool_):
-        raise InvalidTypeError(
-            f"`{name}` is {value!r} ({type(value).__name__}); expected a real number."
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidTypeError(
-            f"`{name}` is {value!r} ({type(value).__name__}); expected a real number."
-        ) from None
-
-
-def _tail(hint: str) -> str:
-    return f" {hint}" if hint else ""
+    if not isinstance(value, str | bytes | bool | np.bool_):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    raise InvalidOptionTypeError(f"`{name}` is {value!r} ({type(value).__name__})", "a real number")

@@ -52,7 +52,7 @@ def finished_file(path: PathLike) -> Iterator[Path]:
             temporary.unlink()
         if isinstance(error, OSError):
             raise FileError(
-                f"{target} cannot be written: {_cause(error)}. What was there is unchanged; "
+                f"{target} cannot be written: {cause(error)}. What was there is unchanged; "
                 "free space or choose another place."
             ) from error
         raise
@@ -67,7 +67,7 @@ def read_json(path: PathLike, what: str, schema: int) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise FileError(f"{file} cannot be read: {_cause(error)}. Check the path.") from error
+        raise FileError(f"{file} cannot be read: {cause(error)}. Check the path.") from error
     except ValueError as error:
         raise FileError(f"{file} is not {what}: it is no JSON ({error}).") from error
     version = content.get("schema") if isinstance(content, dict) else None
@@ -110,7 +110,7 @@ def empty_folder(path: PathLike) -> Path:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{folder} cannot be made: {_cause(error)}. Name another one.") from error
+        raise FileError(f"{folder} cannot be made: {cause(error)}. Name another one.") from error
     return folder
 
 
@@ -130,7 +130,7 @@ def finished_folder(path: PathLike) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, FileError):
             raise FileError(
-                f"{path} cannot be written: {_cause(error)}. Nothing was left there; free space "
+                f"{path} cannot be written: {cause(error)}. Nothing was left there; free space "
                 "or choose another place."
             ) from error
         raise
@@ -175,7 +175,7 @@ def output_folder(path: PathLike) -> Path:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{folder} cannot be made: {_cause(error)}. Name another one.") from error
+        raise FileError(f"{folder} cannot be made: {cause(error)}. Name another one.") from error
     return folder
 
 
@@ -198,7 +198,7 @@ def file_target(path: PathLike) -> Path:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{given} cannot be written: {_cause(error)}.") from error
+        raise FileError(f"{given} cannot be written: {cause(error)}.") from error
     if target.exists() and not os.access(target, os.W_OK):
         raise FileError(f"{given} is write-protected. Write elsewhere, or make it writable.")
     return target
@@ -214,7 +214,7 @@ def _create_beside(target: Path) -> Path:
             raise OSError("the file name is too long")
     except OSError as error:
         raise FileError(
-            f"{target} cannot be written: {_cause(error)}. Choose a folder you may write to."
+            f"{target} cannot be written: {cause(error)}. Choose a folder you may write to."
         ) from error
     return temporary
 
@@ -225,5 +225,6 @@ def _path(path: PathLike) -> Path:
     return Path(path)
 
 
-def _cause(error: OSError) -> str:
+def cause(error: OSError) -> str:
+    """Return what the system says went wrong, in lower case."""
     return (error.strerror or str(error)).lower()

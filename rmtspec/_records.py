@@ -2,6 +2,7 @@
 
 import math
 import platform
+from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,8 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, np.generic):
         return plain(value.item())
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

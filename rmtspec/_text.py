@@ -26,11 +26,17 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
     by_reason: dict[str, list[str]] = {}
     for entry in skipped:
         by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
-    shown = []
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        shown.append((printable(reason), f"{len(names)} ({', '.join(names[:3])}{more})"))
-    return shown
+    return [
+        (printable(reason), f"{len(names)} ({listed(names, most=3)})")
+        for reason, names in by_reason.items()
+    ]
+
+
+def listed(names: Iterable[str], *, most: int) -> str:
+    """Return the names, those past the first `most` as a number: "a, b and 3 more"."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 def printable(words: str) -> str:

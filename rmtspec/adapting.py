@@ -23,13 +23,14 @@ it is built" has a whole adapter, for a toy framework.
 
 from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, finished_file, finished_folder
+from rmtspec._files import PathLike, cause, finished_file, finished_folder
+from rmtspec._frameworks import SUFFIXES
 from rmtspec._records import versions
-from rmtspec._text import grouped
+from rmtspec._text import grouped, listed
 from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
-from rmtspec.checkpoint.stored import StoredTensor, named_dtype
+from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
 from rmtspec.matrix.split import SplitFactors, output_energies, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
 from rmtspec.planning.given import adopt
@@ -47,12 +48,14 @@ from rmtspec.terms import Action, Kind, Why
 __all__ = [
     "DTYPES",
     "RULES",
+    "SUFFIXES",
     "Action",
     "AnalysisOptions",
     "Every",
     "Float64Array",
     "Kind",
     "Manifest",
+    "MappedTensor",
     "Matrix",
     "NothingToAnalyzeError",
     "Outgoing",
@@ -72,11 +75,13 @@ __all__ = [
     "Task",
     "Why",
     "adopt",
+    "cause",
     "checks",
     "finished_file",
     "finished_folder",
     "format_dtype",
     "grouped",
+    "listed",
     "looks_like",
     "model_folder",
     "named_dtype",

@@ -17,9 +17,11 @@ import numpy as np
 from rmtspec import _checks, ensembles
 from rmtspec._files import output_folder, write_atomically
 from rmtspec._records import plain, versions
-from rmtspec.matrix.bema import BulkFit, bema
+from rmtspec.matrix.bema import bema
 from rmtspec.matrix.fit_test import fit_test
 from rmtspec.matrix.spectrum import Spectrum, spectrum
+from rmtspec.plot.axes import png
+from rmtspec.plot.esd import plot_esd
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,8 +122,8 @@ def reproduce_figure(
         results = _sweep_numbers(_SWEEPS[figure], spectra)
         drawing = _draw_sweep(_SWEEPS[figure], results, len(numbers))
     else:
-        results, fit = _bulk_numbers(spectra, n)
-        drawing = _draw_bulk(spectra[n][0], fit, n, seed)
+        results = _bulk_numbers(spectra, n)
+        drawing = _draw_bulk(spectra[n][0], n, seed)
     record = {
         "schema": 1,
         "figure": figure,
@@ -137,10 +139,9 @@ def reproduce_figure(
     return _write(folder, figure, drawing, record)
 
 
-def _bulk_numbers(spectra: dict[int, list[Spectrum]], n: int) -> tuple[dict[str, Any], BulkFit]:
-    """Return the fits of every spectrum with every setting, and the one that is drawn."""
+def _bulk_numbers(spectra: dict[int, list[Spectrum]], n: int) -> dict[str, Any]:
+    """Return the fits of every spectrum with every setting."""
     results: dict[str, Any] = {"alpha": _ALPHA, "beta": _BETA, "fits": {}}
-    drawn: BulkFit | None = None
     for name, options in SETTINGS.items():
         by_size = {}
         for size, several in spectra.items():
@@ -153,50 +154,44 @@ def _bulk_numbers(spectra: dict[int, list[Spectrum]], n: int) -> tuple[dict[str,
                 "fit_statistic": _spread([test.statistic for test in tests]),
                 "largest_eigenvalue": _spread([float(spec.eigenvalues[-1]) for spec in several]),
             }
-            if size == n and drawn is None:
-                drawn = fits[0]
         results["fits"][name] = by_size
-    assert drawn is not None
     results["eigenvalues"] = plain(spectra[n][0].eigenvalues)
-    return results, drawn
+    return results
 
 
 def _sweep_numbers(sweep: _Sweep, spectra: dict[int, list[Spectrum]]) -> dict[str, Any]:
     """Return lambda_+ of every spectrum at every value of the moving parameter."""
-    results: dict[str, Any] = {"moving": sweep.moving, "fixed": sweep.fixed}
-    results["values"] = list(sweep.values)
-    results["lambda_plus"] = {}
-    for name, options in SETTINGS.items():
-        results["lambda_plus"][name] = {}
-        for size, several in spectra.items():
-            found = [
-                [bema(spec, **sweep.at(value), **options).threshold for value in sweep.values]
-                for spec in several
-            ]
-            table = np.array(found)
-            spread = (
-                table.std(axis=0, ddof=1) if len(several) > 1 else np.full(table.shape[1], np.nan)
-            )
-            results["lambda_plus"][name][str(size)] = {
-                "mean": plain(table.mean(axis=0)),
-                "standard_deviation": plain(spread),
-                "each_seed": plain(table),
+
+    def thresholds(spec: Spectrum, options: dict[str, Any]) -> list[float]:
+        return [bema(spec, **sweep.at(value), **options).threshold for value in sweep.values]
+
+    return {
+        "moving": sweep.moving,
+        "fixed": sweep.fixed,
+        "values": list(sweep.values),
+        "lambda_plus": {
+            name: {
+                str(size): _spread([thresholds(spec, options) for spec in several])
+                for size, several in spectra.items()
             }
-    return results
+            for name, options in SETTINGS.items()
+        },
+    }
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
-    """Return mean, standard deviation (nan for one value) and the values."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    found = {"mean": float(np.mean(values)), "standard_deviation": deviation, "each_seed": values}
+def _spread(values: list[Any]) -> dict[str, Any]:
+    """Return mean and standard deviation over the seeds (nan for one), and the value of each."""
+    table = np.array(values)
+    alone = np.full(table.shape[1:], np.nan)
+    deviation = table.std(axis=0, ddof=1) if len(table) > 1 else alone
+    found = {"mean": table.mean(axis=0), "standard_deviation": deviation, "each_seed": values}
     return dict(plain(found))
 
 
-def _draw_bulk(spec: Spectrum, fit: BulkFit, n: int, seed: int) -> "Figure":
+def _draw_bulk(spec: Spectrum, n: int, seed: int) -> "Figure":
     from matplotlib.figure import Figure
 
-    from rmtspec.plot.esd import plot_esd
-
+    fit = bema(spec, _ALPHA, _BETA, **SETTINGS["as published"])
     drawing = Figure(figsize=(7.0, 4.4), layout="constrained")
     ax = plot_esd(spec, fit, ax=drawing.subplots(), bins=80, xlim=(0.0, 8.0))
     ax.set_title(
@@ -236,16 +231,13 @@ def _draw_sweep(sweep: _Sweep, results: dict[str, Any], count: int) -> "Figure":
 def _write(folder: Path, name: str, drawing: "Figure", record: dict[str, Any]) -> list[Path]:
     """Write picture and numbers; the same input gives the same bytes."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(drawing)
-    drawing.savefig(png, format="png", dpi=150)
+    picture, svg = png(drawing), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "rmtspec"}):
         drawing.savefig(svg, format="svg", metadata={"Date": None})
     text = json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
-    contents = {"png": png.getvalue(), "svg": svg.getvalue(), "json": text.encode()}
-    paths = []
-    for ending, content in contents.items():
-        paths.append(write_atomically(folder / f"{name}.{ending}", content))
-    return paths
+    contents = {"png": picture, "svg": svg.getvalue(), "json": text.encode()}
+    return [
+        write_atomically(folder / f"{name}.{ending}", content)
+        for ending, content in contents.items()
+    ]

@@ -1,19 +1,154 @@
-"""The words of reports that a program may ask for."""
+"""The words of reports that a program may ask for; each is the string that is in the JSON."""
 
+import functools
+import re
 from enum import StrEnum
 
 
+class Kind(StrEnum):
+    """What a matrix is, by the type of its layer, or in a file by the name of its tensor."""
+
+    MATRIX = "matrix"
+    LINEAR = "linear"
+    TRANSPOSED_LINEAR = "transposed linear"
+    CONV = "conv"
+    CONV1D = "conv1d"
+    CONV2D = "conv2d"
+    CONV3D = "conv3d"
+    TRANSPOSED_CONV = "transposed conv"
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    EXPERT = "expert"
+    RECURRENT = "recurrent"
+    PARAMETER = "parameter"
+    TENSOR = "tensor"  # in a manifest: pruned in its file, whatever its layer
+
+    @property
+    def family(self) -> "Kind":
+        """What a file would tell of it: MATRIX of linear layers, CONV of convolutions."""
+        wide = {"linear": Kind.MATRIX, "conv": Kind.CONV}
+        return next((kind for word, kind in wide.items() if word in self), self)
+
+
 class Action(StrEnum):
-    """What a plan does to a matrix."""
+    """What a plan does to a matrix; ``Action("leave")`` is ``Action("keep")``, as files have it."""
 
     SPLIT = "split"
     TRUNCATE = "truncate"
     LEAVE = "keep"
 
-
-class Kind(StrEnum):
-    """PLACEHOLDER."""
+    @classmethod
+    def _missing_(cls, value: object) -> "Action | None":
+        return cls.LEAVE if value == "leave" else None
 
 
 class Why(StrEnum):
-    """PLACEHOLDER."""
+    """Why something was left as it is, skipped, or cannot be relied on: templates of the prose.
+
+    Examples
+    --------
+    >>> from rmtspec.terms import Why
+    >>> Why.of("no bulk; rank 8 is full")
+    (<Why.NO_BULK: 'no bulk'>, <Why.FULL_RANK: 'rank {rank} is full'>)
+    """
+
+    # The matrix and its fit.
+    NO_BULK = "no bulk"
+    NO_SIGNAL = "no signal found"
+    ALL_ZERO = "all zeros: two factors of zeros would not train"
+    TOO_SMALL = "smaller side {p} is below {least}"
+    UNRELIABLE = f"unreliable: {TOO_SMALL}"
+    FIT_REJECTED = "fit rejected: statistic {statistic:.4g} above {cutoff:g}"
+    NOT_FINITE = (
+        "`W` has {nans} nan and {infinities} infinite entries, the first at {places}; expected "
+        "finite numbers. A layer whose training diverged has no spectrum; otherwise replace or "
+        "drop these rows or columns."
+    )
+    # The rank and what it saves.
+    SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
+    SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"
+    FULL_RANK = "rank {rank} is full"
+    STAYS_DENSE = "stays dense: so the budget buys the most"
+    BUDGET_SPENT = "the budget is spent: layers were split to it before"
+    # What the user asked for.
+    NOT_INCLUDED = "not in `include`"
+    EXCLUDED = "in `exclude`"
+    NOT_NAMED = "{what}: cut only where {options} names it"
+    NO_MATRIX_MEETS = "this pattern meets no matrix"
+    KEPT_BY_PLAN = "kept by the plan"
+    FROZEN = "frozen: requires_grad is False"
+    # Other matrices of the layer, or of the weight.
+    LAYER_SKIPPED = "{name} of the same layer was skipped"
+    LAYER_LEFT = "{name} of the same layer is {reason}"
+    TIED = "tied to {names}"
+    TIED_ELSEWHERE = "tied to {name}, analysed there"
+    # Not a matrix.
+    EMPTY = "empty"
+    NUMBER = "0 dimensions: a number has no spectrum"
+    VECTOR = "1 dimension: a vector has no spectrum"
+    DEPTHWISE = "depthwise: each output has a kernel of its own, and a vector has no spectrum"
+    DIMENSIONS = "{ndim} dimensions: neither a matrix nor a convolution kernel"
+    UNKNOWN_LAYER = "{ndim} dimensions in a {type}: no layer known here"
+    NOT_A_TENSOR = "a {type}, not a tensor"
+    BIAS = "a bias or a mask: added, not multiplied"
+    BUFFER = "a buffer: computed, not trained"
+    SCALES = "scales of a quantised weight, no weight matrix"
+    # Not numbers that can be read.
+    UNSUPPORTED = "{dtype} is not supported{hint}"
+    UNREADABLE = "{dtype} cannot be read here; convert it to bfloat16 or float32 first"
+    WHOLE_NUMBERS = "dtype {dtype}: whole numbers are indices or codes, not weights"
+    NOT_REAL = "dtype {dtype} is not of real floating numbers{hint}"
+    COMPLEX = "{dtype}: the laws used here are those of real matrices"
+    QUANTISED = "{what}; analyse the model before quantising it"
+    SCALED = "quantised, its scales are in {name}: convert it to BF16 first"
+    SHARDED = "DTensor: sharded over devices; gather it first (full_tensor)"
+    SPARSE = "sparse ({layout}); convert it with to_dense"
+    META = "on the meta device: it has no values; load the weights first"
+    SUBCLASS = "{type}: a tensor subclass, whose storage is not known here"
+    PARAMETRIZED = (
+        "parametrized: its weight is computed anew at each use; call "
+        "torch.nn.utils.parametrize.remove_parametrizations first"
+    )
+    COMPUTED = (
+        "weight_norm, spectral_norm or pruning computes this weight before each forward; "
+        "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
+    )
+    # Not read from its file.
+    SECOND_MATRIX = "a second matrix of this name"
+    SECOND_ARRAY = "a second array of this name"
+    NOT_NPY = "not in .npy format"
+    PICKLED = "pickled Python objects are never opened"
+    DAMAGED = "damaged: {error}"
+    # Not to be split.
+    TOO_COARSE = "dtype {dtype} is too coarse for factors; convert it to BF16"
+    NO_ARITHMETIC = "{dtype} has no arithmetic: prune the model before quantising it"
+    PART_OF_TENSOR = "part of a tensor that holds several matrices"
+    LAYER_UNKNOWN = "its name does not end in .weight, so its layer is not known"
+    NAME_TAKEN = "the file has a tensor {name!r} already"
+    READ_BY_LAYER = "{type} reads this weight in its own forward"
+    OWN_FORWARD = "{type} has a forward of its own"
+    FORWARD_REPLACED = "its forward was replaced on the instance (accelerate's hooks do that)"
+    HOLDS_MORE = "this {type} holds more than a weight and a bias"
+    MAX_NORM = "max_norm rescales the rows of its weight at each use"
+    TRANSPOSED_CONV = "a transposed convolution"
+    OTHER = "{words}"  # none of these: what an error said, or a user in a plan
+
+    def words(self, **values: object) -> str:
+        """Return the prose: the template filled with values."""
+        return str(self.value).format(**values)
+
+    @classmethod
+    def of(cls, reason: str) -> tuple["Why", ...]:
+        """Return what a reason of a report is made of, in its order; nothing for an empty one."""
+        found = tuple(cls[str(match.lastgroup)] for match in _templates().finditer(reason))
+        return found or ((cls.OTHER,) if reason else ())
+
+
+@functools.cache
+def _templates() -> re.Pattern[str]:
+    """Return the expression of one part of a reason, the most specific template first."""
+    texts = {why.name: re.split("{.*?}", why) for why in Why if why is not Why.OTHER}
+    ordered = sorted(texts, key=lambda name: (not texts[name][0], -len("".join(texts[name]))))
+    groups = (f"(?P<{name}>{'.*?'.join(map(re.escape, texts[name]))})" for name in ordered)
+    return re.compile(rf"(?:(?<=; )|\A)(?:{'|'.join(groups)})(?=; |\Z)", re.DOTALL)

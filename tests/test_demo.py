@@ -122,14 +122,14 @@ def test_times_are_told_as_measured(toured):
     assert latency_words(1.0, 1.06, margin=0.1) == "no faster and no slower within 10%"
 
 
-def test_enough_singular_values():
+def test_enough_singular_values(monkeypatch):
     pytest.importorskip("torch")
-    from rmtspec.demo.network import _Curves
+    from rmtspec.demo import network
 
-    curves = _Curves("a", {}, [1, 2, 5, 10], [], [], 90, None)
-    assert curves._enough([10, 95, 50, 90], 89.0) == "from 10 singular values on"
-    assert curves._enough([90, 90, 90, 90], 89.0) == "from 1 singular values on"
-    assert curves._enough([10, 95, 50, 80], 89.0) == "not up to 10"
+    monkeypatch.setattr(network, "_RANKS", (1, 2, 5, 10))
+    assert network._enough([10, 95, 50, 90], 89.0) == "from 10 singular values on"
+    assert network._enough([90, 90, 90, 90], 89.0) == "from 1 singular values on"
+    assert network._enough([10, 95, 50, 80], 89.0) == "not up to 10"
 
 
 def test_second_run_replaces_and_leaves_the_callers_random_state(tmp_path, toured, monkeypatch):

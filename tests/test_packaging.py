@@ -113,19 +113,6 @@ def test_torch_adapter_imports_with_torch():
     assert run(code) == "True\nTrue\n[]\n"
 
 
-def test_all_errors_are_ours_and_the_builtin_one_expects():
-    from rmtspec import errors
-
-    for name, builtin in [
-        ("InvalidValueError", ValueError),
-        ("InvalidTypeError", TypeError),
-        ("FileError", OSError),
-        ("MissingDependencyError", ImportError),
-    ]:
-        assert issubclass(getattr(errors, name), (errors.RmtspecError, builtin))
-        assert issubclass(getattr(errors, name), builtin)
-
-
 def test_every_kernel_uses_the_one_decorator():
     for path in (ROOT / "rmtspec").rglob("*.py"):
         text = path.read_text()

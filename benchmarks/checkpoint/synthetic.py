@@ -62,15 +62,15 @@ def make_checkpoint(
     files = divided(shapes, shards)
     with finished_folder(folder) as place:
         names = file_names("model.safetensors", len(files))
+        written = {}
         for file, held in zip(names, files, strict=True):
-            outgoing = [
+            written[file] = [
                 Outgoing(name, "BF16", shapes[name], partial(entries, shapes[name], [seed, number]))
                 for number, name in enumerate(shapes)
                 if name in held
             ]
-            write_safetensors(place / file, outgoing, {"format": "pt"})
-        places = {name: file for file, held in zip(names, files, strict=True) for name in held}
-        write_index(place, "model.safetensors", places, sum(map(nbytes, shapes.values())))
+            write_safetensors(place / file, written[file], {"format": "pt"})
+        write_index(place, "model.safetensors", written)
         text = json.dumps(config(width, layers), indent=2) + "\n"
         (place / "config.json").write_text(text, "utf-8")
     return shapes

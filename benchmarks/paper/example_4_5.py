@@ -1,19 +1,11 @@
 """Example 4.5 of the paper: the net of Example 4.4 with a weak fit test.
 
-    python benchmarks/paper/example_4_5.py --epochs 8 --seeds 0 1
-
-Without --epochs as long as in the paper. Three runs a seed: the net as it is, the paper's
-algorithm, and all of the bulk removed once with the step matched.
+python benchmarks/paper/example_4_5.py --epochs 8 --seeds 0 1
 """
 
 from command import Example, main
 
-EXAMPLE = Example(
-    "4.5",
-    (784, 1500, 1500, 500, 500, 10),
-    paper_epochs=300,
-    fit_cutoff=0.1,
-)
+EXAMPLE = Example("4.5", (784, 1500, 1500, 500, 500, 10), paper_epochs=300, fit_cutoff=0.1)
 
 if __name__ == "__main__":
     main(EXAMPLE)

@@ -135,17 +135,10 @@ class Split(Method):
 class BulkPenalised(Split):
     """A penalty on the bulk in every batch until the first split, which it prepares."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        norm: str,
-        strength: float,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, optimizer, **options)
+    def __init__(self, *net: Any, norm: str, strength: float, **options: Any) -> None:
+        super().__init__(*net, **options)
         self.unchanged_epochs = 0
-        self._penalty: rt.BulkPenalty | None = rt.BulkPenalty(model, strength, norm=norm)
+        self._penalty: rt.BulkPenalty | None = rt.BulkPenalty(self.model, strength, norm=norm)
 
     def penalty(self) -> torch.Tensor | None:
         """Return the penalty on the bulk."""
@@ -172,17 +165,10 @@ class BulkPenalised(Split):
 class NuclearNorm(Split):
     """A nuclear-norm penalty as a proximal step after each epoch, until the first split."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        strength: float,
-        steps: int,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, optimizer, **options)
+    def __init__(self, *net: Any, strength: float, steps: int, **options: Any) -> None:
+        super().__init__(*net, **options)
         self.unchanged_epochs = 0
-        group = optimizer.param_groups[0]
+        group = self.optimizer.param_groups[0]
         self._amount = strength * steps * group["lr"] / (1 - group.get("momentum", 0.0))
 
     def after_epoch(self, loss: float) -> dict[str, Any] | None:

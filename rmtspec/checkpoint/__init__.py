@@ -4,7 +4,7 @@ Nothing is ever unpickled here, and only headers are read until a matrix is call
 torch.save wrote is read by the torch adapter, which runs no code in it either.
 """
 
-from rmtspec.checkpoint.listing import CONFIG, matrices_in
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
+from rmtspec.checkpoint.listing import CONFIG, Checkpoint, matrices_in
+from rmtspec.checkpoint.stored import StoredMatrix
 
 __all__ = ["CONFIG", "Checkpoint", "StoredMatrix", "matrices_in"]

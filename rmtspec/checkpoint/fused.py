@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from rmtspec.checkpoint.stored import Part
+from rmtspec.terms import Kind
 
 _Config = Mapping[str, Any]
 #: How a side is cut: into so many groups, each of consecutive blocks of these sizes. A part is the
@@ -151,7 +152,8 @@ def _layout(
     types: str, names: str, labels: str, rule: _Rule | None = None, *, across: bool = False
 ) -> _Layout:
     ends = tuple(f".{name}" for name in names.split())
-    return _Layout(frozenset(types.split()), ends, tuple(labels.split()) or ("",), rule, across)
+    parts = tuple(labels.split()) or ("",)
+    return _Layout(frozenset(types.split()), ends, parts, rule, across=across)
 
 
 _GPT = "gpt2 openai-gpt imagegpt decision_transformer"
@@ -246,29 +248,10 @@ def parts_of(
 ) -> list[Part]:
     """Return the matrices that a tensor of a checkpoint holds, in the order they are stored.
 
-    Parameters
-    ----------
-    name : str
-        Of the tensor.
-    shape : tuple of int
-        Its sides.
-    config : mapping
-        The parsed config.json beside the weights, or an empty one. Sections in it ("text_config")
-        count too: a tensor is cut if the sizes of one of them fit it, and all that fit agree.
-    shapes : mapping of str to tuple of int
-        The sides of all tensors of the checkpoint, by name; the gates of LSTM and GRU are told
-        from them.
-
-    Returns
-    -------
-    list of Part
-        Empty if the tensor is one matrix, or none, or if what it holds is not known for sure.
-
-    Examples
-    --------
-    >>> config = {"model_type": "gpt2", "n_embd": 768, "n_head": 12}
-    >>> [part.label for part in parts_of("h.0.attn.c_attn.weight", (768, 2304), config)]
-    ['q', 'k', 'v']
+    None if the tensor is one matrix, or if what it holds is not known for sure. `config` is the
+    config.json beside the weights, parsed, or empty. Sections in it ("text_config") count too: a
+    tensor is cut if the sizes of one of them fit it, and all that fit agree. `shapes` are the sides
+    of all tensors of the checkpoint; the gates of LSTM and GRU are told from them.
     """
     if len(shape) not in (2, 3) or 0 in shape:
         return []
@@ -309,11 +292,11 @@ def _from_config(layout: _Layout, shape: tuple[int, ...], config: _Config) -> li
     elif shape[other] == _size(config, *_HIDDEN):
         cut = layout.rule(config, shape[axis], len(labels))
     if len(shape) == 3 or labels == ("",):
-        kind = "expert"
+        kind = Kind.EXPERT
         labels = labels if len(shape) == 3 else tuple(map(str, range(len(cut[1]))))
     else:
-        kind = "attention" if "k" in labels else "mlp"
-    return _cut(shape, len(shape) + axis, cut, labels, kind)
+        kind = Kind.ATTENTION if "k" in labels else Kind.MLP
+    return _cut(shape, len(shape) + axis, cut, labels, kind=kind)
 
 
 def _from_name(
@@ -324,9 +307,9 @@ def _from_name(
     if len(shape) == 3:
         single = re.search(r"(^|\.)experts?\.\d+\.", name)  # then the sides are a kernel's
         stack = shape[0] > 1 and re.search("expert|moe", name.lower()) and not single
-        return _cut(shape, 1, (1, (shape[1],)), ("",), "expert") if stack else []
+        return _cut(shape, 1, (1, (shape[1],)), ("",), kind=Kind.EXPERT) if stack else []
     if last == "in_proj_weight" and shape[0] == 3 * shape[1]:
-        return _cut(shape, 0, (1, (shape[1],) * 3), tuple("qkv"), "attention")
+        return _cut(shape, 0, (1, (shape[1],) * 3), tuple("qkv"), kind=Kind.ATTENTION)
     if re.fullmatch(r"weight_(ih|hh)(_l\d+(_reverse)?)?", last):
         start = name[: len(name) - len(last)]
         hidden, projected = (start + re.sub("_(ih|hh)", to, last) for to in ("_hh", "_hr"))
@@ -335,12 +318,13 @@ def _from_name(
         count = shape[0] // size[0] if size and size[0] and state[:1] == shape[:1] else 0
         gates = {3: "rzn", 4: "ifgo"}.get(count, "")
         if gates:
-            return _cut(shape, 0, (1, (size[0],) * len(gates)), tuple(gates), "recurrent")
+            sizes = (size[0],) * len(gates)
+            return _cut(shape, 0, (1, sizes), tuple(gates), kind=Kind.RECURRENT)
     return []
 
 
 def _cut(
-    shape: tuple[int, ...], axis: int, cut: _Cut, labels: tuple[str, ...], kind: str
+    shape: tuple[int, ...], axis: int, cut: _Cut, labels: tuple[str, ...], *, kind: Kind
 ) -> list[Part]:
     """Return the parts of a side, for each matrix of a stack; none if they do not make it up."""
     groups, sizes = cut
@@ -361,5 +345,6 @@ def _cut(
                 box[0], words = (index, index + 1), [str(index), *words]
             sides = [*shape]
             sides[axis] = groups * (span[1] - span[0])
-            parts.append(Part(",".join(words), kind, view, tuple(box), (sides[-2], sides[-1])))
+            label, shown = ",".join(words), (sides[-2], sides[-1])
+            parts.append(Part(label, kind, view=view, box=tuple(box), shape=shown))
     return parts

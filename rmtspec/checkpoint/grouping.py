@@ -9,6 +9,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec.checkpoint.fused import parts_of
 from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, layer_of, named_dtype
+from rmtspec.terms import Kind, Why
 
 #: The last part of the name of a layer that looks rows up.
 _EMBEDDING = re.compile(
@@ -16,20 +17,16 @@ _EMBEDDING = re.compile(
 )
 #: Last parts of names of tensors that are no weights, and what they are.
 _NO_WEIGHT = (
-    (re.compile(r"(^|_)bias$"), "a bias or a mask: added, not multiplied"),
+    (re.compile(r"(^|_)bias$"), Why.BIAS),
     (
         re.compile(
             r"^(position_ids|inv_freq|original_inv_freq|.*mask|(cos|sin)_cached|freqs_cis"
             r"|relative_position_index|running_mean|running_var|num_batches_tracked)$"
         ),
-        "a buffer: computed, not trained",
+        Why.BUFFER,
     ),
-    (
-        re.compile(r"(^|_)(scales?|scale_inv|zeros|qzeros|zero_point|absmax)$"),
-        "scales of a quantised weight, no weight matrix",
-    ),
+    (re.compile(r"(^|_)(scales?|scale_inv|zeros|qzeros|zero_point|absmax)$"), Why.SCALES),
 )
-_NO_SPECTRUM = " has no spectrum"
 
 
 def group(
@@ -47,11 +44,11 @@ def group(
         reason = _no_matrix(tensor) or _block_scaled(name, tensor, shapes)
         found = [] if reason else _matrices(tensor, config, shapes, parts)
         if not found:
-            reason = reason or f"1 dimension: a vector{_NO_SPECTRUM}"
+            reason = reason or Why.VECTOR.words()
             skipped.append({"name": name, "reason": reason})
         for matrix in found:
             if matrix.name in matrices:  # "w[0]": the first of a stack, and a tensor called so
-                skipped.append({"name": matrix.name, "reason": "a second matrix of this name"})
+                skipped.append({"name": matrix.name, "reason": Why.SECOND_MATRIX.words()})
             matrices.setdefault(matrix.name, matrix)
     return matrices, skipped
 
@@ -71,14 +68,14 @@ def _matrices(
         if len(sides) < 2:
             return []
         if len(sides) == 2:
-            found = [Part("0", "parameter", sides, (None, None), (sides[0], sides[1]))]
+            found = [Part("0", Kind.PARAMETER, view=sides, box=(None, None), shape=sides)]
     if found:
         return [
             StoredMatrix(f"{tensor.name}[{part.label}]", part.kind, tensor, part) for part in found
         ]
-    kind = "conv" if len(shape) > 2 else "matrix"
+    kind = Kind.CONV if len(shape) > 2 else Kind.MATRIX
     if len(shape) == 2 and _EMBEDDING.search(layer_of(tensor.name).rpartition(".")[2]):
-        kind = "embedding"
+        kind = Kind.EMBEDDING
     return [StoredMatrix(tensor.name, kind, tensor)]
 
 
@@ -86,21 +83,21 @@ def _no_matrix(tensor: StoredTensor) -> str:
     """Return the reason why a tensor is no matrix, or ""."""
     shape = tensor.shape
     if not tensor.numpy_name:
-        return f"dtype {tensor.dtype} is not supported; convert it to F32"
+        return Why.UNSUPPORTED.words(dtype=f"dtype {tensor.dtype}", hint="; convert it to F32")
     dtype = named_dtype(tensor.numpy_name)
     if dtype.kind in "iub":
-        return f"dtype {dtype}: whole numbers are indices or codes, not weights"
+        return Why.WHOLE_NUMBERS.words(dtype=dtype)
     if not _checks.is_float(dtype):
         hint = "; numpy's formats lose bfloat16, use safetensors" if dtype.kind == "V" else ""
-        return f"dtype {dtype} is not of real floating numbers{hint}"
+        return Why.NOT_REAL.words(dtype=dtype, hint=hint)
     if 0 in shape:
-        return "empty"
+        return Why.EMPTY.words()
     if len(shape) < 2:
-        return ("1 dimension: a vector" if shape else "0 dimensions: a number") + _NO_SPECTRUM
+        return (Why.VECTOR if shape else Why.NUMBER).words()
     if len(shape) > 5:
-        return f"{len(shape)} dimensions: neither a matrix nor a convolution kernel"
+        return Why.DIMENSIONS.words(ndim=len(shape))
     last = _last(tensor.name)
-    return next((reason for pattern, reason in _NO_WEIGHT if pattern.search(last)), "")
+    return next((why.words() for pattern, why in _NO_WEIGHT if pattern.search(last)), "")
 
 
 def _block_scaled(name: str, tensor: StoredTensor, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -110,7 +107,7 @@ def _block_scaled(name: str, tensor: StoredTensor, shapes: Mapping[str, tuple[in
     for suffix in ("_scale_inv", "_scale"):
         scale = shapes.get(name + suffix)
         if scale is not None and int(np.prod(scale)) > 1:
-            return f"quantised, its scales are in {name + suffix}: convert it to BF16 first"
+            return Why.SCALED.words(name=name + suffix)
     return ""
 
 

@@ -1,11 +1,12 @@
 """Names of the files of a sharded checkpoint, and the index that says which holds what."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rmtspec._files import write_atomically
 from rmtspec.checkpoint.paths import INDEX
+from rmtspec.checkpoint.safetensors_writer import Outgoing
 
 #: The file of dense weights where one is enough.
 DENSE_WEIGHTS = "model.safetensors"
@@ -21,13 +22,16 @@ def file_names(name: str, count: int) -> list[str]:
     return [f"{stem}-{i:05d}-of-{count:05d}.{suffix}" for i in range(1, count + 1)]
 
 
-def write_index(folder: Path, name: str, places: Mapping[str, str], size: int) -> None:
-    """Write the index of the checkpoint called `name` ("model.safetensors").
+def write_index(folder: Path, name: str, files: Mapping[str, Iterable[Outgoing]]) -> None:
+    """Write the index of the checkpoint called `name` ("model.safetensors") if it needs one.
 
-    `places` tells the file of each tensor, `size` the bytes of all of them.
+    `files` has the tensors of each by name.
     """
+    if len(files) == 1:
+        return
+    placed = sorted((t.name, file, t.nbytes) for file, tensors in files.items() for t in tensors)
     content = {
-        "metadata": {"total_size": size},
-        "weight_map": dict(sorted(places.items())),
+        "metadata": {"total_size": sum(size for *_, size in placed)},
+        "weight_map": {tensor: file for tensor, file, _ in placed},
     }
     write_atomically(folder / (name + INDEX), json.dumps(content, indent=2) + "\n")

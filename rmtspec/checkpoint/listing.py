@@ -1,25 +1,82 @@
-"""Reading weight files: the matrices of a checkpoint of any size, each loaded when asked.
+"""Reading weight files: the matrices of a checkpoint of any size, each loaded when asked."""
 
-Nothing is ever unpickled here, and only headers are read until a matrix is called for. A file that
-torch.save wrote is read by the torch adapter, which runs no code in it either.
-"""
-
+import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtspec._frameworks import reader_of
+from rmtspec._files import cause
+from rmtspec._frameworks import SUFFIXES, reader_of
+from rmtspec._text import aligned
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
-from rmtspec.checkpoint.paths import PICKLED, WeightFiles, weight_files
+from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
-from rmtspec.checkpoint.stored import Checkpoint, StoredTensor
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
 from rmtspec.errors import FileError, InvalidTypeError
 
 #: Beside the weights of a transformers model; says which tensors are fused.
 CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Checkpoint:
+    """The matrices of a file or folder, not loaded yet; iterating gives (name, matrix) pairs.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or the folder.
+    files : tuple of Path
+        The weight files.
+    tensors : dict of str to StoredTensor
+        All tensors, those that are not matrices too.
+    matrices : dict of str to StoredMatrix
+        What can be analysed; `rmtspec.analyze_many` takes it.
+    skipped : list of dict
+        "name" and "reason" of the other tensors, and of what is in `unread`.
+    unread : list of dict
+        "name" and "reason" of what is in the files and not among `tensors`.
+    metadata : dict of str to str
+        Free text in the files ("format": "pt"), which loaders of some frameworks want.
+    config : dict
+        The ``config.json`` beside the weights, or an empty one.
+    parts : bool
+        Whether fused tensors (qkv, gate_up) are taken apart.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, StoredTensor]
+    matrices: dict[str, StoredMatrix]
+    skipped: list[dict[str, str]]
+    unread: list[dict[str, str]]
+    metadata: dict[str, str]
+    config: dict[str, Any]
+    parts: bool
+
+    def with_parts(self, parts: bool) -> "Checkpoint":
+        """Return the same with fused tensors taken apart, or whole; no file is read again."""
+        if parts == self.parts:
+            return self
+        matrices, skipped = group(self.tensors, self.config, parts=parts)
+        skipped = [*self.unread, *skipped]
+        return dataclasses.replace(self, matrices=matrices, skipped=skipped, parts=parts)
+
+    def __iter__(self) -> Iterator[tuple[str, StoredMatrix]]:
+        return iter(self.matrices.items())
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def __repr__(self) -> str:
+        counts = [("matrices", len(self.matrices)), ("skipped", len(self.skipped))]
+        if len(self.files) > 1:
+            counts.append(("files", len(self.files)))
+        return aligned(f"Checkpoint {self.path.name}", counts)
 
 
 def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoint:
@@ -81,10 +138,14 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
         raise
     except OSError as error:
         raise FileError(
-            f"{place} cannot be read: {error.strerror or error}. Check that you may read it."
+            f"{place} cannot be read: {cause(error)}. Check that you may read it."
         ) from error
-    matrices, skipped = group(tensors, _config(found.folder), parts=parts)
-    return Checkpoint(place, matrices, [*unread, *skipped], tensors, found.files, metadata)
+    config = _config(found.folder)
+    matrices, skipped = group(tensors, config, parts=parts)
+    return Checkpoint(
+        path=place, files=found.files, tensors=tensors, matrices=matrices,
+        skipped=[*unread, *skipped], unread=unread, metadata=metadata, config=config, parts=parts,
+    )  # fmt: skip
 
 
 def _read(
@@ -102,7 +163,7 @@ def _read(
         elif suffix == ".npz":
             listed, skipped = npz_tensors(file)
             unread += skipped
-        elif suffix in PICKLED:
+        elif suffix in SUFFIXES:
             listed, skipped = reader_of(suffix)(file)
             unread += skipped
         else:

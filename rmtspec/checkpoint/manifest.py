@@ -4,12 +4,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rmtspec import _records
-from rmtspec._files import PathLike, finished_folder, read_json, write_atomically
+from rmtspec._files import PathLike, cause, finished_folder, read_json, write_atomically
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
@@ -19,6 +19,7 @@ MANIFEST = "rmtspec.json"
 WEIGHTS = "rmtspec.safetensors"
 SCHEMA = 1
 _FORMAT = "rmtspec split model"
+_AGAIN = "Copy the folder again, or save the model again."
 _MADE_BY = "a folder written by the torch adapter's `save` or by `rmtspec prune`"
 
 
@@ -105,7 +106,7 @@ class Manifest:
         names = [entry.name for entry in splits]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise _damaged(file, f"it lists the layer {twice!r} twice")
+            raise damaged(file, f"it lists the layer {twice!r} twice")
         tied, versions = (_words(file, content, key) for key in ("tied", "versions"))
         files = _field(file, content, "files", dict)
         for name, entry in files.items():
@@ -125,10 +126,9 @@ class Manifest:
         FileError
             No weight files, one that cannot be read, or a tensor that two of them have.
         """
-        again = "Copy the folder again, or save the model again."
         if not self.weight_files:
             raise FileError(
-                f"{folder} has no files of weights in its manifest; expected one or more. {again}"
+                f"{folder} has no files of weights in its manifest; expected one or more. {_AGAIN}"
             )
         found: dict[str, MappedTensor] = {}
         for name in self.weight_files:
@@ -139,14 +139,14 @@ class Manifest:
                 raise
             except OSError as error:
                 raise FileError(
-                    f"{file} cannot be read: {(error.strerror or str(error)).lower()}; {MANIFEST} "
-                    f"beside it names it. {again}"
+                    f"{file} cannot be read: {cause(error)}; {MANIFEST} beside it names it. "
+                    f"{_AGAIN}"
                 ) from error
             for tensor in stored:
                 if tensor.name in found:
                     raise FileError(
                         f"{file} and {Path(found[tensor.name].path).name} both hold a tensor named "
-                        f"{tensor.name!r}; expected each once. {again}"
+                        f"{tensor.name!r}; expected each once. {_AGAIN}"
                     )
                 found[tensor.name] = tensor
         return found
@@ -155,50 +155,49 @@ class Manifest:
         """Raise `FileError` where a file is missing or is not what was written."""
         for name, entry in self.files.items():
             file = Path(folder, name)
-            again = "Copy the folder again, or save the model again."
             try:
                 size = file.stat().st_size
                 if size < entry["bytes"]:
                     raise FileError(
                         f"{file} is truncated: {size} bytes, and {MANIFEST} says "
-                        f"{entry['bytes']}. {again}"
+                        f"{entry['bytes']}. {_AGAIN}"
                     )
                 with file.open("rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
             except FileNotFoundError:
                 raise FileError(
-                    f"{file} does not exist, and {MANIFEST} beside it names it. {again}"
+                    f"{file} does not exist, and {MANIFEST} beside it names it. {_AGAIN}"
                 ) from None
             except FileError:
                 raise
             except OSError as error:
-                cause = (error.strerror or str(error)).lower()
                 raise FileError(
-                    f"{file} cannot be read: {cause}. Check that it is a file you may read."
+                    f"{file} cannot be read: {cause(error)}. Check that it is a file you may read."
                 ) from error
             if size != entry["bytes"] or digest != entry["sha256"]:
                 raise FileError(
                     f"{file} has changed since it was saved: its "
                     f"{'size' if size != entry['bytes'] else 'SHA-256'} is not the one in "
-                    f"{MANIFEST}. {again}"
+                    f"{MANIFEST}. {_AGAIN}"
                 )
 
 
-def _damaged(file: Path, what: str) -> FileError:
-    return FileError(f"{file} is damaged: {what}. Copy the folder again, or save the model again.")
+def damaged(file: Path, what: str) -> FileError:
+    """Return the error of a manifest, or of its folder, that cannot be right."""
+    return FileError(f"{file} is damaged: {what}. {_AGAIN}")
 
 
 def _field(file: Path, content: dict[str, Any], key: str, kind: type) -> Any:
     found = content.get(key)
     if not isinstance(found, kind):
-        raise _damaged(file, f"its {key!r} is {str(found)[:80]}; expected a {kind.__name__}")
+        raise damaged(file, f"its {key!r} is {str(found)[:80]}; expected a {kind.__name__}")
     return found
 
 
 def _words(file: Path, content: dict[str, Any], key: str) -> dict[str, str]:
     found: dict[str, str] = _field(file, content, key, dict)
     if not all(isinstance(value, str) for value in found.values()):
-        raise _damaged(file, f"its {key!r} is {str(found)[:80]}; expected text by name")
+        raise damaged(file, f"its {key!r} is {str(found)[:80]}; expected text by name")
     return found
 
 
@@ -251,22 +250,20 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
     except (TypeError, KeyError):
         good = False
     if not good:
-        raise _damaged(
+        raise damaged(
             file,
             f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape",
         )
-    return SplitEntry(
-        made.name, made.kind, made.rank, tuple(made.shape), made.original, made.groups
-    )
+    return replace(made, shape=tuple(made.shape))
 
 
 def _check_file_entry(file: Path, name: str, entry: Any) -> None:
     # Only a plain name stays inside the folder, on every system.
     if name in ("", ".", "..") or any(c in name for c in "/\\:\0"):
-        raise _damaged(file, f"it names the file {name!r}; expected a name without a folder")
+        raise damaged(file, f"it names the file {name!r}; expected a name without a folder")
     size = entry.get("bytes") if isinstance(entry, dict) else None
     digest = entry.get("sha256") if isinstance(entry, dict) else None
     if type(size) is not int or size < 0 or not isinstance(digest, str) or len(digest) != 64:
-        raise _damaged(
+        raise damaged(
             file, f"its entry of {name!r} is {str(entry)[:80]}; expected bytes and sha256"
         )

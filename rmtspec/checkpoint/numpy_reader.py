@@ -11,9 +11,9 @@ import numpy as np
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, MappedTensor, ZippedTensor
 from rmtspec.errors import FileError
+from rmtspec.terms import Why
 
 _MAGIC = b"\x93NUMPY"
-PICKLED_OBJECTS = "pickled Python objects are never opened"
 
 
 def npy_tensor(file: Path) -> MappedTensor:
@@ -42,8 +42,10 @@ def npy_tensor(file: Path) -> MappedTensor:
             f"{file} is truncated: {size} bytes, and its header announces {end}. "
             "Copy or save the file again."
         )
-    order = "F" if fortran else "C"
-    return MappedTensor(str(file), file.stem, dtype.str, dtype.str, shape, begin, end, order)
+    return MappedTensor(
+        path=str(file), name=file.stem, dtype=dtype.str, numpy_name=dtype.str, shape=shape,
+        begin=begin, end=end, order="F" if fortran else "C",
+    )  # fmt: skip
 
 
 def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
@@ -56,7 +58,7 @@ def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
                 name = member.filename.removesuffix(".npy")
                 found = _member(file, archive, member)
                 if name in tensors:
-                    found = "a second array of this name"
+                    found = Why.SECOND_ARRAY.words()
                 if isinstance(found, str):
                     skipped.append({"name": name, "reason": found})
                 else:
@@ -75,16 +77,18 @@ def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
 def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ZippedTensor | str:
     """Return the array, or why it cannot be read."""
     if not member.filename.endswith(".npy"):
-        return "not in .npy format"
+        return Why.NOT_NPY.words()
     try:
         with archive.open(member) as stream:
             shape, _, dtype = _header(stream)
     except ZIP_ERRORS as error:
-        return f"damaged: {error}"
+        return Why.DAMAGED.words(error=error)
     if dtype.hasobject:
-        return PICKLED_OBJECTS
-    name = member.filename.removesuffix(".npy")
-    return ZippedTensor(str(file), name, dtype.str, shape, member.filename, member.CRC)
+        return Why.PICKLED.words()
+    return ZippedTensor(
+        path=str(file), name=member.filename.removesuffix(".npy"), dtype=dtype.str, shape=shape,
+        member=member.filename, checksum=member.CRC,
+    )  # fmt: skip
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

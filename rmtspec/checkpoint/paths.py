@@ -5,11 +5,12 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from rmtspec._frameworks import SUFFIXES
+from rmtspec._text import listed
 from rmtspec.errors import FileError
 
-#: Suffixes that are read without torch, and those of files that torch.save writes.
+#: Suffixes that are read without a framework.
 PLAIN = (".safetensors", ".npz", ".npy")
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".index.json"
 #: "model-00001-of-00008.safetensors"
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
@@ -39,14 +40,14 @@ def weight_files(path: Path) -> WeightFiles:
         raise FileError(f"{path} does not exist; expected {EXPECTED}. Check the path.")
     if path.name.endswith(INDEX):
         return _indexed(path)
-    if path.suffix.lower() not in (*PLAIN, *PICKLED):
+    if path.suffix.lower() not in (*PLAIN, *SUFFIXES):
         raise FileError(f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}.")
     if not path.is_file():
         raise FileError(f"{path} is no regular file; expected {EXPECTED}. Save it as one.")
     return WeightFiles((path,), path.parent, None)
 
 
-EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(PICKLED)} file or a folder of them"
+EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(SUFFIXES)} file or a folder of them"
 
 
 def _in_folder(folder: Path) -> WeightFiles:
@@ -55,7 +56,7 @@ def _in_folder(folder: Path) -> WeightFiles:
     for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt"):
         found = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
         indices = [n for n in names if n.endswith(suffix + INDEX)]
-        if suffix in PICKLED:
+        if suffix in SUFFIXES:
             found = [n for n in found if not _STATE.match(n)]
         if len(indices) > 1:
             usual = [n for n in indices if n.removesuffix(suffix + INDEX).endswith("model")]
@@ -71,18 +72,18 @@ def _in_folder(folder: Path) -> WeightFiles:
         found = usual[:1] or found
         if found:
             _check_numbers(folder, found)
-            if len(found) > 1 and suffix in (*PICKLED, ".npz"):
+            if len(found) > 1 and suffix in (*SUFFIXES, ".npz"):
                 raise FileError(
-                    f"{folder} has {len(found)} {suffix} files and no index: {_listed(found)}. "
-                    "Name one of them."
+                    f"{folder} has {len(found)} {suffix} files and no index: "
+                    f"{listed(found, most=4)}. Name one of them."
                 )
             return WeightFiles(tuple(folder / name for name in found), folder, None)
     inner = sorted(
         child.name
         for child in folder.iterdir()
-        if child.is_dir() and any(f.suffix.lower() in (*PLAIN, *PICKLED) for f in child.iterdir())
+        if child.is_dir() and any(f.suffix.lower() in (*PLAIN, *SUFFIXES) for f in child.iterdir())
     )
-    hint = f" There are some in {_listed(inner)}: name one of these." if inner else ""
+    hint = f" There are some in {listed(inner, most=4)}: name one of these." if inner else ""
     raise FileError(f"{folder} is a folder without weight files; expected {EXPECTED}.{hint}")
 
 
@@ -95,7 +96,7 @@ def _indexed(index: Path) -> WeightFiles:
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise _damaged(index, "it has no 'weight_map' that names a file for each tensor")
-    listed: dict[str, str] = {}
+    places: dict[str, str] = {}
     for name, file in mapping.items():
         if not isinstance(file, str) or not file:
             raise _damaged(index, f"it names {file!r} as the file of {name!r}")
@@ -105,20 +106,20 @@ def _indexed(index: Path) -> WeightFiles:
                 f"{index} is refused: it names {file!r} as the file of {name!r}, which leaves the "
                 "folder; expected files in it. Do not use it, or mend the index."
             )
-        listed[name] = str(place)  # one spelling
+        places[name] = str(place)  # one spelling
     folder = index.parent
-    files = {file: folder / file for file in sorted(set(listed.values()))}
+    files = {file: folder / file for file in sorted(set(places.values()))}
     missing = [file for file, place in files.items() if not place.is_file()]
     if missing:
         raise FileError(
             f"{folder} is incomplete: {index.name} lists {len(files)} files, of which "
-            f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing. Download or copy "
-            "what is missing."
+            f"{listed(missing, most=4)} {'is' if len(missing) == 1 else 'are'} missing. "
+            "Download or copy what is missing."
         )
-    wrong = [f for f in files if Path(f).suffix.lower() not in (".safetensors", *PICKLED)]
+    wrong = [f for f in files if Path(f).suffix.lower() not in (".safetensors", *SUFFIXES)]
     if wrong:
         raise _damaged(index, f"it lists {wrong[0]!r}; expected .safetensors or .bin files")
-    names = {name: files[file] for name, file in listed.items()}
+    names = {name: files[file] for name, file in places.items()}
     return WeightFiles(tuple(files.values()), folder, names)
 
 
@@ -141,8 +142,3 @@ def _check_numbers(folder: Path, names: list[str]) -> None:
 
 def _damaged(index: Path, what: str) -> FileError:
     return FileError(f"{index} is damaged: {what}. Download or save the checkpoint again.")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more

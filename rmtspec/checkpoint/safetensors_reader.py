@@ -120,8 +120,9 @@ def _tensor(file: Path, name: str, entry: Any, begin: int) -> MappedTensor:
         )
     numpy_name = DTYPES.get(dtype, "")
     tensor = MappedTensor(
-        str(file), name, dtype, numpy_name, tuple(shape), begin + first, begin + last
-    )
+        path=str(file), name=name, dtype=dtype, numpy_name=numpy_name, shape=tuple(shape),
+        begin=begin + first, end=begin + last,
+    )  # fmt: skip
     if numpy_name:
         needed = math.prod(shape) * named_dtype(numpy_name).itemsize
         if needed != last - first:

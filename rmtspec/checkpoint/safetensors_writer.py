@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +22,6 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Header and tensors begin at multiples of it.
 _ALIGNMENT = 8
-_READ_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class Outgoing:
         Its size; needed only for a dtype that numpy lacks.
     costly : bool
         Whether `load` computes more than it copies.
+    errors : dict of str to float
+        Relative error of each matrix in it that `load` lowers in rank; empty until it was written.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Outgoing:
     load: Callable[[], NDArray[Any] | Iterable[NDArray[Any]]]
     stored_bytes: int | None = None
     costly: bool = False
+    errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, array: NDArray[Any]) -> "Outgoing":
@@ -119,15 +121,12 @@ def write_safetensors(
     start = _start(path, ordered, metadata)
     count = next((i for i, t in enumerate(ordered) if t.name not in written), len(ordered))
     kept = len(start) + sum(tensor.nbytes for tensor in ordered[:count])
-    there = path.exists() and path.stat().st_size >= kept
-    with path.open("r+b" if count and there else "wb") as stream:
-        if not (count and there):
-            count = 0
-            stream.write(start)
-            digest = hashlib.sha256(start)
-        else:
-            digest = _digest_of(stream, kept)
-            stream.truncate(kept)
+    if not count or not path.exists() or path.stat().st_size < kept:
+        path.write_bytes(start)
+        count, kept = 0, len(start)
+    with path.open("r+b") as stream:
+        stream.truncate(kept)
+        digest = hashlib.file_digest(stream, "sha256")  # reads up to where it is gone on with
         pending: list[Outgoing] = []
         for index, tensor in enumerate(ordered[count:], count):
             _append(tensor, stream, digest)
@@ -175,29 +174,18 @@ def _append(tensor: Outgoing, stream: IO[bytes], digest: Any) -> None:
     for piece in pieces:
         array = np.ascontiguousarray(piece)
         size += array.nbytes
+        shown = f", an array of shape {array.shape} of {array.dtype}"
         if size > tensor.nbytes:
-            shown = f", an array of shape {array.shape} of {array.dtype}"
             break
         content = array.reshape(-1).view(np.uint8).data
         stream.write(content)
         digest.update(content)
-        shown = f", an array of shape {array.shape} of {array.dtype}"
         del piece, array, content  # before the next one is made
     if size != tensor.nbytes:
         raise InvalidValueError(
             f"The tensor {tensor.name!r} is {size} bytes{shown}; expected the {tensor.nbytes} "
             f"bytes of shape {tensor.shape} of {tensor.dtype}."
         )
-
-
-def _digest_of(stream: IO[bytes], size: int) -> Any:
-    """Return the running digest of the first bytes of a file."""
-    digest, left = hashlib.sha256(), size
-    while left:
-        part = stream.read(min(left, _READ_AT_ONCE))
-        digest.update(part)
-        left -= len(part)
-    return digest
 
 
 def _to_disk(stream: IO[bytes]) -> None:

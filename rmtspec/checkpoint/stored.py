@@ -3,15 +3,12 @@
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._text import aligned
 from rmtspec.errors import FileError
 
 #: What reading a damaged zip archive may raise.
@@ -32,36 +29,29 @@ class StoredTensor(Protocol):
     @property
     def path(self) -> str:
         """The file."""
-        ...
 
     @property
     def name(self) -> str:
         """Name of the tensor."""
-        ...
 
     @property
     def dtype(self) -> str:
         """Type of its entries, as the file's format calls it ("BF16", "<f4")."""
-        ...
 
     @property
     def numpy_name(self) -> str:
         """The same for `named_dtype`; empty where numpy has none."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its sides."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """Bytes of its entries."""
-        ...
 
     def __call__(self) -> NDArray[Any]:
         """Return the tensor; bytes (uint8, one dimension) where numpy has no such dtype."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,46 +221,6 @@ class StoredMatrix:
         """
         tensor = self.tensor()
         return tensor.reshape(self.sides) if self.part is None else self.part.of(tensor)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Checkpoint:
-    """The matrices of a file or folder, not loaded yet; iterating gives (name, matrix) pairs.
-
-    Attributes
-    ----------
-    path : Path
-        The file, or the folder.
-    matrices : dict of str to StoredMatrix
-        What can be analysed; `rmtspec.analyze_many` takes it.
-    skipped : list of dict
-        "name" and "reason" of the other tensors.
-    tensors : dict of str to StoredTensor
-        All tensors, those that are no matrices too.
-    files : tuple of Path
-        The weight files.
-    metadata : dict of str to str
-        Free text in the files ("format": "pt"), which loaders of some frameworks want.
-    """
-
-    path: Path
-    matrices: dict[str, StoredMatrix]
-    skipped: list[dict[str, str]]
-    tensors: dict[str, StoredTensor]
-    files: tuple[Path, ...]
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[tuple[str, StoredMatrix]]:
-        return iter(self.matrices.items())
-
-    def __len__(self) -> int:
-        return len(self.matrices)
-
-    def __repr__(self) -> str:
-        counts = [("matrices", len(self.matrices)), ("skipped", len(self.skipped))]
-        if len(self.files) > 1:
-            counts.append(("files", len(self.files)))
-        return aligned(f"Checkpoint {self.path.name}", counts)
 
 
 def named_dtype(name: str) -> np.dtype[Any]:

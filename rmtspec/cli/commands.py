@@ -7,40 +7,42 @@ usage; 130 interrupted.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rmtspec import __version__
 from rmtspec.cli.progress import progress_bar
-from rmtspec.cli.tables import one_line, show
-from rmtspec.errors import RmtspecError
-
-if TYPE_CHECKING:
-    from rmtspec.checkpoint.stored import Checkpoint
-    from rmtspec.planning.selection import Selection
-    from rmtspec.report.report import Report
+from rmtspec.cli.tables import one_line, show, show_costs
+from rmtspec.cli.wording import Command, in_flags
+from rmtspec.errors import FileError, InvalidValueError, OptionError
 
 _RULES = ("bema", "energy", "fraction")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
 _RULE_HELP = "What decides the rank: the noise's edge, a share of the squares, a share of the rank."
 _BULK_KEEP_HELP = "Share of the bulk to keep, of rule bema."
-_KEEP_HELP = "Share to keep, of rules energy and fraction."
+
+#: Options that two commands have alike.
+_keep = click.option("--keep", type=float, help="Share to keep, of rules energy and fraction.")
+_include = click.option(
+    "--include", metavar="RE", help="Only names in which this expression is found."
+)
+_exclude = click.option(
+    "--exclude", metavar="RE", help="No names in which this expression is found."
+)
+_jobs = click.option(
+    "--jobs", "n_jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores."
+)
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="BLAS threads of each; the cores divided by default.",
+)
 
 
 class _Group(click.Group):
-    """A group whose commands show our errors as one message, without traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command named on the line."""
-        try:
-            return super().invoke(ctx)
-        except RmtspecError as error:
-            raise click.ClickException(one_line(str(error))) from None
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(130)
+    command_class = Command
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,8 +66,8 @@ def main() -> None:
     help="Keep a journal here; where it is there already, go on with it.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, from the headers alone.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores.")
-@click.option("--threads", type=int, help="BLAS threads of each; the cores divided by default.")
+@_jobs
+@_threads
 @click.option("--device", help="Compute on this device of torch, as cuda.")
 @click.option(
     "--alpha", type=float, default=0.2, show_default=True, help="Share left out on each side."
@@ -77,7 +79,7 @@ def main() -> None:
     "--rule", type=click.Choice(_RULES), default="bema", show_default=True, help=_RULE_HELP
 )
 @click.option("--bulk-keep", type=float, default=0.0, show_default=True, help=_BULK_KEEP_HELP)
-@click.option("--keep", type=float, help=_KEEP_HELP)
+@_keep
 @click.option(
     "--quantiles",
     type=click.Choice(["midpoint", "paper"]),
@@ -86,22 +88,23 @@ def main() -> None:
     help="Levels matched with the eigenvalues: (k - 1/2) / p, or k / p.",
 )
 @click.option("--no-refine", is_flag=True, help="Fit once, spikes included.")
-@click.option("--fit-cutoff", type=float, help="Accept a fit by the paper's gamma instead.")
+@click.option(
+    "--fit-cutoff", "cutoff", type=float, help="Accept a fit by the paper's gamma instead."
+)
 @click.option(
     "--level", type=float, default=0.05, show_default=True, help="Accept a fit at this p-value."
 )
-@click.option("--include", metavar="RE", help="Only names in which this expression is found.")
-@click.option("--exclude", metavar="RE", help="No names in which this expression is found.")
+@_include
+@_exclude
 def analyze(
     path: Path,
     out: Path | None,
     journal: Path | None,
     dry_run: bool,
-    jobs: int,
+    n_jobs: int,
     threads: int | None,
     device: str | None,
     no_refine: bool,
-    fit_cutoff: float | None,
     include: str | None,
     exclude: str | None,
     **numbers: Any,
@@ -111,35 +114,36 @@ def analyze(
     PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder with an index and its
     shards, a single file, or .npy files. One matrix is in memory at a time.
     """
-    options = {**numbers, "refine": not no_refine, "cutoff": fit_cutoff}
+    options = {**numbers, "refine": not no_refine}
+    from joblib import effective_n_jobs
+
     from rmtspec import checkpoint
     from rmtspec.planning.selection import Selection, nothing_in
     from rmtspec.report.options import AnalysisOptions, check_jobs
+    from rmtspec.runs import dry_run as costs
     from rmtspec.runs.analyze import analyze_checkpoint
-    from rmtspec.runs.dry_run import operations_of
 
-    with _usage():
-        selection = Selection(include, exclude)
-        AnalysisOptions.of(options)
-        check_jobs(jobs)
-        _check_threads(threads)
-        _check_report(out)
-        if out is not None and journal is not None and out.resolve() == journal.resolve():
-            raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
-        if dry_run and out is not None:
-            raise click.UsageError("--out is of the analysis, which --dry-run leaves undone.")
-        if device is not None and jobs != 1:
-            raise click.UsageError("--device works in one process; leave --jobs out.")
+    AnalysisOptions.of(options)
+    check_jobs(n_jobs)
+    selection = Selection(include, exclude)
+    _check_report(out, "--out")
+    if out is not None and journal is not None and out.resolve() == journal.resolve():
+        raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
+    if dry_run and out is not None:
+        raise click.UsageError("--out is of the analysis, which --dry-run leaves undone.")
+    if device is not None and n_jobs != 1:
+        raise click.UsageError("--device works in one process; leave --jobs out.")
     listed = checkpoint.matrices_in(path)
     chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
         skipped = [*listed.skipped, *left_out]
         raise click.ClickException(nothing_in(path, skipped, selection.unmet))
     if dry_run:
-        _show_costs(listed, selection, jobs, threads)
+        processes = effective_n_jobs(n_jobs)
+        show_costs(costs.dry_run(listed, selection, n_jobs=processes, threads=threads))
         return
     device = _usable(device)
-    operations = operations_of(chosen.values())
+    operations = costs.operations_of(chosen.values())
     hint = (
         f"What was done is in {journal}: the same command goes on with it."
         if journal is not None
@@ -147,12 +151,16 @@ def analyze(
     )
     with _hint(hint), progress_bar(operations) as progress:
         found = analyze_checkpoint(
-            listed, include=include, exclude=exclude, journal=journal, n_jobs=jobs,
+            listed, include=include, exclude=exclude, journal=journal, n_jobs=n_jobs,
             threads=threads, device=device, progress=progress, **options,
         )  # fmt: skip
     if not found.rows:
         raise click.ClickException(nothing_in(path, found.skipped, selection.unmet))
-    _deliver(found, out)
+    if out is not None:
+        found.save(out)
+    show(found)
+    if out is not None:
+        click.echo(f"Report written to {out}")
 
 
 @main.command()
@@ -168,10 +176,10 @@ def analyze(
 )
 @click.option("--rule", type=click.Choice(_RULES), show_default="bema", help=_RULE_HELP)
 @click.option("--bulk-keep", type=float, show_default="0.45", help=_BULK_KEEP_HELP)
-@click.option("--keep", type=float, help=_KEEP_HELP)
+@_keep
 @click.option("--fit-cutoff", type=float, help="Leave matrices alone whose statistic is above it.")
-@click.option("--include", metavar="RE", help="Only names in which this expression is found.")
-@click.option("--exclude", metavar="RE", help="No names in which this expression is found.")
+@_include
+@_exclude
 @click.option(
     "--min-saving",
     type=float,
@@ -185,8 +193,8 @@ def analyze(
 @click.option(
     "--dry-run", is_flag=True, help="Show the plan and write nothing; OUT may be left out."
 )
-@click.option("--jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores.")
-@click.option("--threads", type=int, help="BLAS threads of each; the cores divided by default.")
+@_jobs
+@_threads
 @click.option("--alpha", type=float, show_default="0.2", help="Share left out on each side.")
 @click.option("--beta", type=float, show_default="0.1", help="Chance of a spike in pure noise.")
 @click.option(
@@ -201,7 +209,6 @@ def prune(
     ranks: tuple[str, ...],
     plan: Path | None,
     dry_run: bool,
-    jobs: int,
     threads: int | None,
     report_file: Path | None,
     **request: Any,
@@ -222,20 +229,17 @@ def prune(
     from rmtspec.runs.work_folder import is_finished, work_path
 
     given = {name: value for name, value in request.items() if value is not None}
-    given.update(ranks=_ranks(ranks), n_jobs=jobs)
+    given["ranks"] = _ranks(ranks)
     given["mode"] = {"factors": "split", "dense": "truncate"}[given["mode"]]
     if plan is not None:
         given["plan"] = Report.from_json(plan)
-    with _usage():
-        known = {"alpha", "beta", "keep"}
-        more = {name: given[name] for name in known & given.keys()}
-        rest = {name: value for name, value in given.items() if name not in known}
-        asked = PlanOptions(**rest, more=more)
-        if out is not None and not is_finished(out):
+    more = {name: given[name] for name in given if name in ("alpha", "beta", "keep")}
+    asked = {name: value for name, value in given.items() if name not in more}
+    selection = PlanOptions(**asked, more=more).selection()
+    if out is not None and not is_finished(out):
+        with _target("OUT"):
             empty_folder(out)
-        selection = asked.selection()
-        _check_threads(threads)
-        _check_report(report_file)
+    _check_report(report_file, "--report")
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
     operations = operations_of(selection.choose(listed.matrices)[0].values())
     hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command goes on."
@@ -251,7 +255,7 @@ def prune(
         click.echo(f"Report written to {report_file}")
     before, after = done.totals["bytes_before"], done.totals["bytes_after"]
     click.echo(f"{before:,} bytes of tensors become {after:,} ({after / before:.1%})")
-    left = companions(listed)[1]
+    left = companions(listed.path, listed.files)[1]
     if left:
         click.echo(f"Not copied: {', '.join(left)}")
     click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
@@ -265,7 +269,7 @@ def merge(folder: Path, out: Path) -> None:
     from rmtspec._files import empty_folder
     from rmtspec.runs.merge import merge_checkpoint
 
-    with _usage():
+    with _target("OUT"):
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
     count = "1 matrix" if len(merged) == 1 else f"{len(merged)} matrices"
@@ -288,7 +292,7 @@ def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> N
     """Draw a figure of the paper, with its numbers beside it."""
     from rmtspec.reproduce import reproduce_figure as draw
 
-    with _usage():
+    with _target("--out"):
         written = draw(figure, n=n, out=out, seed=seed, seeds=seeds)
     for file in written:
         click.echo(str(file))
@@ -306,21 +310,19 @@ def demo(out: Path) -> None:
     """Show on two matrices what this package does, in under a minute."""
     from rmtspec.demo.tour import run_demo
 
-    with _usage():
+    with _target("--out"):
         run_demo(out, say=click.echo)
 
 
 @contextlib.contextmanager
-def _usage() -> Iterator[None]:
-    """Turn our errors into those of wrong usage, exit status 2; a missing package is none."""
-    from rmtspec.errors import MissingDependencyError
-
+def _target(argument: str) -> Iterator[None]:
+    """Take a place that cannot be written to for wrong usage of the argument that names it."""
     try:
         yield
-    except MissingDependencyError:
+    except OptionError:
         raise
-    except RmtspecError as error:
-        raise click.UsageError(one_line(str(error))) from None
+    except (FileError, InvalidValueError) as error:
+        raise click.BadParameter(one_line(str(error)), param_hint=argument) from None
 
 
 @contextlib.contextmanager
@@ -333,20 +335,15 @@ def _hint(words: str) -> Iterator[None]:
         raise
 
 
-def _check_report(file: Path | None) -> None:
+def _check_report(file: Path | None, argument: str) -> None:
     """Raise now what writing the report would raise after all the work."""
     if file is not None:
         from rmtspec._files import check_writable
         from rmtspec.report.report import check_suffix
 
-        check_suffix(file)
-        check_writable(file)
-
-
-def _check_threads(threads: int | None) -> None:
-    """Raise where the number of BLAS threads is none."""
-    if threads is not None and threads < 1:
-        raise click.BadParameter(f"{threads} is below 1.", param_hint="--threads")
+        with _target(argument):
+            check_suffix(file)
+            check_writable(file)
 
 
 def _usable(device: str | None) -> str | None:
@@ -354,36 +351,13 @@ def _usable(device: str | None) -> str | None:
     if device is None:
         return None
     from rmtspec._frameworks import usable_device
-    from rmtspec.errors import InvalidValueError
 
     try:
         return usable_device(device)
-    except InvalidValueError as error:
-        words = str(error).partition(" Expected")[0]
-        click.echo(one_line(f"{words} Computing on the CPU."), err=True)
+    except OptionError as error:
+        left = OptionError(f"{error.problem}.", hint="Computing on the CPU.")
+        click.echo(in_flags(left, analyze), err=True)
         return None
-
-
-def _show_costs(
-    listed: "Checkpoint", selection: "Selection", jobs: int, threads: int | None
-) -> None:
-    """Show what analysing a checkpoint would cost."""
-    import joblib
-
-    from rmtspec.cli.tables import show_costs
-    from rmtspec.runs.dry_run import dry_run
-
-    processes = joblib.effective_n_jobs(jobs)
-    show_costs(dry_run(listed, selection, n_jobs=processes, threads=threads))
-
-
-def _deliver(found: "Report", file: Path | None) -> None:
-    """Write the report, if that was asked for, and show it."""
-    if file is not None:
-        found.save(file)
-    show(found)
-    if file is not None:
-        click.echo(f"Report written to {file}")
 
 
 def _ranks(given: tuple[str, ...]) -> dict[str, int]:
@@ -399,7 +373,3 @@ def _ranks(given: tuple[str, ...]) -> dict[str, int]:
             raise click.BadParameter(f"{name!r} has two ranks. Leave one out.", param_hint="--rank")
         ranks[name] = int(rank)
     return ranks
-
-
-if __name__ == "__main__":
-    main(prog_name="rmtspec")

@@ -75,12 +75,10 @@ class _Digits:
 class _Curves:
     """Correct test pictures by the rank of the largest layer, the other layers as trained."""
 
-    name: str
     row: dict[str, Any]
-    ranks: list[int]
+    dense: int
     data_free: list[int]
     data_aware: list[int]
-    dense: int
     digits: _Digits
 
     @classmethod
@@ -89,28 +87,27 @@ class _Curves:
         plan = rt.plan(model)
         for other in plan.rows:
             other["action"] = "split" if other["name"] == row["name"] else "keep"
-        free, aware = [], []
-        for rank in _RANKS:
+
+        def right(rank: int, **options: Any) -> int:
             plan.row(row["name"])["rank"] = rank
-            free.append(digits.right(rt.apply_plan(model, plan)[0]))
-            calibrated = rt.apply_plan(model, plan, calibration=[digits.train])[0]
-            aware.append(digits.right(calibrated))
-        dense = digits.right(model)
-        return cls(row["name"], row, list(_RANKS), free, aware, dense, digits)
+            return digits.right(rt.apply_plan(model, plan, **options)[0])
+
+        return cls(
+            row=row,
+            dense=digits.right(model),
+            data_free=[right(rank) for rank in _RANKS],
+            data_aware=[right(rank, calibration=[digits.train]) for rank in _RANKS],
+            digits=digits,
+        )
 
     def text(self) -> str:
         """Return how many singular values are enough for the accuracy of the trained network."""
         floor = self.dense - len(self.digits.test) * self.digits.standard_error(self.dense)
-        free, aware = (self._enough(rights, floor) for rights in (self.data_free, self.data_aware))
+        free, aware = (_enough(rights, floor) for rights in (self.data_free, self.data_aware))
         return (
-            f"Only {self.name} split: within one standard error of the trained network {free}\n"
-            f"(with calibration {aware}). Beyond the noise are {self.row['n_spikes']}.\n"
+            f"Only {self.row['name']} split: within one standard error of the trained network "
+            f"{free}\n(with calibration {aware}). Beyond the noise are {self.row['n_spikes']}.\n"
         )
-
-    def _enough(self, rights: list[int], floor: float) -> str:
-        low = [rank for rank, right in zip(self.ranks, rights, strict=True) if right < floor]
-        above = [rank for rank in self.ranks if not low or rank > low[-1]]
-        return f"from {above[0]} singular values on" if above else f"not up to {self.ranks[-1]}"
 
     def draw(self) -> "Figure":
         from matplotlib.figure import Figure
@@ -123,7 +120,7 @@ class _Curves:
             (self.data_aware, _DATA_AWARE, "s--", "data-aware: nearest outputs on training data"),
         ):
             share = points * np.array(rights)
-            ax.plot(self.ranks, share, style, color=colour, markersize=5, label=label)
+            ax.plot(_RANKS, share, style, color=colour, markersize=5, label=label)
         dense = points * self.dense
         ax.axhline(dense, color="#333333", linestyle=":", label=f"as trained, {dense:.1f} %")
         if spikes := self.row["n_spikes"]:
@@ -136,9 +133,16 @@ class _Curves:
         ax.set_xlabel(f"singular values kept, of {self.row['p']}")
         ax.set_ylabel("test accuracy in %")
         size = f"{self.row['rows']} x {self.row['columns']}"
-        ax.set_title(f"Largest layer ({self.name}, {size}) split, the others as trained")
+        ax.set_title(f"Largest layer ({self.row['name']}, {size}) split, the others as trained")
         ax.legend(loc="lower right", fontsize="small", framealpha=0.95)
         return drawing
+
+
+def _enough(rights: list[int], floor: float) -> str:
+    """Say from which of the ranks on at least so many are right."""
+    low = [rank for rank, right in zip(_RANKS, rights, strict=True) if right < floor]
+    above = [rank for rank in _RANKS if not low or rank > low[-1]]
+    return f"from {above[0]} singular values on" if above else f"not up to {_RANKS[-1]}"
 
 
 def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) -> list[Path]:
@@ -222,18 +226,12 @@ def _trained(digits: _Digits, epochs: int) -> rt.MLP:
 
 def _pruned(model: nn.Module, digits: _Digits) -> tuple[str, nn.Module, Report]:
     """Return a table of ways to prune, the model with the spikes only, and its report."""
-    pictures = [digits.train]
+    aware = {"calibration": [digits.train]}
     ways: dict[str, dict[str, Any]] = {
         "rt.prune(model)": {},
         "rt.prune(model, bulk_keep=0)": {"bulk_keep": 0.0},
-        "rt.prune(model, bulk_keep=0, calibration=pictures)": {
-            "bulk_keep": 0.0,
-            "calibration": pictures,
-        },
-        "rt.prune(model, budget=0.1, calibration=pictures)": {
-            "budget": 0.1,
-            "calibration": pictures,
-        },
+        "rt.prune(model, bulk_keep=0, calibration=pictures)": {"bulk_keep": 0.0, **aware},
+        "rt.prune(model, budget=0.1, calibration=pictures)": {"budget": 0.1, **aware},
     }
     found = {way: rt.prune(model, **options) for way, options in ways.items()}
     models = {"as trained": model, **{way: result[0] for way, result in found.items()}}

@@ -1,7 +1,9 @@
 """A tour in under a minute: a matrix with a known answer, a data matrix, a trained network."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +64,7 @@ def run_demo(
     ...     [path.name for path in run_demo(folder, n=200, epochs=1)][:2]
     ['example-3.3-esd.png', 'example-3.3-cdf.png']
     """
-    tell = say if say is not None else _silent
+    tell: Say = say if say is not None else lambda text: None
     digits = digits_matrix()
     folder = output_folder(out)
     if with_network := _has_torch():
@@ -130,16 +132,15 @@ def _figures(report: MatrixReport, folder: Path, stem: str) -> list[Path]:
     """Write the three pictures of one matrix."""
     from matplotlib.figure import Figure
 
+    plots: dict[str, Callable[..., Any]] = {
+        "esd": plot_esd,
+        "cdf": partial(plot_cdf_fit, test=report.test),
+        "scree": plot_scree,
+    }
     written = []
-    for kind in ("esd", "cdf", "scree"):
+    for kind, plot in plots.items():
         figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-        ax = figure.subplots()
-        if kind == "esd":
-            plot_esd(report.spectrum, report.fit, ax=ax)
-        elif kind == "cdf":
-            plot_cdf_fit(report.spectrum, report.fit, test=report.test, ax=ax)
-        else:
-            plot_scree(report.spectrum, report.fit, ax=ax)
+        ax = plot(report.spectrum, report.fit, ax=figure.subplots())
         ax.set_title(report.name)
         written.append(write_atomically(folder / f"{stem}-{kind}.png", png(figure)))
     return written
@@ -151,7 +152,3 @@ def _has_torch() -> bool:
     except MissingDependencyError:
         return False
     return True
-
-
-def _silent(text: str) -> None:
-    """Take the text of the tour and do nothing."""

@@ -72,12 +72,12 @@ class Law(ABC):
         Returns
         -------
         float or ndarray
-            Densities, in the shape of `x`.
+            In the shape of `x`, as from every method that takes an array.
 
         Raises
         ------
         InvalidTypeError
-            `x` holds no real numbers; so for all methods that take an array.
+            `x` does not hold real numbers; likewise in every method that takes an array.
 
         Examples
         --------
@@ -90,16 +90,6 @@ class Law(ABC):
     def logpdf(self, x: ArrayLike) -> Any:
         """Return the logarithm of `pdf`, also where that is below the smallest float.
 
-        Parameters
-        ----------
-        x : array_like
-            Points.
-
-        Returns
-        -------
-        float or ndarray
-            Logarithms, -inf where the density is 0, in the shape of `x`.
-
         Examples
         --------
         >>> from rmtspec import TracyWidom
@@ -110,16 +100,6 @@ class Law(ABC):
 
     def cdf(self, x: ArrayLike) -> Any:
         """Return the probability of a value of at most `x`, accurate where it is small.
-
-        Parameters
-        ----------
-        x : array_like
-            Points.
-
-        Returns
-        -------
-        float or ndarray
-            Probabilities, in the shape of `x`.
 
         Examples
         --------
@@ -132,16 +112,6 @@ class Law(ABC):
     def logcdf(self, x: ArrayLike) -> Any:
         """Return the logarithm of `cdf`, from whichever tail is the smaller.
 
-        Parameters
-        ----------
-        x : array_like
-            Points.
-
-        Returns
-        -------
-        float or ndarray
-            Logarithms, in the shape of `x`.
-
         Examples
         --------
         >>> from rmtspec import TracyWidom
@@ -153,16 +123,6 @@ class Law(ABC):
     def sf(self, x: ArrayLike) -> Any:
         """Return the probability of a value above `x`, accurate where it is small.
 
-        Parameters
-        ----------
-        x : array_like
-            Points.
-
-        Returns
-        -------
-        float or ndarray
-            Probabilities, in the shape of `x`.
-
         Examples
         --------
         >>> from rmtspec import TracyWidom
@@ -173,16 +133,6 @@ class Law(ABC):
 
     def logsf(self, x: ArrayLike) -> Any:
         """Return the logarithm of `sf`, from whichever tail is the smaller.
-
-        Parameters
-        ----------
-        x : array_like
-            Points.
-
-        Returns
-        -------
-        float or ndarray
-            Logarithms, in the shape of `x`.
 
         Examples
         --------
@@ -197,16 +147,6 @@ class Law(ABC):
 
         Near 1 use `isf`, which takes 1 - p and keeps its digits.
 
-        Parameters
-        ----------
-        p : array_like
-            Probabilities.
-
-        Returns
-        -------
-        float or ndarray
-            Quantiles, nan outside [0, 1], in the shape of `p`.
-
         Examples
         --------
         >>> from rmtspec import MarchenkoPastur
@@ -217,16 +157,6 @@ class Law(ABC):
 
     def isf(self, q: ArrayLike) -> Any:
         """Return the least x with ``sf(x) <= q``, accurate where `q` is small.
-
-        Parameters
-        ----------
-        q : array_like
-            Probabilities of a larger value.
-
-        Returns
-        -------
-        float or ndarray
-            Quantiles, nan outside [0, 1], in the shape of `q`.
 
         Examples
         --------
@@ -245,11 +175,6 @@ class Law(ABC):
             Shape; a single float when absent.
         rng : None, int, or numpy.random.Generator
             Passed to `numpy.random.default_rng`.
-
-        Returns
-        -------
-        float or ndarray
-            Quantiles of uniform numbers, in the shape `size`.
 
         Raises
         ------
@@ -296,17 +221,9 @@ class Law(ABC):
         return float(self.ppf(0.5))
 
     def moment(self, k: int) -> float:
-        """Return E[x^k], about 0, an atom included; inf beyond the largest float.
+        """Return E[x^k] for a whole number `k` of at least 0; inf beyond the largest float.
 
-        Parameters
-        ----------
-        k : int
-            Order, at least 0.
-
-        Raises
-        ------
-        InvalidValueError, InvalidTypeError
-            `k` is below 0, or not a whole number.
+        The moment is about 0, and an atom counts.
 
         Examples
         --------
@@ -318,22 +235,7 @@ class Law(ABC):
         return (1.0, self.mean())[k] if k < 2 else self._moment(k)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Return the ends of the interval that holds the share `level`, tails equal.
-
-        Parameters
-        ----------
-        level : float
-            Share, from 0 to 1.
-
-        Returns
-        -------
-        tuple of float
-            The quantiles that cut off (1 - level) / 2 on either side.
-
-        Raises
-        ------
-        InvalidValueError, InvalidTypeError
-            `level` is outside [0, 1], or no number.
+        """Return the quantiles that cut off (1 - level) / 2 on either side, `level` in [0, 1].
 
         Examples
         --------

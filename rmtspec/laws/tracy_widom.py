@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array, integer
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 from rmtspec.laws import _tracy_widom_table as table
 from rmtspec.laws._law import Law
 from rmtspec.laws._tracy_widom_series import CENTRE, EDGES, tail_series
@@ -95,7 +95,7 @@ class TracyWidom(Law):
         hint = "Take 1 for real matrices, 2 for complex ones, 4 for quaternions."
         beta = integer(self.beta, "beta", 1, hint=hint)
         if beta not in table.MEAN:
-            raise InvalidValueError(f"`beta` is {beta}; expected 1, 2 or 4. {hint}")
+            raise InvalidOptionError(f"`beta` is {beta}", "1, 2 or 4", hint)
         object.__setattr__(self, "beta", beta)
 
     def mean(self) -> float:

@@ -16,6 +16,7 @@ from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import TracyWidom
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.matrix.window import Window, bulk_window, statistic
+from rmtspec.terms import Why
 
 #: A refined fit is believed when its statistic is at most this far above the null's 99 % point.
 #: Planted signals of strength 3-10 (in units where the noise ends at 2), up to 70 % of full rank,
@@ -189,7 +190,7 @@ def bema(
     alpha, beta = check_levels(alpha, beta, quantiles)
 
     def fit(n_removed: int) -> _Step | None:
-        return _fit(spec, n_removed, alpha, margin, quantiles)
+        return _fit(spec, n_removed, alpha=alpha, margin=margin, quantiles=quantiles)
 
     margin = TracyWidom(1).isf(beta)
     plain_step = fit(0)
@@ -238,7 +239,7 @@ def check_levels(alpha: Any, beta: Any, quantiles: Any) -> tuple[float, float]:
 
 
 def _fit(
-    spec: Spectrum, n_removed: int, alpha: float, margin: float, quantiles: str
+    spec: Spectrum, n_removed: int, *, alpha: float, margin: float, quantiles: str
 ) -> _Step | None:
     """Fit the lowest p - n_removed eigenvalues; None where no bulk is left to fit."""
     n, p = spec.n - n_removed, spec.p - n_removed
@@ -255,8 +256,13 @@ def _fit(
     width = n ** (-2 / 3) * ratio ** (-1 / 6) * (1.0 + root) ** (4 / 3)
     threshold = scale * ((1.0 + root) ** 2 + margin * width)
     n_spikes = spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
-    variance = scale * spec.n / n  # eigenvalues are s^2 / n, those of this bulk's law s^2 / (n - r)
-    return _Step(n_removed, variance, MarchenkoPastur(ratio, scale), threshold, n_spikes)
+    return _Step(
+        n_removed=n_removed,
+        variance=scale * spec.n / n,  # eigenvalues are s^2 / n, those of the bulk's law s^2 / (n-r)
+        law=MarchenkoPastur(ratio, scale),
+        threshold=threshold,
+        n_spikes=n_spikes,
+    )
 
 
 def _refine(fit: Any, start: _Step, p: int) -> tuple[_Step | None, int, str]:
@@ -305,5 +311,5 @@ def _nothing(spec: Spectrum, alpha: float, beta: float, quantiles: str) -> BulkF
         refinement="plain",
         iterations=0,
         note=f"{spec.numerical_rank} of {spec.p} eigenvalues stand above rounding",
-        reason="no bulk",
+        reason=Why.NO_BULK.words(),
     )

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidValueError
+from rmtspec.terms import Why
 
 Eigensolver = Callable[[Float64Array], ArrayLike]
 Matrix = NDArray[Any]
@@ -27,8 +28,8 @@ class Eigenvalues(NamedTuple):
     n: int
     method: str
     eps: float
-    dropped_rows: int
-    dropped_columns: int
+    dropped_rows: int = 0
+    dropped_columns: int = 0
 
 
 def matrix_eigenvalues(
@@ -45,18 +46,18 @@ def matrix_eigenvalues(
     p = int(np.count_nonzero(~column_is_zero))
     if n == 0 or p == 0:
         longer, shorter = tall.shape
-        return Eigenvalues(np.zeros(shorter), longer, "gram", 0.0, 0, 0)
+        return Eigenvalues(np.zeros(shorter), longer, "gram", 0.0)
     dropped = (tall.shape[0] - n, tall.shape[1] - p)
+    rows, columns = dropped[::-1] if wide else dropped
     if dropped != (0, 0):
         if n < p:  # without its zero rows the longer side is the shorter one
             kept = tall[~row_is_zero][:, ~column_is_zero]
-            inner = matrix_eigenvalues(kept, method, precision, eigensolver)
-            values, n, route, eps = inner.values, inner.n, inner.method, inner.eps
-            return Eigenvalues(values, n, route, eps, *(dropped[::-1] if wide else dropped))
+            found = matrix_eigenvalues(kept, method, precision, eigensolver)
+            return found._replace(dropped_rows=rows, dropped_columns=columns)
         gram = np.asfortranarray(gram[np.ix_(~column_is_zero, ~column_is_zero)])
         tall = tall[:, ~column_is_zero] if dropped[1] else tall
-    values, route, eps = _solve(tall, gram, method, precision, eigensolver)
-    return Eigenvalues(values / n, n, route, eps, *(dropped[::-1] if wide else dropped))
+    values, route, eps = _solve(tall, gram, method, precision, eigensolver=eigensolver)
+    return Eigenvalues(values / n, n, route, eps, dropped_rows=rows, dropped_columns=columns)
 
 
 def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
@@ -116,7 +117,12 @@ def _gram(
 
 
 def _solve(
-    tall: Matrix, gram: Float64Array, method: str, precision: str, eigensolver: Eigensolver | None
+    tall: Matrix,
+    gram: Float64Array,
+    method: str,
+    precision: str,
+    *,
+    eigensolver: Eigensolver | None,
 ) -> tuple[Float64Array, str, float]:
     """Return s^2 ascending, the route taken, and its machine epsilon."""
     from scipy.linalg import eigvalsh
@@ -197,8 +203,5 @@ def _raise_not_finite(tall: Matrix, wide: bool) -> None:
         for i, j in np.argwhere(bad)[: 3 - len(places)]:
             row, column = (j, i + start) if wide else (i + start, j)
             places.append(f"[{row}, {column}]")
-    raise InvalidValueError(
-        f"`W` has {nans} nan and {infinities} infinite entries, the first at "
-        f"{', '.join(places)}; expected finite numbers. A layer whose training diverged has no "
-        "spectrum; otherwise replace or drop these rows or columns."
-    )
+    shown = ", ".join(places)
+    raise InvalidValueError(Why.NOT_FINITE.words(nans=nans, infinities=infinities, places=shown))

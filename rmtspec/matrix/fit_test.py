@@ -108,21 +108,28 @@ def fit_test(
     """
     check_fit(spec, fit)
     cutoff, level = check_decision(cutoff, level)
-    if fit.law is None:
-        return FitTest(math.nan, math.nan, False, cutoff, level, 0, fit.reason)
-    window = fit.window
-    found = statistic(spec.eigenvalues, fit.law, window)
-    null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
-    pvalue = float(null.sf(found))
-    accepted = pvalue >= level if cutoff is None else found <= cutoff
-    return FitTest(found, pvalue, accepted, cutoff, level, window.n_ranks, "")
+    found = pvalue = math.nan
+    if fit.law is not None:
+        window = fit.window
+        found = statistic(spec.eigenvalues, fit.law, window)
+        null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
+        pvalue = float(null.sf(found))
+    return FitTest(
+        statistic=found,
+        pvalue=pvalue,
+        accepted=pvalue >= level if cutoff is None else found <= cutoff,
+        cutoff=cutoff,
+        level=level,
+        n_compared=0 if fit.law is None else fit.window.n_ranks,
+        reason=fit.reason,
+    )
 
 
 def check_decision(cutoff: Any, level: Any) -> tuple[float | None, float]:
     """Return `cutoff` and `level` as floats, or raise for a wrong option of `fit_test`."""
     level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
     if cutoff is not None:
-        cutoff = _checks.inside(cutoff, "cutoff", 0.0, 1.0, hint="It is the paper's gamma.")
+        cutoff = _checks.cutoff(cutoff, "cutoff")
     return cutoff, level
 
 

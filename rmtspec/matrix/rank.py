@@ -9,10 +9,11 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._records import plain
 from rmtspec._text import aligned
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.fit_test import check_fit
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.terms import Why
 
 #: All but "bema" keep a share (`keep`) and need no fit.
 RULES = ("bema", "energy", "fraction")
@@ -172,19 +173,27 @@ def choose_rank(
     saves = 1 <= rank < break_even
     reason = ""
     if rank == 0:
-        reason = missing or "no signal found"
+        reason = missing or Why.NO_SIGNAL.words()
     elif not saves:
-        reason = f"rank {rank} is not below break-even {break_even:.1f}"
+        reason = Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
     return RankDecision(
-        rank, rule, break_even, saves, fit.n_spikes, bulk_keep, share, min_rank, reason
+        rank=rank,
+        rule=rule,
+        break_even=break_even,
+        saves=saves,
+        n_spikes=fit.n_spikes,
+        bulk_keep=bulk_keep,
+        keep=share,
+        min_rank=min_rank,
+        reason=reason,
     )
 
 
 def refuse_bulk_keep(rule: str, bulk_keep: object) -> NoReturn:
     """Raise for a share of the bulk given to a rule that knows no bulk."""
-    raise InvalidValueError(
-        f"`bulk_keep` is {bulk_keep!r} and `rule` {rule!r}; `bulk_keep` belongs to rule 'bema'. "
-        "Leave it out: `keep` is the share that is kept."
+    raise InvalidOptionError(
+        f"`bulk_keep` is {bulk_keep!r} and `rule` {rule!r}; `bulk_keep` belongs to rule 'bema'.",
+        hint="Leave it out: `keep` is the share that is kept.",
     )
 
 
@@ -196,23 +205,25 @@ def check_shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
     )
     if rule == "bema":
         if keep is not None:
-            raise InvalidValueError(
+            raise InvalidOptionError(
                 f"`keep` is {keep!r} and `rule` 'bema'; `keep` belongs to the rules 'energy' and "
-                "'fraction'. Pass one of them, or `bulk_keep`, the share of the bulk to keep."
+                "'fraction'.",
+                hint="Pass one of them, or `bulk_keep`, the share of the bulk to keep.",
             )
         return bulk_keep, math.nan
     if bulk_keep > 0.0:
         refuse_bulk_keep(rule, bulk_keep)
     if keep is None:
-        raise InvalidValueError(
-            f"`rule` is {rule!r} and `keep` is not given; expected a share in (0, 1]. "
-            f"Pass {_HINTS[rule]}"
+        raise InvalidOptionError(
+            f"`rule` is {rule!r} and `keep` is not given",
+            "a share in (0, 1]",
+            f"Pass {_HINTS[rule]}",
         )
     share = _checks.inside(
         keep, "keep", 0.0, 1.0, closed=True, hint=f"It is a share: {_HINTS[rule]}"
     )
     if share == 0.0:
-        raise InvalidValueError("`keep` is 0; expected a share above 0 to keep, as 0.9.")
+        raise InvalidOptionError("`keep` is 0", "a share above 0 to keep, as 0.9")
     return bulk_keep, share
 
 

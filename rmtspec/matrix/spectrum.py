@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import (
+    InvalidOptionError,
+    InvalidOptionTypeError,
+    InvalidTypeError,
+    InvalidValueError,
+)
 from rmtspec.matrix.eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -107,33 +112,34 @@ class Spectrum:
             )
         values = np.sort(np.maximum(values, 0.0))
         # Who gives eigenvalues most often made them from a Gram matrix: its error is eps * largest.
-        self._fill(values, n, (n, p), "given", str(given.dtype), floor, 0, 0)
+        self._fill(
+            values,
+            n,
+            shape=(n, p),
+            method="given",
+            dtype=str(given.dtype),
+            rounding_variance=floor,
+            dropped_rows=0,
+            dropped_columns=0,
+        )
 
     def _fill(
-        self,
-        eigenvalues: Float64Array,
-        n: int,
-        shape: tuple[int, int],
-        method: str,
-        dtype: str,
-        rounding_variance: float,
-        dropped_rows: int,
-        dropped_columns: int,
+        self, eigenvalues: Float64Array, n: int, *, rounding_variance: float, **others: Any
     ) -> None:
+        """Set all fields: those given, and what follows from them."""
         eigenvalues.flags.writeable = False
         p = eigenvalues.size
         rounding_edge = rounding_variance * (1.0 + np.sqrt(p / n)) ** 2
-        put = object.__setattr__
-        put(self, "eigenvalues", eigenvalues)
-        put(self, "n", int(n))
-        put(self, "p", int(p))
-        put(self, "shape", shape)
-        put(self, "method", method)
-        put(self, "dtype", dtype)
-        put(self, "numerical_rank", int(np.count_nonzero(eigenvalues > rounding_edge)))
-        put(self, "rounding_variance", float(rounding_variance))
-        put(self, "dropped_rows", int(dropped_rows))
-        put(self, "dropped_columns", int(dropped_columns))
+        fields = {
+            "eigenvalues": eigenvalues,
+            "n": int(n),
+            "p": p,
+            "numerical_rank": int(np.count_nonzero(eigenvalues > rounding_edge)),
+            "rounding_variance": float(rounding_variance),
+            **others,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     @property
     def ratio(self) -> float:
@@ -187,15 +193,12 @@ class Spectrum:
         """
         spec = object.__new__(cls)
         rows, columns = values["shape"]
+        names = ("method", "dtype", "rounding_variance", "dropped_rows", "dropped_columns")
         spec._fill(
             np.array(values["eigenvalues"], dtype=np.float64),
             values["n"],
-            (rows, columns),
-            values["method"],
-            values["dtype"],
-            values["rounding_variance"],
-            values["dropped_rows"],
-            values["dropped_columns"],
+            shape=(rows, columns),
+            **{name: values[name] for name in names},
         )
         return spec
 
@@ -281,12 +284,12 @@ def spectrum(
     spec._fill(
         found.values,
         found.n,
-        (rows, columns),
-        found.method,
-        str(array.dtype),
-        _rounding_variance(found, array.dtype),
-        found.dropped_rows,
-        found.dropped_columns,
+        shape=(rows, columns),
+        method=found.method,
+        dtype=str(array.dtype),
+        rounding_variance=_rounding_variance(found, array.dtype),
+        dropped_rows=found.dropped_rows,
+        dropped_columns=found.dropped_columns,
     )
     return spec
 
@@ -296,11 +299,12 @@ def check_route(method: str, precision: str, eigensolver: Eigensolver | None) ->
     _checks.choice(method, "method", ("auto", "gram", "svd"))
     _checks.choice(precision, "precision", ("float64", "float32"))
     if eigensolver is not None and not callable(eigensolver):
-        raise InvalidTypeError(f"`eigensolver` is {eigensolver!r}; expected a callable, or None.")
+        raise InvalidOptionTypeError(f"`eigensolver` is {eigensolver!r}", "a callable, or None")
     if eigensolver is not None and method == "svd":
-        raise InvalidValueError(
-            "`eigensolver` needs the Gram matrix, and `method` is 'svd'; expected one of the two. "
-            "Leave `method` at 'auto'."
+        raise InvalidOptionError(
+            "`eigensolver` needs the Gram matrix, and `method` is 'svd'",
+            "one of the two",
+            "Leave `method` at 'auto'.",
         )
 
 

@@ -146,12 +146,22 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
         outer, inner = _balance(outer, inner)
     outer, inner = outer.astype(dtype), inner.astype(dtype)
     if discarded > _PLAIN_ENERGY and _checks.resolution(dtype)[0] < 1e-6:
-        return SplitFactors(outer, inner, k, singular, math.sqrt(discarded), discarded, math.nan)
-    factor = np.asarray(inner, dtype=np.float64)
-    error, output_error = relative_errors(
-        array, lambda a, b: np.asarray(outer[a:b], dtype=np.float64) @ factor, moment
+        error, output_error = math.sqrt(discarded), math.nan
+    else:
+        factor = np.asarray(inner, dtype=np.float64)
+        error, output_error = relative_errors(
+            array, lambda a, b: np.asarray(outer[a:b], dtype=np.float64) @ factor, moment
+        )
+        discarded = error**2
+    return SplitFactors(
+        outer=outer,
+        inner=inner,
+        rank=k,
+        singular_values=singular,
+        error=error,
+        discarded_energy=discarded,
+        output_error=output_error,
     )
-    return SplitFactors(outer, inner, k, singular, error, error**2, output_error)
 
 
 def output_energies(W: ArrayLike, input_moment: ArrayLike) -> Float64Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmtspec._checks import Float64Array
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def spread(layers: Mapping[str, Purchase], budget: float) -> dict[str, int | Non
     }
     spent = sum(min(layer.unit, layer.dense) for layer in layers.values())
     if spent > allowed:
-        raise InvalidValueError(
+        raise InvalidOptionError(
             f"`budget` is {budget:g}, {int(allowed):,} of {total:,} parameters; rank 1 everywhere "
             f"needs {spent:,} ({spent / total:.4f}). Raise it, or leave layers out with `exclude`."
         )

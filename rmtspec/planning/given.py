@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidTypeError, InvalidValueError, OptionError
 from rmtspec.planning.plan import Plan, plan_of, settle
 from rmtspec.planning.target import Target, nearest
 from rmtspec.report.report import Report
-from rmtspec.terms import Action
+from rmtspec.terms import Action, Kind, Why
 
 ACTIONS = tuple(action.value for action in Action)
 #: What a row must say to be carried out.
@@ -22,7 +22,10 @@ def adopt(
     owner: str,
     dense: bool = False,
 ) -> Plan:
-    """Return a plan with its sizes settled, if it can be carried out on these matrices.
+    """Return a plan in the terms of these matrices, if it can be carried out on them.
+
+    The plan of a model fits a file of its weights, and the reverse: a row may name a matrix by its
+    layer or an alias, and have the rows of a transposed linear layer as columns.
 
     Parameters
     ----------
@@ -45,24 +48,33 @@ def adopt(
             f"`plan` is a {type(plan).__name__}; expected a plan, or Report.from_json(path)."
         )
     rows = [dict(row) for row in plan.rows]
-    seen: set[str] = set()
+    others: dict[str, list[str]] = {}
+    for name, target in targets.items():
+        for other in {target.layer, *target.aliases}:
+            others.setdefault(other, []).append(name)
+    names: dict[str, str] = {}  # as the plan has them, by those of the matrices
     for row in rows:
-        name = str(row.get("name"))
-        if name not in targets:
+        given = str(row.get("name"))
+        meant = [given] if given in targets else others.get(given, [])
+        if len(meant) != 1:
             raise InvalidValueError(
-                f"The plan names {name!r}, which is no matrix of {owner}; expected the plan that "
-                f"was made for it.{nearest(name, targets)}"
+                f"The plan names {given!r}, which is no matrix of {owner}; expected the plan that "
+                f"was made for it.{nearest(given, targets, meant)}"
             )
-        if name in seen:
+        name = meant[0]
+        if name in names:
             raise InvalidValueError(f"The plan has two rows named {name!r}. Leave one out.")
-        seen.add(name)
+        names[name] = given
         target = targets[name]
-        if (row.get("rows"), row.get("columns")) != target.shape:
+        planned, found = (row.get("rows"), row.get("columns")), tuple(target.shape)
+        turned = Kind.TRANSPOSED_LINEAR in (row.get("kind"), target.kind)
+        if planned != found and not (turned and planned[::-1] == found):
             raise InvalidValueError(
-                f"The plan has {name!r} as {row.get('rows')} x {row.get('columns')}; in {owner} it "
-                f"is {' x '.join(map(str, target.shape))}. Apply it to what it was made for."
+                f"The plan has {given!r} as {planned[0]} x {planned[1]}; in {owner} it "
+                f"is {' x '.join(map(str, found))}. Apply it to what it was made for."
             )
-        row["layer"], row["kind"] = target.layer, target.kind
+        row.update(name=name, rows=found[0], columns=found[1])
+        row.update(layer=target.layer, kind=target.kind)
         row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
         if dense and row.get("action") == Action.SPLIT:
             row["action"] = Action.TRUNCATE.value
@@ -75,9 +87,10 @@ def adopt(
     _check_rows(rows)
     for row in rows:
         kept = row["action"] == Action.LEAVE
-        row["reason"] = (row.get("reason") or "kept by the plan") if kept else ""
+        row["reason"] = (row.get("reason") or Why.KEPT_BY_PLAN.words()) if kept else ""
         row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
-    return plan_of(plan, rows=rows)
+    matrices = {name: plan.matrices[was] for name, was in names.items() if was in plan.matrices}
+    return plan_of(plan, rows=rows, matrices=matrices)
 
 
 def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
@@ -98,7 +111,13 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
             )
         if row["action"] != Action.LEAVE:
             most = min(row["rows"], row["columns"])
-            row["rank"] = _checks.integer(row["rank"], f"rank of {name}", 1, most)
+            try:
+                row["rank"] = _checks.integer(row["rank"], "rank", 1, most)
+            except OptionError as error:  # a plan is data
+                kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
+                raise kind(
+                    f"The rank of {name} in the plan is {row['rank']!r}; expected {error.expected}."
+                ) from None
         if row["action"] == Action.SPLIT:
             first = shared.setdefault(row["layer"], (str(name), row["rank"]))
             if first[1] != row["rank"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
@@ -56,16 +56,14 @@ class PlanOptions:
         hint = "It is a share of the parameters."
         _checks.inside(self.min_saving, "min_saving", 0.0, 1.0, closed=True, hint=hint)
         if "cutoff" in self.more:
-            raise InvalidTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
+            raise InvalidOptionTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
         if self.budget is not None:
             self._check_budget()
         if self.fit_cutoff is not None:
-            hint = "It is the paper's gamma, which uses 0.01 to 0.15."
-            _checks.inside(self.fit_cutoff, "fit_cutoff", 0.0, 1.0, hint=hint)
+            _checks.cutoff(self.fit_cutoff, "fit_cutoff")
         if not isinstance(self.ranks, Mapping | None):
-            raise InvalidTypeError(
-                f"`ranks` is a {type(self.ranks).__name__}; expected a mapping {{name: rank}}."
-            )
+            kind = type(self.ranks).__name__
+            raise InvalidOptionTypeError(f"`ranks` is a {kind}", "a mapping {name: rank}")
         check_jobs(self.n_jobs)
         check_progress(self.progress)
         self.selection()
@@ -99,25 +97,28 @@ class PlanOptions:
         given |= {"min_saving": self.min_saving or None, "ranks": self.ranks or None}
         beside = next((name for name, value in given.items() if value is not None), None)
         if beside is not None:
-            raise InvalidValueError(
-                f"`plan` and `{beside}` are both given; expected one of them, as the plan "
-                "says what is done to each matrix. Edit the plan, or make a new one."
+            raise InvalidOptionError(
+                f"`plan` and `{beside}` are both given",
+                "one of them, as the plan says what is done to each matrix",
+                "Edit the plan, or make a new one.",
             )
 
     def _check_budget(self) -> None:
         """Raise unless `budget` is a share in (0, 1], alone, and the mode saves parameters."""
         if self.mode != Action.SPLIT:
-            raise InvalidValueError(
-                "`budget` is a share of parameters, and mode='truncate' saves none; expected "
-                "mode='split'. Truncate with `rule`, `bulk_keep` or `ranks`."
+            raise InvalidOptionError(
+                "`budget` is a share of parameters, and mode='truncate' saves none",
+                "mode='split'",
+                "Truncate with `rule`, `bulk_keep` or `ranks`.",
             )
         hint = "It is the share of parameters to keep."
         if _checks.inside(self.budget, "budget", 0.0, 1.0, closed=True, hint=hint) == 0.0:
-            raise InvalidValueError("`budget` is 0; expected a share above 0 to keep, as 0.5.")
+            raise InvalidOptionError("`budget` is 0", "a share above 0 to keep, as 0.5")
         given = {"rule": self.rule, "bulk_keep": self.bulk_keep, "keep": self.more.get("keep")}
         for name, value in given.items():
             if value is not None:
-                raise InvalidValueError(
-                    f"`budget` and `{name}` are both given; expected one of them, as each decides "
-                    "the ranks. Leave one out."
+                raise InvalidOptionError(
+                    f"`budget` and `{name}` are both given",
+                    "one of them, as each decides the ranks",
+                    "Leave one out.",
                 )

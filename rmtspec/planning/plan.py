@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from rmtspec._checks import Float64Array
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.budget import Purchase, spread
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
-from rmtspec.terms import Action
+from rmtspec.terms import Action, Why
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -79,7 +79,7 @@ def make_plan(
             if not reason:
                 bought = chosen[unit]
                 rank = members[0]["p"] if bought is None else bought
-                reason = "" if bought is not None else "stays dense: so the budget buys the most"
+                reason = "" if bought is not None else Why.STAYS_DENSE.words()
         elif not reason:
             reason = _no_use(members, rank, options)
         for row in members:
@@ -164,21 +164,21 @@ class _Case:
         name, target = row["name"], self._targets[row["name"]]
         hard = target.refusal(self._options.mode)
         if not hard and self._options.mode == Action.SPLIT and target.layer in self._lost:
-            hard = f"{self._lost[target.layer]} of the same layer was skipped"
+            hard = Why.LAYER_SKIPPED.words(name=self._lost[target.layer])
         if hard and name in self.given:
-            raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
+            raise InvalidOptionError(f"`ranks` names {name!r}, which stays as it is: {hard}.")
         if hard or name in self.given:
             return hard
         if not target.named and target.on_request:
             return target.on_request
         if not target.named and not row["reliable"]:
-            return f"smaller side {row['p']} is below {RELIABLE_FROM}"
+            return Why.TOO_SMALL.words(p=row["p"], least=RELIABLE_FROM)
         if row["largest_eigenvalue"] == 0.0:
-            return "all zeros: two factors of zeros would not train"
+            return Why.ALL_ZERO.words()
         gate = self._options.fit_cutoff
         if gate is not None and not row["accepted"]:
-            fitted = f"fit rejected: statistic {row['fit_statistic'] or 0.0:.4g} above {gate:g}"
-            return row["reason"] or fitted
+            fitted = row["fit_statistic"]
+            return row["reason"] or Why.FIT_REJECTED.words(statistic=fitted, cutoff=gate)
         return ""
 
     def purchases(self, energies: Mapping[str, Float64Array]) -> dict[str, Purchase]:
@@ -212,17 +212,17 @@ class _Case:
 def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> str:
     """Return why a rank that a rule chose is not worth it, or ""."""
     if rank == 0:
-        reason: str = next((row["reason"] for row in members if row["reason"]), "no signal found")
-        return reason
+        found = next((row["reason"] for row in members if row["reason"]), "")
+        return found or Why.NO_SIGNAL.words()
     before = sum(row["parameters_before"] for row in members)
     if options.mode == Action.TRUNCATE:
         full = min(members[0]["rows"], members[0]["columns"])
-        return "" if rank < full else f"rank {rank} is full"
+        return "" if rank < full else Why.FULL_RANK.words(rank=rank)
     after = rank * sum(row["rows"] + row["columns"] for row in members)
     if after >= before:
-        return f"rank {rank} is not below break-even {members[0]['break_even']:.1f}"
+        return Why.SAVES_NOTHING.words(rank=rank, break_even=members[0]["break_even"])
     if 1.0 - after / before < options.min_saving:
-        return f"saves {1.0 - after / before:.1%}, less than min_saving {options.min_saving:.1%}"
+        return Why.SAVES_LITTLE.words(saving=1.0 - after / before, least=options.min_saving)
     return ""
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from rmtspec._text import grouped, printable
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
+from rmtspec.terms import Why
 
 Predicate = Callable[[str, Any], bool]
 #: What `include` and `exclude` take.
@@ -64,8 +65,8 @@ class Selection:
         included = self._include is None or self._any(self._include, listed, value)
         excluded = self._exclude is not None and self._any(self._exclude, listed, value)
         if not included:
-            return "not in `include`"
-        return "in `exclude`" if excluded else ""
+            return Why.NOT_INCLUDED.words()
+        return Why.EXCLUDED.words() if excluded else ""
 
     def named(self, names: Iterable[str], value: Any = None) -> bool:
         """Tell whether `include` was given and names the object: the user asked for it."""
@@ -134,9 +135,11 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
         try:
             one = re.compile(one)
         except re.error as error:
-            raise InvalidValueError(
-                f"`{name}` {one!r} is no regular expression: {error}. Escape special characters "
-                "with a backslash, or pass a predicate on (name, module)."
+            raise InvalidOptionError(
+                f"`{name}` {one!r} is no regular expression: {error}.",
+                hint="Escape special characters with a backslash, or pass a predicate on (name, "
+                "module).",
+                command_hint="Escape special characters with a backslash.",
             ) from None
     if isinstance(one, re.Pattern):
         pattern = one
@@ -144,15 +147,13 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
     if callable(one) and not isinstance(one, type):
         shown = getattr(one, "__qualname__", type(one).__name__)
         return f"{name}={shown}", lambda text, value: bool(one(text, value))
+    expected = "a regular expression, or a predicate on (name, module)"
     if isinstance(one, type):
-        raise InvalidTypeError(
-            f"`{name}` is the class {one.__name__}; expected a regular expression, or a predicate "
-            f"on (name, module), as lambda name, module: isinstance(module, {one.__name__})."
+        lambda_of = f"lambda name, module: isinstance(module, {one.__name__})"
+        raise InvalidOptionTypeError(
+            f"`{name}` is the class {one.__name__}", f"{expected}, as {lambda_of}"
         )
-    raise InvalidTypeError(
-        f"`{name}` is {one!r} ({type(one).__name__}); expected a regular expression, or a "
-        "predicate on (name, module)."
-    )
+    raise InvalidOptionTypeError(f"`{name}` is {one!r} ({type(one).__name__})", expected)
 
 
 def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:

@@ -1,11 +1,11 @@
 """What may be done to each matrix of a model, whatever its spectrum says."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rmtspec import _checks
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
 from rmtspec.terms import Action
 
@@ -61,9 +61,9 @@ class Target:
         return self.reason or self.fixed or (self.unsplittable if action == Action.SPLIT else "")
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return a hint that names what comes close to a name that is not known, or ""."""
-    near = difflib.get_close_matches(str(name), list(known), n=3)
+def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> str:
+    """Return a hint that names what may be meant, or comes close to a name, or ""."""
+    near = meant or difflib.get_close_matches(str(name), list(known), n=3)
     return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
@@ -88,7 +88,7 @@ def given_ranks(
     for key, rank in (options.ranks or {}).items():
         names = [name for name, t in targets.items() if key in (name, *t.names)]
         if not names:
-            raise InvalidValueError(
+            raise InvalidOptionError(
                 f"`ranks` names {key!r}, which is no matrix among the {len(targets)} chosen."
                 f"{nearest(key, targets)}"
             )
@@ -96,9 +96,11 @@ def given_ranks(
             target = targets[name]
             unread = target.reason or (skipped or {}).get(name, "")
             if unread:
-                raise InvalidValueError(f"`ranks` names {key!r}, which was skipped: {unread}.")
+                raise InvalidOptionError(f"`ranks` names {key!r}, which was skipped: {unread}.")
             refusal = target.refusal(options.mode)
             if refusal:
-                raise InvalidValueError(f"`ranks` names {name!r}, which stays as it is: {refusal}.")
+                raise InvalidOptionError(
+                    f"`ranks` names {name!r}, which stays as it is: {refusal}."
+                )
             found[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, min(target.shape))
     return found

@@ -16,6 +16,7 @@ from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.many import report_on_many
 from rmtspec.report.options import AnalysisOptions, Progress
 from rmtspec.report.report import Report
+from rmtspec.terms import Why
 
 
 class Matrix(Named, Protocol):
@@ -121,7 +122,7 @@ class Subject(Generic[M]):
         self.left_out = list(chosen.left_out)
         self._owner, self._settings = owner, selection.settings
         unmet = selection.unmet
-        self.left_out += [{"name": p, "reason": "this pattern meets no matrix"} for p in unmet]
+        self.left_out += [{"name": p, "reason": Why.NO_MATRIX_MEETS.words()} for p in unmet]
         if all(matrix.reason for matrix in self.matrices.values()):
             unread = [{"name": n, "reason": m.reason} for n, m in self.matrices.items()]
             message = f"No weight matrix of {owner} is left to analyse"
@@ -135,7 +136,7 @@ class Subject(Generic[M]):
                 [*unread, *self.left_out],
             )
         apart = {
-            matrices[entry["name"]].layer: f"{entry['name']} of the same layer is {entry['reason']}"
+            matrices[entry["name"]].layer: Why.LAYER_LEFT.words(**entry)
             for entry in chosen.left_out
             if matrices[entry["name"]].kind
         }

@@ -5,7 +5,7 @@ draw and return the Axes: they never show, save or change a style.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -120,14 +120,14 @@ def plot_esd(
         ax.plot(x, share * law.pdf(x), color=LAW, linewidth=2.0, label=name)
         # At ratio 1 the density has a pole at 0: its mean over each bar sets the height.
         top = max(top, share * float((np.diff(law.cdf(edges)) / np.diff(edges)).max()))
-        _mark(ax, law.lower_edge, "lower edge", EDGE, ":")
-        _mark(ax, law.bulk_edge, "bulk edge", EDGE, "--")
+        _mark(ax, law.lower_edge, "lower edge", color=EDGE, linestyle=":")
+        _mark(ax, law.bulk_edge, "bulk edge", color=EDGE, linestyle="--")
     spikes = None
     if isinstance(fit, BulkFit) and fit.law is not None:
-        _mark(ax, fit.threshold, "threshold", THRESHOLD, "-.")
+        _mark(ax, fit.threshold, "threshold", color=THRESHOLD, linestyle="-.")
         spikes = fit.spikes
         _spike_ticks(ax, spikes[(spikes >= low) & (spikes <= high)])
-    say(ax, _beyond(spectrum, spikes, low, high, fit))
+    say(ax, _beyond(spectrum, spikes, (low, high), fit))
     ax.set_xlim(low, high)
     # A bulk far from 0 fills the view: more room above it for the legend.
     room = 1.6 if law is not None and far_from_zero(law) else 1.25
@@ -138,8 +138,8 @@ def plot_esd(
     return ax
 
 
-def _mark(ax: "Axes", x: float, name: str, colour: str, dash: str) -> None:
-    ax.axvline(x, color=colour, linestyle=dash, linewidth=1.3, label=f"{name} {x:.4g}")
+def _mark(ax: "Axes", x: float, name: str, **style: Any) -> None:
+    ax.axvline(x, linewidth=1.3, label=f"{name} {x:.4g}", **style)
 
 
 def _spike_ticks(ax: "Axes", spikes: Float64Array) -> None:
@@ -161,11 +161,11 @@ def _spike_ticks(ax: "Axes", spikes: Float64Array) -> None:
 def _beyond(
     spectrum: Spectrum,
     spikes: Float64Array | None,
-    low: float,
-    high: float,
+    view: tuple[float, float],
     fit: BulkFit | MarchenkoPastur | None,
 ) -> str:
     """Say in words what the view leaves out, and why there is no law where there is none."""
+    low, high = view
     lines = []
     if isinstance(fit, BulkFit) and fit.reason:
         lines.append(f"no fit: {fit.reason}")

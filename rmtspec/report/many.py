@@ -2,22 +2,28 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from rmtspec._records import versions
-from rmtspec.errors import (
-    FileError,
-    InvalidValueError,
-    RmtspecError,
-)
+from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
 from rmtspec.report.sources import named_items
+from rmtspec.terms import Kind
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Why there is no report of a matrix; `unread` if another try may find its file."""
+
+    reason: str
+    unread: bool = False
+
+
+Outcome = MatrixReport | Skipped
 
 
 def analyze_many(
@@ -88,7 +94,7 @@ def report_on_many(
             yield name, value
             del value  # not kept while the next one is made
 
-    outcomes: dict[int, MatrixReport | str] = {}
+    outcomes: dict[int, Outcome] = {}
     work = functools.partial(outcome_of, options)
     for index, outcome in each(work, noted(), n_jobs=n_jobs):
         outcomes[index] = outcome
@@ -103,40 +109,32 @@ def report_on_many(
 
 
 def report_of(
-    outcomes: Iterable[tuple[str, MatrixReport | str]],
+    outcomes: Iterable[tuple[str, Outcome]],
     settings: dict[str, Any],
     skipped: Iterable[dict[str, str]] = (),
 ) -> Report:
-    """Return the report on named outcomes: reports of matrices, or reasons why there is none."""
+    """Return the report on named outcomes."""
     matrices: dict[str, MatrixReport] = {}
     left_out: list[dict[str, str]] = []
     for name, outcome in outcomes:
-        if isinstance(outcome, str):
-            left_out.append({"name": name, "reason": outcome})
+        if isinstance(outcome, Skipped):
+            left_out.append({"name": name, "reason": outcome.reason})
         else:
             matrices[name] = outcome
     rows = [report.to_dict() for report in matrices.values()]
     return Report(rows, [*left_out, *skipped], settings, versions(), matrices)
 
 
-class Unread(str):
-    """Why a matrix could not be read: another try may find its file."""
-
-    __slots__ = ()
-
-
-def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> MatrixReport | str:
+def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     """Return the report of a named matrix, or the reason why it cannot be analysed."""
     name, value = item
     try:
         kind = options.kind or getattr(value, "kind", None)
         if callable(value):
             value = value()
-        return report_on(value, name, kind if isinstance(kind, str) else "matrix", options)
-    except FileError as error:
-        return Unread(error)
+        return report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX.value, options)
     except RmtspecError as error:
-        return str(error)
+        return Skipped(str(error), unread=isinstance(error, FileError))
     except Exception as error:
         error.add_note(f"This happened with the matrix {name!r}.")
         raise

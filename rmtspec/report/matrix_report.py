@@ -16,6 +16,7 @@ from rmtspec.matrix.fit_test import FitTest, fit_test
 from rmtspec.matrix.rank import RankDecision, choose_rank
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.report.options import AnalysisOptions
+from rmtspec.terms import Kind, Why
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ class MatrixReport:
     name : str
         Of the matrix.
     kind : str
-        What it is: "matrix", or the layer type an adapter gives.
+        A `rmtspec.terms.Kind`, or the caller's own word.
     spectrum : Spectrum
     fit : BulkFit
     test : FitTest
@@ -148,7 +149,7 @@ def analyze(
     W: ArrayLike | Spectrum,
     *,
     name: str = "W",
-    kind: str = "matrix",
+    kind: str = Kind.MATRIX,
     method: str = "auto",
     precision: str = "float64",
     eigensolver: Eigensolver | None = None,
@@ -229,13 +230,9 @@ def report_on(
         min_rank=options.min_rank,
     )  # fmt: skip
     reliable = spec.p >= RELIABLE_FROM
-    reasons = [fit.reason]
-    if not reliable:
-        reasons.append(f"unreliable: smaller side {spec.p} is below {RELIABLE_FROM}")
-    if rank.reason not in reasons:
-        reasons.append(rank.reason)
+    small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
     return MatrixReport(
         name=name, kind=kind, spectrum=spec, fit=fit, test=test, rank=rank, reliable=reliable,
-        reason="; ".join(part for part in reasons if part),
+        reason="; ".join(filter(None, dict.fromkeys((fit.reason, small, rank.reason)))),
         seconds=time.perf_counter() - start,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from rmtspec import _checks
 from rmtspec._records import plain
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.bema import check_levels
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import check_decision
@@ -40,7 +40,7 @@ class AnalysisOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str | None):
-            raise InvalidTypeError(f"`kind` is {self.kind!r}; expected text.")
+            raise InvalidOptionTypeError(f"`kind` is {self.kind!r}", "text")
         check_route(self.method, self.precision, self.eigensolver)
         check_levels(self.alpha, self.beta, self.quantiles)
         check_decision(self.cutoff, self.level)
@@ -53,9 +53,8 @@ class AnalysisOptions:
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
-                raise InvalidTypeError(
-                    f"`{name}` is no option of the analysis; expected one of "
-                    f"{', '.join(sorted(known))}."
+                raise InvalidOptionTypeError(
+                    f"`{name}` is no option of the analysis", f"one of {', '.join(sorted(known))}"
                 )
         return cls(**given)
 
@@ -79,11 +78,11 @@ def check_jobs(n_jobs: Any) -> int | None:
     hint = "1 works in this process, -1 takes all cores."
     number = _checks.integer(n_jobs, "n_jobs", -(2**31), hint=hint)
     if number == 0:
-        raise InvalidValueError(f"`n_jobs` is 0; expected a whole number other than 0. {hint}")
+        raise InvalidOptionError("`n_jobs` is 0", "a whole number other than 0", hint)
     return number
 
 
 def check_progress(progress: Any) -> None:
     """Raise unless `progress` can be called, or is None."""
     if progress is not None and not callable(progress):
-        raise InvalidTypeError(f"`progress` is {progress!r}; expected a callable, or None.")
+        raise InvalidOptionTypeError(f"`progress` is {progress!r}", "a callable, or None")

@@ -12,13 +12,13 @@ from rmtspec import _checks
 from rmtspec._files import PathLike
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
-from rmtspec.checkpoint.listing import matrices_in
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
-from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.checkpoint.listing import Checkpoint, matrices_in
+from rmtspec.checkpoint.stored import StoredMatrix
+from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
-from rmtspec.report.many import Unread, outcome_of, report_of
-from rmtspec.report.matrix_report import MatrixReport, report_on
+from rmtspec.report.many import Outcome, Skipped, outcome_of, report_of
+from rmtspec.report.matrix_report import report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
@@ -29,8 +29,6 @@ from rmtspec.runs.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     from rmtspec.matrix.eigenvalues import Eigensolver
-
-Outcome = MatrixReport | str
 
 
 def analyze_checkpoint(
@@ -161,7 +159,7 @@ def outcomes(
     for index, outcome in each(work, items, n_jobs=n_jobs, threads=threads):
         name = missing[index][0]
         found[name] = outcome
-        if journal is not None and not isinstance(outcome, Unread):
+        if journal is not None and not (isinstance(outcome, Skipped) and outcome.unread):
             journal.add(_entry(name, outcome))
         if progress is not None:
             progress(len(found), len(matrices), name)
@@ -170,8 +168,8 @@ def outcomes(
 
 def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     """Return the line of a matrix: its row to read, and the spectrum, from which all follows."""
-    if isinstance(outcome, str):
-        return {"name": name, "skipped": outcome}
+    if isinstance(outcome, Skipped):
+        return {"name": name, "skipped": outcome.reason}
     values = np.ascontiguousarray(outcome.spectrum.eigenvalues, dtype="<f8")
     spectrum = outcome.spectrum.to_dict()
     spectrum["eigenvalues"] = base64.b64encode(values.tobytes()).decode("ascii")
@@ -183,7 +181,7 @@ def _from_entry(
 ) -> Outcome:
     """Return what an earlier run found, to the last digit."""
     if "skipped" in entry:
-        return str(entry["skipped"])
+        return Skipped(str(entry["skipped"]))
     try:
         kept, seconds = entry["spectrum"], float(entry["row"]["seconds"])
         values = np.frombuffer(base64.b64decode(kept["eigenvalues"]), dtype="<f8")
@@ -199,9 +197,10 @@ def _from_entry(
 
 def _on_device(device: Any, n_jobs: int | None) -> "Eigensolver":
     if n_jobs != 1:
-        raise InvalidValueError(
-            f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given; expected one process "
-            "for a device. Leave `n_jobs` at 1."
+        raise InvalidOptionError(
+            f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given",
+            "one process for a device",
+            "Leave `n_jobs` at 1.",
         )
     solver: Eigensolver = eigensolver_on(device)
     return solver

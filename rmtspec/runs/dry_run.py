@@ -7,7 +7,8 @@ from typing import Any
 import joblib
 
 from rmtspec._text import aligned, grouped
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix, named_dtype
+from rmtspec.checkpoint.listing import Checkpoint
+from rmtspec.checkpoint.stored import StoredMatrix, named_dtype
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.selection import Selection, nothing_in
 from rmtspec.report.parallel import blas_threads

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec.checkpoint.stored import Checkpoint, StoredTensor, ZippedTensor
+from rmtspec.checkpoint.listing import Checkpoint
+from rmtspec.checkpoint.stored import StoredTensor, ZippedTensor
 
 #: A tensor up to this many bytes is read whole; of a larger one as much, in pieces.
 _SAMPLED = 2**16

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from rmtspec._files import PathLike, file_target
+from rmtspec._files import PathLike, cause, file_target
 from rmtspec.errors import FileError
 
 SCHEMA = 1
@@ -35,8 +35,8 @@ class Journal:
             _write(self._stream, _line(entry))
         except OSError as error:
             raise FileError(
-                f"{self.path} cannot be written: {(error.strerror or str(error)).lower()}. What "
-                "was done so far is in it; free space and run the same command again."
+                f"{self.path} cannot be written: {cause(error)}. What was done so far is in it; "
+                "free space and run the same command again."
             ) from error
 
 
@@ -91,8 +91,7 @@ def open_journal(
 
 def _unusable(path: Path, error: OSError) -> FileError:
     return FileError(
-        f"{path} cannot be used: {(error.strerror or str(error)).lower()}. Choose another place "
-        "for the journal."
+        f"{path} cannot be used: {cause(error)}. Choose another place for the journal."
     )
 
 

@@ -20,10 +20,10 @@ from rmtspec._files import (
 )
 from rmtspec.checkpoint.companions import companions, copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
-from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry
+from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry, damaged
 from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import Checkpoint, MappedTensor, named_dtype
+from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 
 #: Entries of a product that are in memory before they are rounded.
@@ -31,7 +31,6 @@ _ENTRIES = 2**23
 #: Of layers whose weight has the inputs first, and of all that can be split.
 _TURNED = ("embedding", "transposed linear")
 _KINDS = ("tensor", "linear", "conv1d", "conv2d", "conv3d", *_TURNED)
-_AGAIN = "Copy the folder again, or save the model again."
 
 
 def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
@@ -103,21 +102,16 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
         files[Path(tensor.path)].append(_outgoing(name, tensor))
     # A factor may have been alone in its file: that one is not needed any more.
     files = {file: each for file, each in files.items() if each} or {old[0]: []}
-    source = Checkpoint(place, {}, [], {}, tuple(old))
     size = sum(tensor.nbytes for each in files.values() for tensor in each)
-    beside = sum(file.stat().st_size for file in companions(source)[0])
+    beside = sum(file.stat().st_size for file in companions(place)[0])
     check_space(out, size + beside)
     manifest.check_files(place)  # reads everything, so it comes last
     names = file_names(DENSE_WEIGHTS, len(files))
     with finished_folder(out) as work:
         for name, (file, each) in zip(names, files.items(), strict=True):
             write_safetensors(work / name, each, stored_metadata(file) or DENSE_METADATA)
-        if len(names) > 1:
-            pairs = zip(names, files.values(), strict=True)
-            write_index(
-                work, DENSE_WEIGHTS, {t.name: name for name, each in pairs for t in each}, size
-            )
-        copy_companions(source, work)
+        write_index(work, DENSE_WEIGHTS, dict(zip(names, files.values(), strict=True)))
+        copy_companions(place, work)
     return products
 
 
@@ -125,32 +119,17 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
 class _Product:
     """The weight of a layer that was split, multiplied out when it is asked for.
 
-    A factor is a tensor in a file or, where it was split again, a product itself.
+    A factor is a tensor in a file or, where it was split again, a product itself. The rest is as
+    in `MappedTensor`: file and dtype are those of the outer factor.
     """
 
     entry: SplitEntry
     outer: "MappedTensor | _Product"
     inner: "MappedTensor | _Product"
-
-    @property
-    def path(self) -> str:
-        """The file that the weight belongs in."""
-        return self.outer.path
-
-    @property
-    def dtype(self) -> str:
-        """As the format calls it."""
-        return self.outer.dtype
-
-    @property
-    def numpy_name(self) -> str:
-        """The same for `named_dtype`."""
-        return self.outer.numpy_name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
-        return self.entry.shape
+    path: str
+    dtype: str
+    numpy_name: str
+    shape: tuple[int, ...]
 
     def rounded(self) -> Iterator[NDArray[Any]]:
         """Yield the weight in its dtype, some rows at a time."""
@@ -197,9 +176,9 @@ def _dense(
     tensors: dict[str, MappedTensor | _Product] = dict(stored)
     for name, holder in manifest.tied.items():
         if holder not in stored:
-            raise _damaged(folder, f"{name!r} has the values of {holder!r}, which no file has")
+            raise damaged(folder, f"{name!r} has the values of {holder!r}, which no file has")
         if name in stored:
-            raise _damaged(folder, f"{name!r} has the values of {holder!r}, and values of its own")
+            raise damaged(folder, f"{name!r} has the values of {holder!r}, and values of its own")
         tensors[name] = stored[holder]
     splits = [*manifest.splits, *_further_names(manifest, tensors)]
     # The innermost first: a factor may have been split again.
@@ -212,7 +191,7 @@ def _dense(
             made["bias"] = tensors.pop(f"{prefix}outer.bias")
         for short, tensor in made.items():
             if prefix + short in tensors:
-                raise _damaged(folder, f"{prefix + short!r} is in it beside its factors")
+                raise damaged(folder, f"{prefix + short!r} is in it beside its factors")
             tensors[prefix + short] = tensor
     _check_nothing_left(folder, {e.name for e in splits if e.kind != "tensor"}, tensors)
     names = [f"{entry.name}.weight" if entry.name else "weight" for entry in splits]
@@ -231,20 +210,23 @@ def _product(
             altered = next((other for other in tensors if other.startswith(f"{prefix}{side}.")), "")
             if altered:
                 raise _altered(folder, entry.name, side, altered)
-            raise _damaged(folder, f"no file has {name!r}, a factor that {MANIFEST} speaks of")
+            raise damaged(folder, f"no file has {name!r}, a factor that {MANIFEST} speaks of")
         if not (factor.numpy_name and _checks.is_float(named_dtype(factor.numpy_name))):
-            raise _damaged(folder, f"the factor {name!r} is of dtype {factor.dtype}, no floats")
+            raise damaged(folder, f"the factor {name!r} is of dtype {factor.dtype}, no floats")
         factors.append(factor)
     outer, inner = factors
     expected = _factor_shapes(folder, entry)
     if (outer.shape, inner.shape) != expected:
-        raise _damaged(
+        raise damaged(
             folder,
             f"the factors of {entry.name!r} are {outer.shape} and {inner.shape}; those of a "
             f"{entry.kind} of shape {entry.shape} and rank {entry.rank} are {expected[0]} and "
             f"{expected[1]}",
         )
-    return _Product(entry, outer, inner)
+    return _Product(
+        entry, outer, inner, path=outer.path, dtype=outer.dtype, numpy_name=outer.numpy_name,
+        shape=entry.shape,
+    )  # fmt: skip
 
 
 def _factor_shapes(folder: Path, entry: SplitEntry) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -259,7 +241,7 @@ def _factor_shapes(folder: Path, entry: SplitEntry) -> tuple[tuple[int, ...], tu
         outer, inner = (shape[1], rank), (rank, shape[0])
         return outer, inner if entry.kind == "transposed linear" else inner[::-1]
     if entry.kind in _TURNED or shape[0] % groups:
-        raise _damaged(
+        raise damaged(
             folder, f"{MANIFEST} has {entry.name!r} as {entry.kind} {shape} of {groups} groups"
         )
     return (shape[0], rank, *(1 for _ in shape[2:])), (rank * groups, *shape[1:])
@@ -307,11 +289,7 @@ def _check_nothing_left(folder: Path, layers: set[str], names: Iterable[str]) ->
 def _outgoing(name: str, tensor: MappedTensor | _Product) -> Outgoing:
     if isinstance(tensor, _Product):
         return Outgoing(name, tensor.dtype, tensor.shape, tensor.rounded)
-    return Outgoing(name, tensor.dtype, tensor.shape, tensor, tensor.nbytes)
-
-
-def _damaged(folder: Path, what: str) -> FileError:
-    return FileError(f"{folder} is damaged: {what}. {_AGAIN}")
+    return Outgoing(name, tensor.dtype, tensor.shape, tensor, stored_bytes=tensor.nbytes)
 
 
 def _altered(folder: Path, layer: str, side: str, name: str) -> FileError:

@@ -13,17 +13,16 @@ from rmtspec._records import plain, versions
 from rmtspec._text import grouped
 from rmtspec.checkpoint.companions import copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
-from rmtspec.checkpoint.listing import matrices_in
+from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import Checkpoint
-from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError, RmtspecWarning
+from rmtspec.errors import FileError, InvalidOptionTypeError, InvalidValueError, RmtspecWarning
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, make_plan
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import given_ranks
-from rmtspec.report.many import Unread, report_of
+from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report, check_suffix
 from rmtspec.runs.analyze import outcomes
@@ -149,7 +148,7 @@ def prune_checkpoint(
     if out is not None and not is_finished(out):
         empty_folder(out)
     if out is None and not dry_run:
-        raise InvalidTypeError("`out` is None; expected a folder, unless dry_run=True.")
+        raise InvalidOptionTypeError("`out` is None", "a folder, unless dry_run=True")
     if threads is not None:
         threads = _checks.integer(threads, "threads", 1)
     if report is not None:
@@ -157,14 +156,15 @@ def prune_checkpoint(
         check_writable(report)
     # A layer that is split is split whole; a stack of experts stays one tensor in either mode.
     truncates = asked.mode == Action.TRUNCATE
-    listed = path if isinstance(path, Checkpoint) else matrices_in(path, parts=truncates)
+    listed = path if isinstance(path, Checkpoint) else matrices_in(path)
+    listed = listed.with_parts(truncates)
     refuse_factors(listed)
     for tensor in listed.tensors.values():
         check_holdable(tensor)
     _check_all_read(listed)
     task = _Task(listed, asked, threads)
     if out is None or dry_run:
-        return task.sized(task.plan(), {})[0]
+        return task.sized(task.plan())[0]
     check_outside(out, listed.path)
     if truncates:
         size = sum(t.nbytes for t in listed.tensors.values())
@@ -219,15 +219,15 @@ class _Task:
             chosen.matrices, options.analysis, n_jobs=options.n_jobs, threads=self._threads,
             progress=options.progress, journal=journal,
         )  # fmt: skip
-        unread = [outcome for _, outcome in found if isinstance(outcome, Unread)]
+        unread = [o.reason for _, o in found if isinstance(o, Skipped) and o.unread]
         if unread and journal is not None:  # it could not be copied either
             raise FileError(unread[0])
         report = report_of(found, options.analysis.settings, skipped)
         return make_plan(report, targets, options)
 
-    def sized(self, decided: Plan, errors: dict[str, float]) -> tuple[Plan, list[list[Outgoing]]]:
+    def sized(self, decided: Plan) -> tuple[Plan, list[list[Outgoing]]]:
         """Return the plan with what the whole model comes to, and the files it makes."""
-        files = outgoing_files(self.listed, decided.rows, errors)
+        files = outgoing_files(self.listed, decided.rows)
         old, new = self.listed.tensors.values(), [t for each in files for t in each]
         totals = {
             "parameters_before": sum(math.prod(t.shape) for t in old),
@@ -249,65 +249,61 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
     if not decided.cut:
         raise task.nothing(decided)
     _check_same(decided, work)
-    errors: dict[str, float] = {}
-    decided, files = task.sized(decided, errors)
-    entries = [entry for entry in work.journal.entries if "file" in entry]
-    for entry in entries:
-        errors |= entry.get("errors", {})
-    noted = set(errors)
-    cut = len(decided.cut)
-    sizes = {entry["file"]: entry for entry in entries if "sha256" in entry}
+    decided, files = task.sized(decided)
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
+    errors: dict[str, float] = {}  # as measured, by name of the matrix
+    whole: dict[str, dict[str, Any]] = {}  # the manifest's entries of the files that are whole
+    written: dict[str, set[str]] = {}  # tensors that earlier calls wrote
+    for entry in work.journal.entries:
+        errors |= entry.get("errors", {})
+        if "sha256" in entry:
+            whole[entry["file"]] = {key: entry[key] for key in ("bytes", "sha256")}
+        elif "tensor" in entry:
+            written.setdefault(entry["file"], set()).add(entry["tensor"])
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
-    names = file_names(stem, len(files))
+    named = dict(zip(file_names(stem, len(files)), files, strict=True))
     metadata = task.listed.metadata or DENSE_METADATA
-    for name, tensors in zip(names, files, strict=True):
-        if name in sizes and (work.content / name).exists():
+    for name, tensors in named.items():
+        file = work.content / name
+        if name in whole and file.exists():
             continue
-        written = {e["tensor"] for e in entries if e.get("file") == name and "tensor" in e}
 
         def note(tensor: Outgoing, name: str = name) -> None:
-            measured = {key: errors[key] for key in errors.keys() - noted}
-            for matrix in measured:
-                noted.add(matrix)
+            measured = {key: value for key, value in tensor.errors.items() if key not in errors}
+            for matrix, error in measured.items():
+                errors[matrix] = error
                 if task.options.progress is not None:
-                    task.options.progress(len(noted), cut, matrix)
+                    task.options.progress(len(errors), len(decided.cut), matrix)
             work.journal.add({"file": name, "tensor": tensor.name, "errors": measured})
 
         sha256 = write_safetensors(
-            work.content / name, tensors, metadata, written=written, note=note
+            file, tensors, metadata, written=written.get(name, ()), note=note
         )
-        size = (work.content / name).stat().st_size
-        sizes[name] = {"file": name, "bytes": size, "sha256": sha256}
-        work.journal.add(sizes[name])
+        whole[name] = {"bytes": file.stat().st_size, "sha256": sha256}
+        work.journal.add({"file": name, **whole[name]})
     for row in decided.rows:
         if row["name"] in errors:
             row["weight_error"] = errors[row["name"]]
-    if len(names) > 1:
-        places = {t.name: n for n, each in zip(names, files, strict=True) for t in each}
-        write_index(work.content, stem, places, decided.totals["bytes_after"])
-    copy_companions(task.listed, work.content)
+    write_index(work.content, stem, named)
+    copy_companions(task.listed.path, work.content)
     if task.form == "factors":
         splits = tuple(
             SplitEntry(row["layer"], "tensor", row["rank"], task.listed.matrices[row["name"]].shape)
             for row in decided.rows
             if row["action"] == "split"
         )
-        written_files = {
-            name: {"bytes": sizes[name]["bytes"], "sha256": sizes[name]["sha256"]} for name in names
-        }
-        Manifest(splits, {}, written_files, versions()).write(work.content)
+        files_written = {name: whole[name] for name in named}
+        Manifest(splits, {}, files_written, versions()).write(work.content)
     return decided
 
 
 def _check_all_read(listed: Checkpoint) -> None:
     """Raise where a tensor could not even be listed: the new files would lack it."""
-    for entry in listed.skipped:
-        if entry["name"] not in listed.tensors:
-            raise FileError(
-                f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
-                f"{entry['reason']}. Leave it out or convert it, and save the file again."
-            )
+    for entry in listed.unread:
+        raise FileError(
+            f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
+            f"{entry['reason']}. Leave it out or convert it, and save the file again."
+        )
 
 
 def _check_same(decided: Plan, work: WorkFolder) -> None:

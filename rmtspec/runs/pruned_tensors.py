@@ -1,6 +1,6 @@
 """The tensors of a pruned checkpoint, each made when it is written."""
 
-import itertools
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.safetensors_reader import DTYPES
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix, StoredTensor, named_dtype
+from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 from rmtspec.matrix.split import split, truncate
 
@@ -18,35 +19,32 @@ from rmtspec.matrix.split import split, truncate
 SHARD_BYTES = 5_000_000_000
 
 
-def outgoing_files(
-    listed: Checkpoint, rows: Iterable[Mapping[str, Any]], errors: dict[str, float]
-) -> list[list[Outgoing]]:
+def outgoing_files(listed: Checkpoint, rows: Iterable[Mapping[str, Any]]) -> list[list[Outgoing]]:
     """Return what each new file holds: the tensors of the old one, cut as the rows of a plan say.
 
-    A file of one tensor (.npy) goes together with others. Loading a tensor that is cut puts the
-    measured relative error of each of its matrices into `errors`.
+    A file of one tensor (.npy) goes together with others.
     """
-    cut = {row["name"]: row for row in rows if row["action"] != "keep"}
-    by_tensor: dict[str, list[StoredMatrix]] = {}
+    cuts: dict[str, list[tuple[StoredMatrix, int]]] = {}
+    factored: set[str] = set()
     renamed: dict[str, str] = {}
-    for name, row in cut.items():
-        matrix = listed.matrices[name]
-        by_tensor.setdefault(matrix.tensor.name, []).append(matrix)
+    for row in rows:
+        if row["action"] == "keep":
+            continue
+        matrix = listed.matrices[row["name"]]
+        cuts.setdefault(matrix.tensor.name, []).append((matrix, row["rank"]))
         if row["action"] == "split":
+            factored.add(matrix.tensor.name)
             prefix = matrix.tensor.name.removesuffix("weight")
             renamed[f"{prefix}bias"] = f"{prefix}outer.bias"
     files: dict[str, list[Outgoing]] = {}
     for name, tensor in listed.tensors.items():
-        matrices = by_tensor.get(name, [])
-        if not matrices:
-            made = [_copied(tensor, renamed.get(name, name))]
-        elif cut[matrices[0].name]["action"] == "split":
-            made = _factors(matrices[0], cut[matrices[0].name]["rank"], errors)
+        made = files.setdefault(tensor.path, [])
+        if name not in cuts:
+            made.append(_copied(tensor, renamed.get(name, name)))
+        elif name in factored:
+            made += _factors(*cuts[name][0])
         else:
-            ranks = [(matrix, cut[matrix.name]["rank"]) for matrix in matrices]
-            load = partial(_truncated, tensor, ranks, errors)
-            made = [Outgoing(name, tensor_dtype(tensor), tensor.shape, load, costly=True)]
-        files.setdefault(tensor.path, []).extend(made)
+            made.append(_truncated(tensor, cuts[name]))
     if any(path.endswith(".npy") for path in files):
         return _packed([tensor for each in files.values() for tensor in each])
     return list(files.values())
@@ -79,9 +77,10 @@ def tensor_dtype(tensor: StoredTensor) -> str:
 
 
 def _copied(tensor: StoredTensor, name: str) -> Outgoing:
-    dtype = tensor_dtype(tensor)
-    load = partial(_little_endian, tensor)
-    return Outgoing(name, dtype, tensor.shape, load, tensor.nbytes)
+    return Outgoing(
+        name=name, dtype=tensor_dtype(tensor), shape=tensor.shape,
+        load=partial(_little_endian, tensor), stored_bytes=tensor.nbytes,
+    )  # fmt: skip
 
 
 def _little_endian(tensor: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -89,69 +88,66 @@ def _little_endian(tensor: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return array if array.dtype.byteorder != ">" else array.astype(array.dtype.newbyteorder("<"))
 
 
-def _factors(matrix: StoredMatrix, rank: int, errors: dict[str, float]) -> list[Outgoing]:
+def _factors(matrix: StoredMatrix, rank: int) -> list[Outgoing]:
+    """Return the two factors, computed when the first is called for, each kept until taken."""
+    waiting: dict[str, NDArray[Any]] = {}
+    errors: dict[str, float] = {}
+
+    def take(side: str) -> NDArray[Any]:
+        if side not in waiting:
+            parts = split(_little_endian(matrix), rank)
+            errors[matrix.name] = parts.error
+            waiting.update(outer=parts.outer, inner=parts.inner)
+        return waiting.pop(side)
+
     prefix, dtype = matrix.tensor.name.removesuffix("weight"), tensor_dtype(matrix.tensor)
-    factors = _Factors(matrix, rank, errors)
     # A kernel: the inner convolution has its extent, the outer one is pointwise.
     outer = (matrix.shape[0], rank, *(1 for _ in matrix.shape[2:]))
     inner = (rank, *matrix.shape[1:])
     return [
-        Outgoing(f"{prefix}{side}.weight", dtype, shape, partial(factors.take, side), costly=True)
+        Outgoing(
+            name=f"{prefix}{side}.weight", dtype=dtype, shape=shape, load=partial(take, side),
+            costly=True, errors=errors,
+        )
         for side, shape in (("outer", outer), ("inner", inner))
-    ]
+    ]  # fmt: skip
 
 
-class _Factors:
-    """The two factors of a matrix, computed when the first is called for, kept until taken."""
+def _truncated(tensor: StoredTensor, cuts: list[tuple[StoredMatrix, int]]) -> Outgoing:
+    """Return a tensor with its matrices at lower ranks; those of a stack are made one by one."""
+    errors: dict[str, float] = {}
 
-    def __init__(self, matrix: StoredMatrix, rank: int, errors: dict[str, float]) -> None:
-        self._matrix, self._rank, self._errors = matrix, rank, errors
-        self._waiting: dict[str, NDArray[Any]] = {}
+    def lowered(matrix: StoredMatrix, rank: int, values: NDArray[Any]) -> NDArray[Any]:
+        found = truncate(values.reshape(matrix.sides), rank)
+        errors[matrix.name] = found.error
+        return found.matrix
 
-    def take(self, side: str) -> NDArray[Any]:
-        if side not in self._waiting:
-            parts = split(_little_endian(self._matrix), self._rank)
-            self._errors[self._matrix.name] = parts.error
-            self._waiting = {"outer": parts.outer, "inner": parts.inner}
-        return self._waiting.pop(side)
-
-
-def _truncated(
-    tensor: StoredTensor, ranks: list[tuple[StoredMatrix, int]], errors: dict[str, float]
-) -> Iterator[NDArray[Any]]:
-    """Yield a tensor, its matrices at lower ranks; a stack of them one after the other."""
-    whole = _little_endian(tensor)
-    first = ranks[0][0].part
-    if first is None:
-        found = truncate(_little_endian(ranks[0][0]), ranks[0][1])
-        errors[ranks[0][0].name] = found.error
-        yield found.matrix
-        return
-    stacked = len({matrix.part.view for matrix, _ in ranks if matrix.part}) == 1
-    spans = {matrix.part.box[0] for matrix, _ in ranks if matrix.part} if stacked else {None}
-    length = first.view[0]
-    cuts = {0, length} if None in spans else {0, length, *(end for s in spans if s for end in s)}
-    edges = sorted(cuts)
-    for start, stop in itertools.pairwise(edges):
-        # Parts that overlap in their spans cannot be told apart by rows: then all at once.
-        piece = whole.reshape(first.view)[start:stop] if stacked else whole
-        piece = np.array(piece, copy=True)
-        for matrix, rank in ranks:
+    def pieces() -> Iterator[NDArray[Any]]:
+        whole = _little_endian(tensor)
+        spans: dict[tuple[int, int], list[tuple[Part, StoredMatrix, int]]] = {}
+        for matrix, rank in cuts:
             part = matrix.part
             if part is None:
-                continue
-            if stacked:
-                span = part.box[0] or (0, length)
-                if not start <= span[0] < stop:
-                    continue
-                box = ((span[0] - start, span[1] - start), *part.box[1:])
-                place = piece[tuple(slice(*s) if s else slice(None) for s in box)]
-            else:
-                place = part.box_of(piece)
-            found = truncate(place.reshape(part.shape), rank)
-            errors[matrix.name] = found.error
-            place[...] = found.matrix.reshape(place.shape)
-        yield piece
+                yield lowered(matrix, rank, whole)
+                return
+            whole = whole.reshape(part.view)
+            spans.setdefault(part.box[0] or (0, len(whole)), []).append((part, matrix, rank))
+        end = 0
+        for start, stop in sorted(spans):
+            yield whole[end:start]
+            piece = np.array(whole[start:stop], copy=True)
+            for part, matrix, rank in spans[start, stop]:
+                within = dataclasses.replace(part, view=piece.shape, box=(None, *part.box[1:]))
+                place = within.box_of(piece)
+                place[...] = lowered(matrix, rank, place).reshape(place.shape)
+            yield piece
+            end = stop
+        yield whole[end:]
+
+    return Outgoing(
+        name=tensor.name, dtype=tensor_dtype(tensor), shape=tensor.shape, load=pieces, costly=True,
+        errors=errors,
+    )  # fmt: skip
 
 
 def _packed(tensors: list[Outgoing]) -> list[list[Outgoing]]:

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.manifest import MANIFEST
-from rmtspec.checkpoint.stored import Checkpoint, StoredMatrix
+from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError
 from rmtspec.planning.selection import Chosen
 from rmtspec.planning.target import Target
+from rmtspec.terms import Kind, Why
+
+_ON_REQUEST = (Kind.PARAMETER, Kind.RECURRENT)
 
 
 def refuse_factors(listed: Checkpoint) -> None:
@@ -33,23 +37,21 @@ def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:
     prefix = f"{layer}." if layer else ""
     taken = [f"{prefix}{new}" for new in ("outer.weight", "outer.bias", "inner.weight")]
     taken = [new for new in taken if new in listed.tensors]
-    fixed = unsplittable = on_request = ""
+    fixed = unsplittable = what = ""
     if matrix.itemsize == 1:
-        fixed = f"dtype {tensor.dtype} is too coarse for factors; convert it to BF16"
+        fixed = Why.TOO_COARSE.words(dtype=tensor.dtype)
     if matrix.part is not None:
-        unsplittable = "part of a tensor that holds several matrices"
+        unsplittable = Why.PART_OF_TENSOR.words()
     elif layer == tensor.name:
-        unsplittable = "its name does not end in .weight, so its layer is not known"
+        unsplittable = Why.LAYER_UNKNOWN.words()
     elif taken:
-        unsplittable = f"the file has a tensor {taken[0]!r} already"
-    if matrix.kind == "conv":
-        on_request = "convolution, groups not in the file: cut only where `include` names it"
-    elif matrix.kind == "embedding":
-        on_request = "embedding: cut only where `include` names it"
+        unsplittable = Why.NAME_TAKEN.words(name=taken[0])
+    if matrix.kind == Kind.CONV:
+        what = "convolution, groups not in the file"
     elif matrix.part is None and "weight" not in tensor.name.rpartition(".")[2]:
-        on_request = "not called a weight: cut only where `include` names it"
-    elif matrix.kind in ("parameter", "recurrent"):
-        on_request = f"{matrix.kind}: cut only where `include` names it"
+        what = "not called a weight"
+    if matrix.kind == Kind.EMBEDDING or (not what and matrix.kind in _ON_REQUEST):
+        what = matrix.kind
     return Target(
         layer=layer if matrix.part is None else matrix.name,
         kind=matrix.kind,
@@ -57,6 +59,6 @@ def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:
         itemsize=matrix.itemsize,
         fixed=fixed,
         unsplittable=unsplittable,
-        on_request=on_request,
+        on_request=what and Why.NOT_NAMED.words(what=what, options="`include`"),
         named=named,
     )

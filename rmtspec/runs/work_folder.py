@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rmtspec._files import TEMPORARY, PathLike, empty_folder
+from rmtspec._files import TEMPORARY, PathLike, cause, empty_folder
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.runs.journal import Journal, open_journal
 
@@ -89,9 +89,7 @@ def work_folder(out: PathLike, header: Mapping[str, Any]) -> Iterator[WorkFolder
     try:
         place.mkdir(exist_ok=True)
     except OSError as error:
-        raise FileError(
-            f"{out} cannot be made: {(error.strerror or str(error)).lower()}. Name another place."
-        ) from error
+        raise FileError(f"{out} cannot be made: {cause(error)}. Name another place.") from error
     try:
         way_out = f"name another folder, or delete {place}"
         with open_journal(place / _JOURNAL, header, way_out=way_out) as journal:
@@ -114,8 +112,8 @@ def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> Non
     """Keep the work where a later call can go on with it, and say so; else remove it."""
     if isinstance(error, OSError) and not isinstance(error, FileError):
         raise FileError(
-            f"{out} cannot be written: {(error.strerror or str(error)).lower()}. What was done is "
-            f"kept in {place}: free space and run the same command again, or delete it."
+            f"{out} cannot be written: {cause(error)}. What was done is kept in {place}: free "
+            "space and run the same command again, or delete it."
         ) from error
     if not isinstance(error, Exception):
         return

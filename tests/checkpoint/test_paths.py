@@ -199,7 +199,7 @@ def test_what_is_no_file(tmp_path):
     np.save(tmp_path / "w.npy", noise(4, 3))
     assert list(matrices_in(tmp_path).matrices) == ["w"]
     (tmp_path / "model.safetensors").symlink_to("nowhere")  # not passed over
-    with pytest.raises(FileError, match=r"cannot be read: No such file"):
+    with pytest.raises(FileError, match=r"cannot be read: no such file"):
         matrices_in(tmp_path)
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(FileError, match=r"pipe\.npy is no regular file"):

@@ -69,7 +69,7 @@ def test_a_device_that_is_not_there(folder):
     pytest.importorskip("torch")
     done = run("analyze", folder, "--device", "nowhere")
     assert done.exit_code == 0
-    assert "`device` 'nowhere' cannot be used in float64" in done.stderr
+    assert done.stderr.startswith("--device 'nowhere' cannot be used in float64: ")
     assert done.stderr.endswith("Computing on the CPU.\n")
     assert done.stdout == run("analyze", folder).stdout
 
@@ -136,7 +136,7 @@ def test_a_prune_that_is_interrupted(folder, tmp_path, monkeypatch):
         ("model/config.json small", 1, "suffix '.json'"),
         ("model small --report model", 2, "suffix ''"),
         ("model small --plan model/config.json", 1, "config.json"),
-        ("model small --rank a=0", 1, "from 1 to 90"),
+        ("model small --rank a=0", 2, "from 1 to 90"),
     ],
 )
 def test_prune_that_cannot_be_done_leaves_nothing(

@@ -102,7 +102,7 @@ def test_an_action_that_is_not_one(plan, action):
 )
 def test_a_rank_that_is_not_possible(plan, action, rank, error):
     plan.row("b").update(action=action, rank=rank)
-    with pytest.raises(error, match=r"`rank of b`.*whole number"):
+    with pytest.raises(error, match=r"The rank of b in the plan is .*whole number"):
         adopted(plan)
 
 

@@ -141,6 +141,14 @@ def test_truncated_matrices_of_a_layer_have_ranks_of_their_own():
     assert done(plan) == {"a": ("truncate", 2, ""), "b": ("keep", 0, "no signal found")}
 
 
+@pytest.mark.parametrize("options", [{}, {"budget": 0.5}])
+def test_what_cannot_be_split_does_not_hold_its_layer_up(options):
+    more = {"a": {"layer": "attn"}, "b": {"layer": "attn", "unsplittable": "read elsewhere"}}
+    plan = planned({"a": SIGNAL, "b": SIGNAL}, more, **options)
+    assert plan.row("a")["action"] == "split"
+    assert (plan.row("b")["action"], plan.row("b")["reason"]) == ("keep", "read elsewhere")
+
+
 def test_a_layer_of_which_a_matrix_was_skipped_stays():
     broken = np.full((40, 30), np.nan)
     more = {"a": {"layer": "conv"}, "b": {"layer": "conv"}}
@@ -175,6 +183,12 @@ def test_a_given_rank_passes_every_soft_reason():
     assert plan.settings["ranks"] == ranks
 
 
+def test_a_share_is_not_shown_where_it_did_not_decide():
+    plan = planned({"a": SIGNAL, "b": SIGNAL}, rule="energy", keep=0.5, ranks={"b": 3})
+    assert [row["rule"] for row in plan.rows] == ["energy", "given"]
+    assert [row["keep"] for row in plan.rows] == [0.5, None]
+
+
 @pytest.mark.parametrize("more", [{"fixed": "tied to b"}, {"unsplittable": "attention"}])
 def test_a_given_rank_does_not_pass_what_is_not_possible(more):
     with pytest.raises(InvalidValueError, match=f"`ranks` names 'a'.*{next(iter(more.values()))}"):
@@ -187,6 +201,10 @@ def test_a_rank_given_for_a_layer_is_that_of_all_its_matrices():
     assert done(plan) == {"a": ("split", 4, ""), "b": ("split", 4, "")}
     one = planned({"a": SIGNAL, "b": NOISE}, more, ranks={"a": 5})
     assert done(one) == {"a": ("split", 5, ""), "b": ("split", 5, "")}
+    both = planned({"a": SIGNAL, "b": NOISE}, more, ranks={"a": 5, "b": 6})
+    assert done(both) == {"a": ("split", 6, ""), "b": ("split", 6, "")}
+    soft = planned({"a": SIGNAL, "b": SMALL}, more, ranks={"a": 5})
+    assert done(soft) == {"a": ("split", 5, ""), "b": ("split", 5, "")}
     alone = planned({"a": SIGNAL, "b": NOISE}, more, ranks={"a": 5}, mode="truncate", bulk_keep=0.0)
     assert done(alone) == {"a": ("truncate", 5, ""), "b": ("keep", 0, "no signal found")}
 
@@ -206,6 +224,13 @@ def test_a_budget_goes_where_it_removes_the_most_error():
     assert moved.row("a")["rank"] <= 3
     assert moved.row("b")["rank"] > plan.row("b")["rank"]
     assert moved.parameters_after <= 0.4 * 12000
+
+
+def test_outputs_that_are_all_zero_need_one_rank():
+    same = {"a": planted(100, 60), "b": planted(100, 60)}
+    plan = planned(same, energies={"a": np.zeros(60)}, budget=0.2)
+    assert plan.row("a")["rank"] == 1
+    assert plan.row("b")["rank"] == int(0.2 * 12000 // 160) - 1
 
 
 def test_a_layer_that_is_better_left_dense_says_so():

@@ -1,6 +1,7 @@
 """Pruning a folder: shards, index, configs; stacks and fused tensors; other formats."""
 
 import json
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
 
-from rmtspec import cli
+from rmtspec import analyze_checkpoint, cli
 from rmtspec.checkpoint import matrices_in
 from rmtspec.checkpoint.companions import companions
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS, Manifest
@@ -131,13 +132,14 @@ def test_links_become_files(folder, tmp_path):
 
 def test_what_is_copied_and_what_is_not(folder, tmp_path):
     (folder / "gone.json").symlink_to("nowhere")
-    copied, left = companions(matrices_in(folder))
+    listed = matrices_in(folder)
+    copied, left = companions(listed.path, listed.files)
     assert [path.name for path in copied] == ["LICENSE", "config.json", "tokenizer.json"]
     assert left == [
         "extra.PT", "gone.json", "model.gguf", "model.onnx", "onnx/", "pytorch_model.bin",
         "tf_model.h5",
     ]  # fmt: skip
-    assert companions(matrices_in(folder / FIRST)) == ([], [])
+    assert companions(folder / FIRST) == ([], [])
     words = ["prune", folder, tmp_path / "out", "--bulk-keep", "0"]
     done = CliRunner().invoke(cli.main, [str(word) for word in words], catch_exceptions=False)
     assert done.exit_code == 0
@@ -252,6 +254,46 @@ def test_a_fused_tensor(tmp_path, across):
         assert_array_equal(found[piece], W[piece])
 
 
+def gpt2(folder):
+    """A folder with the fused layer of a GPT-2 and a plain one."""
+    W = np.concatenate([planted(48, 48, seed=i) for i in range(3)], axis=1)
+    tensors = {"h.0.attn.c_attn.weight": W, "h.0.mlp.c_fc.weight": planted(48, 60)}
+    write_sharded(folder, {"model.safetensors": tensors}, index=None)
+    (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": 48, "n_head": 4}')
+    return folder
+
+
+@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("form", ["factors", "dense"])
+def test_a_checkpoint_is_pruned_as_its_path_is(tmp_path, form, parts):
+    folder = gpt2(tmp_path / "model")
+    listed = matrices_in(folder, parts=parts)
+    expected = prune_checkpoint(
+        folder,
+        tmp_path / "path",
+        mode={"factors": "split", "dense": "truncate"}[form],
+        bulk_keep=0.1,
+    )
+    done = prune_checkpoint(
+        listed,
+        tmp_path / "listed",
+        mode={"factors": "split", "dense": "truncate"}[form],
+        bulk_keep=0.1,
+    )
+    names = [row["name"] for row in done.rows if row["action"] != "keep"]
+    assert ("h.0.attn.c_attn.weight" in names) == (form == "factors")
+    assert names == [row["name"] for row in expected.rows if row["action"] != "keep"]
+    assert contents(tmp_path / "listed") == contents(tmp_path / "path")
+    assert len(listed) == (4 if parts else 2)  # it is as it was
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_checkpoint_is_analysed_as_it_was_listed(tmp_path, parts):
+    listed = matrices_in(gpt2(tmp_path / "model"), parts=parts)
+    assert [row["name"] for row in analyze_checkpoint(listed).rows] == list(listed.matrices)
+    assert len(listed) == (4 if parts else 2)
+
+
 @pytest.mark.parametrize("form", ["factors", "dense"])
 @pytest.mark.parametrize("kind", ["npz", "npy", "folder"])
 def test_numpys_formats(tmp_path, form, kind):
@@ -355,3 +397,11 @@ def test_a_tensor_that_cannot_be_listed_is_not_dropped(tmp_path):
     with pytest.raises(FileError, match="holds 'words', which cannot be copied to the new files"):
         prune_checkpoint(tmp_path / "m.npz", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.npz"]
+    np.savez(tmp_path / "m.npz", **{"fc.weight": planted()})
+    with (
+        zipfile.ZipFile(tmp_path / "m.npz", "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        archive.writestr("fc.weight.npy", archive.read("fc.weight.npy"))
+    with pytest.raises(FileError, match=r"holds 'fc\.weight', .*: a second array of this name"):
+        prune_checkpoint(tmp_path / "m.npz", tmp_path / "out")

@@ -109,25 +109,31 @@ class SplitLayer(nn.Module, abc.ABC):
         if len(parts) > 1:
             inner = np.concatenate([part.inner for part in parts])
             outer = np.concatenate([part.outer for part in parts])
-        made = cls.empty_like(layer, parts[0].rank)
-        weight = layer.weight.detach()
-        for factor, values in made._arranged(inner, outer):
-            tensor = to_tensor(values, weight).reshape(factor.weight.shape)
-            if is_channels_last(weight):
-                tensor = tensor.contiguous(memory_format=torch.channels_last)
-            factor.weight = nn.Parameter(tensor, requires_grad=layer.weight.requires_grad)
-        if layer._parameters.get("bias") is not None:
-            made.outer.bias = layer.bias
+        made = cls.empty_like(layer, parts[0].rank, layer.weight.device)
+        with torch.no_grad():
+            for factor, values in made._arranged(inner, outer):
+                factor.weight.copy_(to_tensor(values, layer.weight).reshape(factor.weight.shape))
         return made
 
     @classmethod
-    def empty_like(cls, layer: Any, rank: int) -> Self:
-        """Return the split layer of that rank with factors on the meta device, to be filled."""
+    def empty_like(cls, layer: Any, rank: int, device: torch.device | str) -> Self:
+        """Return the split layer of that rank, complete but for the values of its factors.
+
+        They are zeros (on the meta device they have no values), laid out in memory as the layer's
+        weight is, and trained if it is. The bias is the layer's own.
+        """
+        weight = layer.weight
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.rank = rank
         made.original_type = type(layer)
-        made.inner, made.outer = cls._factors(layer, rank, layer.weight.dtype)
+        made.inner, made.outer = cls._factors(layer, rank, weight.dtype)
+        for factor in (made.inner, made.outer):
+            layout = memory_format(weight)
+            zeros = torch.zeros_like(factor.weight, device=device, memory_format=layout)
+            factor.weight = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+        if layer._parameters.get("bias") is not None:
+            made.outer.bias = layer.bias
         _hand_over(layer, made)
         return made
 
@@ -144,9 +150,7 @@ class SplitLayer(nn.Module, abc.ABC):
         nn.Module.__init__(layer)
         inner, outer = self.inner.weight, self.outer.weight  # of a factor split again: its product
         exact = self._product(inner.detach().double(), outer.detach().double())
-        tensor = exact.to(outer.dtype).contiguous()
-        if is_channels_last(inner):
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        tensor = exact.to(outer.dtype).contiguous(memory_format=memory_format(inner))
         trained = inner.requires_grad or outer.requires_grad
         layer.weight = nn.Parameter(tensor, requires_grad=trained)
         if self.has_bias:
@@ -195,8 +199,7 @@ class SplitLayer(nn.Module, abc.ABC):
             if isinstance(factor, SplitLayer):
                 factor._check_factors(where)
                 continue
-            held = [m for m in matrices_of(factor) if m.key == "weight"]
-            reason = next((m.reason or m.whole for m in held if m.reason or m.whole), "")
+            held, reason = _of_weight(factor)
             if not held:
                 reason = f"a {type(factor).__name__} without a weight of its own"
             if side == "inner" and getattr(factor, "bias", None) is not None:
@@ -210,9 +213,7 @@ class SplitLayer(nn.Module, abc.ABC):
     @classmethod
     def _matrices(cls, layer: nn.Module) -> list[WeightMatrix]:
         """Return the matrices of a layer's weight, or raise where it is not one to split."""
-        known = matrices_of(layer) if isinstance(layer, nn.Module) else []
-        found = [m for m in known if m.key == "weight"]
-        reason = next((m.reason or m.whole for m in found if m.reason or m.whole), "")
+        found, reason = _of_weight(layer)
         if not found or reason or found[0].kind not in cls.kinds:
             raise InvalidTypeError(
                 f"`layer` is a {type(layer).__name__}{': ' if reason else ''}{reason}; "
@@ -225,9 +226,9 @@ class SplitLayer(nn.Module, abc.ABC):
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         """Return the inner and the outer module, on the meta device."""
 
-    @abc.abstractmethod
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
         """Return each factor module with its weight's values, from the factors of the matrix."""
+        return [(self.inner, inner), (self.outer, outer)]
 
     @abc.abstractmethod
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
@@ -242,13 +243,27 @@ def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
     """
 
 
-def is_channels_last(weight: torch.Tensor) -> bool:
-    """Tell whether the weight of a convolution lies in memory with its channels last."""
-    return (
-        weight.ndim == 4
-        and not weight.is_contiguous()
-        and weight.is_contiguous(memory_format=torch.channels_last)
+def kind_of(layer: nn.Module) -> str:
+    """Return the kind of a layer's weight, as `weight_matrices` calls it, or ""."""
+    found, _ = _of_weight(layer)
+    return found[0].kind if found else ""
+
+
+def _of_weight(layer: object) -> tuple[list[WeightMatrix], str]:
+    """Return the matrices of a layer's weight, and why they are none to split, or ""."""
+    known = matrices_of(layer) if isinstance(layer, nn.Module) else []
+    found = [m for m in known if m.key == "weight"]
+    return found, next(
+        (m.reason or m.unsplittable for m in found if m.reason or m.unsplittable), ""
     )
+
+
+def memory_format(weight: torch.Tensor) -> torch.memory_format:
+    """Return how a weight lies in memory: that of a convolution may have its channels last."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    if last is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
 
 
 def _hand_over(old: nn.Module, new: nn.Module) -> None:

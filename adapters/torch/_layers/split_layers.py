@@ -54,14 +54,12 @@ class SplitLinear(SplitLayer):
     @property
     def in_features(self) -> int:
         """Size of the inputs."""
-        size: int = self.inner.in_features
-        return size
+        return int(self.inner.in_features)
 
     @property
     def out_features(self) -> int:
         """Size of the outputs."""
-        size: int = self.outer.out_features
-        return size
+        return int(self.outer.out_features)
 
     @classmethod
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
@@ -72,9 +70,6 @@ class SplitLinear(SplitLayer):
             nn.Linear(columns, rank, bias=False, device="meta", dtype=dtype),
             nn.Linear(rank, rows, bias=bias, device="meta", dtype=dtype),
         )
-
-    def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
-        return [(self.inner, inner), (self.outer, outer)]
 
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         weight = outer @ inner
@@ -93,10 +88,10 @@ class _SplitConv(SplitLayer):
             layer.in_channels,
             rank * groups,
             layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            groups,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=groups,
             bias=False,
             padding_mode=layer.padding_mode,
             device="meta",
@@ -112,9 +107,6 @@ class _SplitConv(SplitLayer):
             dtype=dtype,
         )
         return inner, outer
-
-    def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
-        return [(self.inner, inner), (self.outer, outer)]
 
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         groups = inner.shape[0] // self.rank

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapting import listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Model inputs, or a function that runs the model.
@@ -61,11 +62,10 @@ def input_moments(
             )
     unreached = [name for name, moment in gathered.items() if moment.count == 0]
     if unreached:
-        shown = ", ".join(map(repr, unreached[:5])) + (" and more" if len(unreached) > 5 else "")
         raise InvalidValueError(
-            f"`calibration` never reaches {len(unreached)} of {len(gathered)} layers: {shown}. "
-            "Their inputs are not known: give batches that use them, or leave these layers out "
-            "with `exclude`."
+            f"`calibration` never reaches {len(unreached)} of {len(gathered)} layers: "
+            f"{listed(map(repr, unreached), most=5)}. Their inputs are not known: give batches "
+            "that use them, or leave these layers out with `exclude`."
         )
     return {name: moment.result(name) for name, moment in gathered.items()}
 

@@ -107,7 +107,7 @@ def moments_of(
     layers = {}
     for name in names:
         matrix = matrices[name]
-        if matrix.kind in _CALIBRATED and not matrix.whole:
+        if matrix.kind in _CALIBRATED and not matrix.unsplittable:
             layers[matrix.layer] = model.get_submodule(_path(matrix))
     return input_moments(model, layers, calibration)
 

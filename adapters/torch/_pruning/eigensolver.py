@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError
 
 #: Bytes of one float64 block on the device.
 _BLOCK_BYTES = 2**28
@@ -53,8 +53,9 @@ def usable_device(device: str | torch.device) -> torch.device:
         torch.ones(1, dtype=torch.float64, device=found).sum().item()
     except (RuntimeError, TypeError, AssertionError, ImportError) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidValueError(
-            f"`device` {str(device)!r} cannot be used in float64: {words} Expected a device of "
-            "this machine, as 'cpu' or 'cuda'. Leave it out to use the CPU."
+        raise InvalidOptionError(
+            f"`device` {str(device)!r} cannot be used in float64: {words.rstrip('.')}",
+            "a device of this machine, such as 'cpu' or 'cuda'",
+            "Leave it out to use the CPU.",
         ) from None
     return found

@@ -11,16 +11,7 @@ from rmtspec.adapters.torch._pruning.calibration import Calibration
 from rmtspec.adapters.torch._pruning.carry_out import Moments, carry_out, moments_of
 from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import (
-    Action,
-    Pattern,
-    Plan,
-    PlanOptions,
-    Progress,
-    Report,
-    Selection,
-    adopt,
-)
+from rmtspec.adapting import Action, Pattern, Plan, PlanOptions, Progress, Report, Selection, adopt
 from rmtspec.errors import InvalidValueError
 
 
@@ -191,7 +182,7 @@ def apply_plan(
     ----------
     model : torch.nn.Module
     plan : Report
-        From `plan`, or `Report.from_json`.
+        From `plan`, or `Report.from_json`; of the model, or of a file of its weights.
     inplace, calibration
         As for `prune`.
 

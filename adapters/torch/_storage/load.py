@@ -1,21 +1,24 @@
 """Loading a saved model onto a freshly built one."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rmtspec.adapters.torch._layers.replace import replace_layers
-from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memory_format
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
-from rmtspec.adapters.torch._storage.state_dict import PICKLED
-from rmtspec.adapters.torch._weights.layer_kinds import ROOT, matrices_of
+from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model
-from rmtspec.adapting import Manifest, PathLike, SplitEntry
+from rmtspec.adapting import SUFFIXES, Manifest, MappedTensor, PathLike, SplitEntry, listed
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+
+#: Where a factor's weight is found in the file: the key, and whether it is transposed there.
+_Source = tuple[str, bool]
+_Stored = dict[str, MappedTensor]
 
 
 def load(
@@ -66,53 +69,41 @@ def load(
             f"`skeleton` is a {type(skeleton).__name__}; expected a torch.nn.Module, or a "
             "function that builds one."
         )
-    manifest = Manifest.read(_folder(folder))
+    _refuse_file(folder)
+    manifest = Manifest.read(folder)
     if verify:
         manifest.check_files(folder)
     stored = manifest.tensors(folder)
-    model = _built(skeleton)
+    model: Any = skeleton if isinstance(skeleton, nn.Module) else skeleton()
+    check_model(model)
     new, sources = _split_layers(model, manifest)
-    target = _Target(model, new, sources)
-    target.check({n: t.shape for n, t in stored.items()}, manifest.tied, folder)
+    wanted = _wanted(model, new, sources, manifest.tied)
+    _check(wanted, stored, manifest.tied, folder)
     if not assign and any(p.is_meta for p in model.parameters()):
         raise InvalidValueError(
             "`skeleton` has parameters on the meta device, which cannot be filled; pass "
             "assign=True to put the saved ones in their place."
         )
-    empty = [n for n, b in model.named_buffers() if b.is_meta and n not in target.shapes]
+    empty = [n for n, b in model.named_buffers() if b.is_meta and n not in wanted]
     if empty:
         raise InvalidValueError(
-            f"{_listed(empty)} of `skeleton` are on the meta device and in no state dict: nothing "
-            "can fill them. Build the skeleton on a real device, or with parameters only on meta."
+            f"{listed(empty, most=8)} of `skeleton` are on the meta device and in no state dict: "
+            "nothing can fill them. Build the skeleton on a real device, or with parameters only "
+            "on meta."
         )
-    if "" in new:
-        model = new[""]
-    else:
-        replace_layers(model, new, inplace=True)
-    files = {name: tensor.path for name, tensor in stored.items()}
-    target.fill(model, files, manifest.tied, assign, device)
+    model = new[""] if "" in new else replace_layers(model, new, inplace=True)
+    _fill(model, wanted, stored, assign=assign, device=device)
     return model
 
 
-def _folder(folder: PathLike) -> PathLike:
-    """Return `folder`, or raise for what is taken for one by mistake."""
-    suffix = Path(folder).suffix.lower()
-    if Path(folder).is_file() and suffix in (*PICKLED, ".safetensors"):
+def _refuse_file(folder: PathLike) -> None:
+    """Raise where a file of weights was taken for a folder."""
+    path = Path(folder)
+    if path.is_file() and path.suffix.lower() in (*SUFFIXES, ".safetensors"):
         raise FileError(
             f"{folder} is a file of weights; expected a folder written by `save`. For a state dict "
             "call model.load_state_dict(rt.read_state_dict(path)), then prune the model."
         )
-    return folder
-
-
-def _built(skeleton: Any) -> nn.Module:
-    model = skeleton if isinstance(skeleton, nn.Module) else skeleton()
-    check_model(model)
-    return model
-
-
-#: Where a factor's weight is found in the file: the key, and whether it is transposed there.
-_Source = tuple[str, bool]
 
 
 def _split_layers(
@@ -123,8 +114,8 @@ def _split_layers(
     sources: dict[str, _Source] = {}
     for entry in sorted(manifest.splits, key=lambda e: e.name.count(".") if e.name else -1):
         outer = next((p for p in new if p == "" or entry.name.startswith(f"{p}.")), None)
-        holder, inside = (model, entry.name)
-        if outer is not None and outer != entry.name:
+        holder, inside = model, entry.name
+        if outer is not None:
             holder, inside = new[outer], entry.name.removeprefix(f"{outer}.")
         try:
             layer: Any = holder.get_submodule(inside)
@@ -149,8 +140,7 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
             f"`skeleton` has {entry.name or ROOT!r} split already; expected the architecture as it "
             "was before pruning. Build it anew."
         )
-    found = next((m for m in matrices_of(layer) if m.key == "weight"), None)
-    kind = "" if found is None else found.kind
+    kind = kind_of(layer)
     weight = layer._parameters.get("weight")
     shape = () if weight is None else tuple(weight.shape)
     same_kind = kind == entry.kind or (entry.kind == "tensor" and kind in SPLIT_TYPES)
@@ -163,12 +153,7 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
             f"{f', {entry.groups} groups' if entry.groups > 1 else ''}. Build the architecture "
             "that was pruned."
         )
-    made = SPLIT_TYPES[kind].empty_like(layer, entry.rank)
-    for factor in (made.inner, made.outer):
-        factor.weight.requires_grad_(weight.requires_grad)
-    if layer._parameters.get("bias") is not None:
-        made.outer.bias = layer.bias
-    return made
+    return SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta")
 
 
 def _sources(entry: SplitEntry, layer: SplitLayer) -> dict[str, _Source]:
@@ -187,111 +172,109 @@ def _sources(entry: SplitEntry, layer: SplitLayer) -> dict[str, _Source]:
     return {}
 
 
-class _Target:
-    """The state dict that a skeleton has once its layers are split, and how to fill it."""
+class _Wanted(NamedTuple):
+    """A parameter or buffer that the model is to have, and where the file has its values."""
 
-    def __init__(
-        self, model: nn.Module, new: dict[str, nn.Module], sources: dict[str, _Source]
-    ) -> None:
-        self.sources = sources
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.devices: dict[str, torch.device] = {}
-        self.objects: dict[str, int] = {}  # the same for keys that share a parameter
-        for name, value in model.state_dict(keep_vars=True).items():
-            if not any(path == "" or name.startswith(f"{path}.") for path in new):
-                self.shapes[name] = tuple(value.shape)
-                self.objects[name] = id(value)
-        for path, layer in new.items():
-            prefix = f"{path}." if path else ""
-            dense: Any = model.get_submodule(path)
-            for name, value in layer.state_dict(keep_vars=True).items():
-                self.shapes[prefix + name] = tuple(value.shape)
-                self.devices[prefix + name] = dense.weight.device
-
-    def check(
-        self, stored: dict[str, tuple[int, ...]], tied: dict[str, str], folder: PathLike
-    ) -> None:
-        """Raise unless the file has exactly these keys, in these shapes."""
-        missing, wrong, apart = [], [], []
-        used = set()
-        first: dict[int, tuple[str, str]] = {}
-        for name, shape in self.shapes.items():
-            key, transposed = self.sources.get(name, (name, False))
-            key = tied.get(key, key)
-            found = stored.get(key)
-            used.add(key)
-            if found is None:
-                missing.append(name)
-            elif found != (shape[::-1] if transposed else shape):
-                wrong.append(f"{name} {shape} in the skeleton, {found} in the file")
-            other, other_key = first.setdefault(self.objects.get(name, id(name)), (name, key))
-            if other_key != key:
-                apart.append(f"{other} and {name}")
-        unexpected = [name for name in stored if name not in used]
-        unexpected += [name for name in tied if name not in self.shapes]
-        parts = [
-            f"{what}: {_listed(names)}"
-            for what, names in (
-                ("not in the file", missing),
-                ("not in the skeleton", unexpected),
-                ("of another shape", wrong),
-                ("one parameter in the skeleton, two in the file", apart),
-            )
-            if names
-        ]
-        if parts:
-            raise InvalidValueError(
-                f"`skeleton` does not match {folder}: {'; '.join(parts)}. Build the architecture "
-                "that was pruned, as it was before the split."
-            )
-
-    def fill(
-        self,
-        model: nn.Module,
-        files: dict[str, str],
-        tied: dict[str, str],
-        assign: bool,
-        device: str | torch.device | None,
-    ) -> None:
-        """Give every parameter and persistent buffer its saved value; ties stay ties.
-
-        `files` tells the file of each key. They are open, not loaded: one tensor is in memory.
-        """
-        from safetensors import safe_open
-
-        done: dict[int, tuple[Any, nn.Parameter]] = {}
-        with contextlib.ExitStack() as stack:
-            opened = {
-                file: stack.enter_context(safe_open(file, framework="pt", device="cpu"))
-                for file in set(files.values())
-            }
-            for name in self.shapes:
-                key, transposed = self.sources.get(name, (name, False))
-                module = model.get_submodule(name.rpartition(".")[0])
-                short = name.rpartition(".")[2]
-                old: Any = getattr(module, short)
-                if id(old) in done:
-                    setattr(module, short, done[id(old)][1])
-                    continue
-                key = tied.get(key, key)
-                value = opened[files[key]].get_tensor(key)
-                place = self.devices.get(name, old.device) if device is None else device
-                place = "cpu" if torch.device(place).type == "meta" else place
-                value = (value.T.contiguous() if transposed else value).to(place, copy=True)
-                if not isinstance(old, nn.Parameter):
-                    module._buffers[short] = value
-                elif assign or old.is_meta or old.device != value.device:
-                    fresh = nn.Parameter(value, requires_grad=old.requires_grad)
-                    done[id(old)] = (old, fresh)
-                    setattr(module, short, fresh)
-                else:
-                    old.data = value
-                    done[id(old)] = (old, old)
-        if device is not None:
-            model.to(device)
+    shape: tuple[int, ...]
+    device: torch.device
+    identity: int  # the same for names that share a parameter
+    key: str
+    transposed: bool
 
 
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more
+_State = dict[str, _Wanted]
+
+
+def _wanted(
+    model: nn.Module, new: dict[str, nn.Module], sources: dict[str, _Source], tied: dict[str, str]
+) -> _State:
+    """Return what the state dict has by name, once layers of `model` are replaced by `new`."""
+    values = [
+        (name, value, value.device)
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not any(path == "" or name.startswith(f"{path}.") for path in new)
+    ]
+    for path, layer in new.items():
+        prefix = f"{path}." if path else ""
+        device: Any = model.get_submodule(path).weight.device
+        state = layer.state_dict(keep_vars=True)
+        values += [(prefix + name, value, device) for name, value in state.items()]
+    found = {}
+    for name, value, device in values:
+        key, transposed = sources.get(name, (name, False))
+        shape, key = tuple(value.shape), tied.get(key, key)
+        found[name] = _Wanted(shape, device, id(value), key=key, transposed=transposed)
+    return found
+
+
+def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLike) -> None:
+    """Raise unless the file has exactly what is wanted, in these shapes."""
+    missing, wrong, apart = [], [], []
+    first: dict[int, str] = {}
+    for name, (shape, _, identity, key, transposed) in wanted.items():
+        if key not in stored:
+            missing.append(name)
+        elif stored[key].shape != (shape[::-1] if transposed else shape):
+            wrong.append(f"{name} {shape} in the skeleton, {stored[key].shape} in the file")
+        other = first.setdefault(identity, name)
+        if wanted[other].key != key:
+            apart.append(f"{other} and {name}")
+    used = {each.key for each in wanted.values()}
+    unexpected = [name for name in stored if name not in used]
+    unexpected += [name for name in tied if name not in wanted]
+    found = {
+        "not in the file": missing,
+        "not in the skeleton": unexpected,
+        "of another shape": wrong,
+        "one parameter in the skeleton, two in the file": apart,
+    }
+    if parts := [f"{what}: {listed(names, most=8)}" for what, names in found.items() if names]:
+        raise InvalidValueError(
+            f"`skeleton` does not match {folder}: {'; '.join(parts)}. Build the architecture "
+            "that was pruned, as it was before the split."
+        )
+
+
+def _fill(
+    model: nn.Module,
+    wanted: _State,
+    stored: _Stored,
+    *,
+    assign: bool,
+    device: str | torch.device | None,
+) -> None:
+    """Give every parameter and persistent buffer its saved value; ties stay ties.
+
+    The files are open, not loaded: one tensor is in memory.
+    """
+    from safetensors import safe_open
+
+    done: dict[int, tuple[Any, nn.Parameter]] = {}
+    with contextlib.ExitStack() as stack:
+        opened = {
+            file: stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+            for file in {tensor.path for tensor in stored.values()}
+        }
+        for name, source in wanted.items():
+            path, _, short = name.rpartition(".")
+            module = model.get_submodule(path)
+            old: Any = getattr(module, short)
+            if id(old) in done:
+                setattr(module, short, done[id(old)][1])
+                continue
+            value = opened[stored[source.key].path].get_tensor(source.key)
+            value = value.T if source.transposed else value
+            place = torch.device(source.device if device is None else device)
+            place = torch.device("cpu") if place.type == "meta" else place
+            value = value.to(place, copy=True, memory_format=memory_format(old))
+            if not isinstance(old, nn.Parameter):
+                module._buffers[short] = value
+            elif assign or old.is_meta or old.device != value.device:
+                fresh = nn.Parameter(value, requires_grad=old.requires_grad)
+                done[id(old)] = (old, fresh)
+                setattr(module, short, fresh)
+            else:
+                old.data = value
+                done[id(old)] = (old, old)
+    if device is not None:
+        model.to(device)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
-from rmtspec.adapting import DTYPES, named_dtype
+from rmtspec.adapting import DTYPES, Why, cause, named_dtype
 from rmtspec.errors import FileError
 
 
@@ -33,8 +33,7 @@ class PickledTensor:
             stamp = file.stat()
         except OSError as error:
             raise FileError(
-                f"{file} cannot be read: {(error.strerror or str(error)).lower()}. Was it changed "
-                "meanwhile? Read it again."
+                f"{file} cannot be read: {cause(error)}. Was it changed meanwhile? Read it again."
             ) from error
         found = _opened(self.path, stamp.st_size, stamp.st_mtime_ns).get(self.name)
         if found is None or tuple(found.shape) != self.shape:
@@ -54,11 +53,20 @@ def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str
         dtype = to_numpy(value.new_empty(0)).dtype
         short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
         if not short:
-            skipped.append({"name": name, "reason": f"{value.dtype} is not supported"})
+            skipped.append(
+                {"name": name, "reason": Why.UNSUPPORTED.words(dtype=value.dtype, hint="")}
+            )
             continue
-        nbytes = value.numel() * value.element_size()
-        shape = tuple(value.shape)
-        tensors.append(PickledTensor(str(file), name, short, DTYPES[short], shape, nbytes))
+        tensors.append(
+            PickledTensor(
+                path=str(file),
+                name=name,
+                dtype=short,
+                numpy_name=DTYPES[short],
+                shape=tuple(value.shape),
+                nbytes=value.numel() * value.element_size(),
+            )
+        )
     return tensors, skipped
 
 

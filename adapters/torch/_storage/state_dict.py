@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 
-from rmtspec.adapting import PathLike, looks_like, stored_tensors
+from rmtspec.adapting import SUFFIXES, PathLike, looks_like, stored_tensors
 from rmtspec.errors import FileError
-
-#: Suffixes of files that torch.save writes.
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
@@ -51,11 +48,12 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         found: Any = load_file(file)
-    elif file.suffix.lower() in PICKLED:
+    elif file.suffix.lower() in SUFFIXES:
         found = _unpickled(file)
     else:
         raise FileError(
-            f"{file} has the suffix {file.suffix!r}; expected .safetensors or {', '.join(PICKLED)}."
+            f"{file} has the suffix {file.suffix!r}; expected .safetensors or "
+            f"{', '.join(SUFFIXES)}."
         )
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]  # as training loops save it

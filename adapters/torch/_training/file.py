@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import rmtspec
-from rmtspec.adapting import PathLike, finished_file
+from rmtspec.adapting import PathLike, cause, finished_file
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Of an object that cannot be written, or not be read without running code.
@@ -102,8 +102,7 @@ def _content(path: PathLike) -> dict[str, Any]:
     except FileError:
         raise
     except OSError as error:
-        cause = (error.strerror or str(error)).lower()
-        raise FileError(f"{path} cannot be read: {cause}. Check the path.") from error
+        raise FileError(f"{path} cannot be read: {cause(error)}. Check the path.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FileError(f"{path} is no file that RMTPruner.save wrote.")
     if content["schema"] > SCHEMA:

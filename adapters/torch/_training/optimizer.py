@@ -12,12 +12,15 @@ from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
+from rmtspec.adapters.torch._training.replicas import decided_once
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import RULES, SplitFactors, checks, step_share
+from rmtspec.adapting import RULES, SplitFactors, checks, listed, step_share
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 
-#: State of SGD, Adam and AdamW: linear in the gradients, or in their squares.
+#: The optimizers whose state is carried through a split.
+_KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+#: Their state: linear in the gradients, or in their squares.
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 #: What `match_step=True` means, as measured for SGD and Adam.
@@ -28,7 +31,7 @@ class FactorOptimizer:
     """An optimizer whose parameters are replaced by factors while it is in use.
 
     Factors take the place of the weight in its group, so that learning rate, weight decay, order
-    and schedulers stay. A factor's step is shortened after the optimizer has made it.
+    and schedulers stay. A factor's step is listed after the optimizer has made it.
 
     Parameters
     ----------
@@ -51,10 +54,10 @@ class FactorOptimizer:
                 "cannot be exchanged while it is in use. Use SGD, Adam or AdamW."
             )
         self.optimizer = optimizer
-        self.kind = _kind(optimizer)
-        self._rule = _rule(matching, self.kind)
+        self._known = isinstance(optimizer, _KNOWN)
+        self._rule = _rule(matching, self._known)
         self._decay = decay
-        if decay == "weight" and not self.kind:
+        if decay == "weight" and not self._known:
             raise InvalidValueError(
                 f"decay='weight' is known for SGD, Adam and AdamW, not for "
                 f"{type(optimizer).__name__}. Leave it at 'factors'."
@@ -67,7 +70,7 @@ class FactorOptimizer:
 
     def watch(self) -> None:
         """Act on the optimizer's steps from now on; warn where little is known of it."""
-        if not self.kind:
+        if not self._known:
             unmatched = "" if self._rule else ", nor its step matched"
             warnings.warn(
                 f"The state of {type(self.optimizer).__name__} is not carried through a split"
@@ -87,28 +90,30 @@ class FactorOptimizer:
             if parameter.requires_grad and self._place(parameter) is None
         ]
         if absent:
-            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
             raise InvalidValueError(
-                f"The optimizer does not hold {shown}; expected all parameters that are trained. "
-                "Build the optimizer over this model's parameters (after moving it to its device), "
-                "or freeze the others: requires_grad_(False)."
+                f"The optimizer does not hold {listed(absent, most=8)}; expected all parameters "
+                "that are trained. Build the optimizer over this model's parameters (after moving "
+                "it to its device), or freeze the others: requires_grad_(False)."
             )
 
     def replace(
         self,
         path: str,
-        weight: nn.Parameter,
         matrices: Sequence[WeightMatrix],
         parts: Sequence[SplitFactors],
         layer: SplitLayer,
-        share: list[float],
-    ) -> None:
-        """Put the factors of a layer in the place of its weight, and map the weight's state."""
+    ) -> list[float]:
+        """Put the factors of a layer in the place of its weight, and map the weight's state.
+
+        Return the share of the step for each direction of the weight, or one number for all.
+        """
+        weight = matrices[0].parameter
+        share = decided_once(lambda: self._shares(weight, parts))
         state = self.optimizer.state.get(weight, {})
-        mapped = _mapped(state, matrices, parts, layer) if self.kind else {}
+        mapped = _mapped(state, matrices, parts, layer) if self._known else {}
         self.adopt(path, weight, layer, share)
-        for factor, values in mapped.items():
-            self.optimizer.state[factor] = values
+        self.optimizer.state.update(mapped)
+        return share
 
     def adopt(self, path: str, weight: nn.Parameter, layer: SplitLayer, share: list[float]) -> None:
         """Put the factors in the place of the weight, with an empty state."""
@@ -153,8 +158,7 @@ class FactorOptimizer:
         if place is not None:
             place[0]["param_names"][place[1]] = f"{stem}outer.bias"
 
-    def shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
-        """Return the share of the step for each direction of a weight, or one number for all."""
+    def _shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
         known = self._share.get(weight, 1.0)  # of a factor that is split again
         inherited = known if isinstance(known, float) else float(known.min())
         if not self._rule:
@@ -241,14 +245,7 @@ class FactorOptimizer:
         return adamw or bool(group.get("decoupled_weight_decay"))
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> str:
-    """Return which of the known optimizers it is, or ""."""
-    if isinstance(optimizer, torch.optim.SGD):
-        return "sgd"
-    return "adam" if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else ""
-
-
-def _rule(matching: bool | str, kind: str) -> str:
+def _rule(matching: bool | str, known: bool) -> str:
     """Return the rule of the step, or "" for none."""
     if isinstance(matching, str):
         return checks.choice(matching, "match_step", tuple(RULES))
@@ -256,7 +253,7 @@ def _rule(matching: bool | str, kind: str) -> str:
         raise InvalidTypeError(
             f"`match_step` is {matching!r}; expected True, False or one of {', '.join(RULES)}."
         )
-    return MATCHED if matching and kind else ""
+    return MATCHED if matching and known else ""
 
 
 def _own(layer: SplitLayer) -> list[nn.Parameter]:
@@ -299,37 +296,32 @@ def _mapped(
     matrices: Sequence[WeightMatrix],
     parts: Sequence[SplitFactors],
     layer: SplitLayer,
-) -> dict[nn.Parameter, dict[str, Any]]:
+) -> dict[torch.Tensor, dict[str, Any]]:
     """Return the state of the factors: what it would be, had the gradients been theirs.
 
     With W = B A, the gradient G of W is B^T G for A and G A^T for B. First moments are linear in
     the gradients. Second ones map with the factors' squares, as for gradients of independent
     entries, and so stay positive.
     """
-    factors: dict[nn.Parameter, dict[str, Any]] = {
-        layer.inner.weight: {},
-        layer.outer.weight: {},
-    }
+    factors: dict[torch.Tensor, dict[str, Any]] = {layer.inner.weight: {}, layer.outer.weight: {}}
     for key, value in state.items():
-        if key in (*_FIRST_MOMENTS, *_SECOND_MOMENTS):
-            if value is None:
-                continue
-            if value.layout is not torch.strided:  # of an embedding with sparse gradients
-                value = value.to_dense()
-            power = 1 if key in _FIRST_MOMENTS else 2
-            inner, outer = [], []
-            for matrix, part in zip(matrices, parts, strict=True):
-                moment = dataclasses.replace(matrix, parameter=value)()
-                moment = np.asarray(moment, dtype=np.result_type(moment.dtype, np.float32))
-                left, right = (
-                    side.astype(moment.dtype) ** power for side in (part.outer, part.inner)
-                )
-                inner.append(left.T @ moment)
-                outer.append(moment @ right.T)
-            laid = _tensors(layer, np.concatenate(inner), np.concatenate(outer), value)
-            for factor, tensor in laid:
-                factors[factor][key] = tensor.to(factor.device)
-        else:
+        if key not in (*_FIRST_MOMENTS, *_SECOND_MOMENTS):
             for held in factors.values():
                 held[key] = value.clone() if isinstance(value, torch.Tensor) else value
+            continue
+        if value is None:
+            continue
+        if value.layout is not torch.strided:  # of an embedding with sparse gradients
+            value = value.to_dense()
+        power = 1 if key in _FIRST_MOMENTS else 2
+        inner, outer = [], []
+        for matrix, part in zip(matrices, parts, strict=True):
+            moment = dataclasses.replace(matrix, parameter=value)()
+            moment = np.asarray(moment, dtype=np.result_type(moment.dtype, np.float32))
+            left, right = (side.astype(moment.dtype) ** power for side in (part.outer, part.inner))
+            inner.append(left.T @ moment)
+            outer.append(moment @ right.T)
+        laid = _tensors(layer, np.concatenate(inner), np.concatenate(outer), value)
+        for factor, tensor in laid:
+            factors[factor][key] = tensor.to(factor.device)
     return factors

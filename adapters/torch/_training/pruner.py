@@ -37,6 +37,7 @@ from rmtspec.adapting import (
     Report,
     Schedule,
     SplitFactors,
+    Why,
     checks,
     versions,
 )
@@ -255,8 +256,7 @@ class RMTPruner:
         InvalidTypeError, InvalidValueError
             No state of a pruner, or one of another model; nothing is changed then.
         """
-        now = fingerprint(self.model, self._optimizer.optimizer)
-        rebuilt = Rebuilt(state, self.model, self._start, now, SCHEMA)
+        rebuilt = Rebuilt(state, self.model, self._start, SCHEMA)
         for path, weight, layer, entry in rebuilt.layers():
             self._optimizer.adopt(path, weight, layer, entry["share"])
             self._splits.append(entry)
@@ -327,8 +327,8 @@ class RMTPruner:
         if matrix.reason or parameter is None:
             return ""
         if self._asked.budget is not None and self._splits:
-            return "the budget is spent: layers were split to it before"
-        return "" if parameter.requires_grad else "frozen: requires_grad is False"
+            return Why.BUDGET_SPENT.words()
+        return "" if parameter.requires_grad else Why.FROZEN.words()
 
     def _split(self) -> Report:
         plan = decided_once(self._plan)
@@ -347,9 +347,7 @@ class RMTPruner:
             members = by_layer.pop(path)
             # In the order of their rows in the weight, as `parts` are.
             members.sort(key=lambda m: m.part.start if isinstance(m.part, slice) else 0)
-            weight = members[0].parameter
-            share = decided_once(lambda: self._optimizer.shares(weight, parts))
-            self._optimizer.replace(path, weight, members, parts, layer, share)
+            share = self._optimizer.replace(path, members, parts, layer)
             self._splits.append({"name": path, "rank": layer.rank, "share": share})
             made.append(layer)
 

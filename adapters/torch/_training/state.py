@@ -7,25 +7,27 @@ import torch
 from torch import nn
 
 from rmtspec.adapters.torch._layers.replace import replace_layers
-from rmtspec.adapters.torch._layers.split_layer import SplitLayer, is_channels_last
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
-from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
-from rmtspec.adapting import Report
+from rmtspec.adapting import Report, listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what tells a training from another's: tensors of the model, groups of parameters."""
-    shapes = {
+    return {
+        "type": type(model).__name__,
+        "tensors": _shapes(model),
+        "optimizer": type(optimizer).__name__,
+        "groups": [len(group["params"]) for group in optimizer.param_groups],
+    }
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    return {
         name: list(value.shape)
         for name, value in model.state_dict(keep_vars=True).items()
         if isinstance(value, torch.Tensor)
-    }
-    return {
-        "type": type(model).__name__,
-        "tensors": shapes,
-        "optimizer": type(optimizer).__name__,
-        "groups": [len(group["params"]) for group in optimizer.param_groups],
     }
 
 
@@ -37,8 +39,8 @@ class Rebuilt:
     state : dict
         From `RMTPruner.state_dict`.
     model : torch.nn.Module
-    start, now : dict
-        Fingerprints: as the pruner was made, and at present.
+    start : dict
+        Fingerprint of the training as the pruner was made.
     schema : int
         The latest that can be read.
 
@@ -49,12 +51,7 @@ class Rebuilt:
     """
 
     def __init__(
-        self,
-        state: dict[str, Any],
-        model: nn.Module,
-        start: dict[str, Any],
-        now: dict[str, Any],
-        schema: int,
+        self, state: dict[str, Any], model: nn.Module, start: dict[str, Any], schema: int
     ) -> None:
         keys = ("start", "schedule", "splits", "history", "schema")
         if not isinstance(state, dict) or any(key not in state for key in keys):
@@ -81,7 +78,7 @@ class Rebuilt:
                 f"The state is of a training with {of_optimizer[0]}; here it is {of_optimizer[1]}. "
                 "Build the optimizer as it was."
             )
-        if now["tensors"] != start["tensors"]:
+        if _shapes(model) != start["tensors"]:
             raise InvalidValueError(
                 "The model has changed since the pruner was made, by a split perhaps; expected "
                 "one that was freshly built. Build model, optimizer and pruner anew, then load."
@@ -89,25 +86,15 @@ class Rebuilt:
         self._model = model
         self._splits: list[dict[str, Any]] = state["splits"]
         self.schedule: dict[str, Any] = state["schedule"]
-        self.history = [
-            Report(r["rows"], r["skipped"], r["settings"], r["versions"], {}, r.get("totals", {}))
-            for r in state["history"]
-        ]
+        self.history = [Report.from_dict(report, "The state") for report in state["history"]]
 
     def layers(self) -> Iterator[tuple[str, nn.Parameter, SplitLayer, dict[str, Any]]]:
         """Replace the layers one after the other, and yield each with the weight it had."""
         for entry in self._splits:
             layer: Any = self._model.get_submodule(entry["name"])
             weight = layer.weight
-            kind = next(m.kind for m in matrices_of(layer) if m.key == "weight")
-            made = SPLIT_TYPES[kind].empty_like(layer, entry["rank"])
-            for factor in (made.inner, made.outer):
-                values = torch.zeros_like(factor.weight, device=weight.device)
-                if is_channels_last(weight):
-                    values = values.contiguous(memory_format=torch.channels_last)
-                factor.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
-            if layer._parameters.get("bias") is not None:
-                made.outer.bias = layer.bias
+            split_type = SPLIT_TYPES[kind_of(layer)]
+            made = split_type.empty_like(layer, entry["rank"], weight.device)
             replace_layers(self._model, {entry["name"]: made}, inplace=True)
             yield entry["name"], weight, made, dict(entry)
 
@@ -115,16 +102,14 @@ class Rebuilt:
 def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
     """Return what differs between the tensors of two fingerprints."""
     old, new = saved["tensors"], built["tensors"]
-    parts = []
-    for what, names in (
-        ("not in this one", [name for name in old if name not in new]),
-        ("not in the state's", [name for name in new if name not in old]),
-        ("of another shape", [
+    found = {
+        "not in this one": [name for name in old if name not in new],
+        "not in the state's": [name for name in new if name not in old],
+        "of another shape": [
             f"{name} {tuple(old[name])}, here {tuple(new[name])}"
-            for name in old if name in new and old[name] != new[name]
-        ]),
-    ):  # fmt: skip
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            parts.append(f"{what}: {', '.join(names[:4])}{more}")
+            for name in old
+            if name in new and old[name] != new[name]
+        ],
+    }
+    parts = [f"{what}: {listed(names, most=4)}" for what, names in found.items() if names]
     return "; ".join(parts) or f"a {saved['type']}"

@@ -9,6 +9,7 @@ from torch import nn
 
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT, is_plain, matrices_in_module
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
+from rmtspec.adapting import Why
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 _WRAPPERS = {
@@ -143,8 +144,8 @@ def _with_ties(matrix: WeightMatrix, users: dict[Any, list[str]]) -> WeightMatri
         return matrix
     others = [key for key in listed if key != matrix.key]
     if listed[0] != matrix.key:
-        return replace(matrix, reason=f"tied to {listed[0]}, analysed there")
-    return replace(matrix, tied=f"tied to {', '.join(others)}")
+        return replace(matrix, reason=Why.TIED_ELSEWHERE.words(name=listed[0]))
+    return replace(matrix, tied=Why.TIED.words(names=", ".join(others)))
 
 
 def memory_of(tensor: torch.Tensor) -> Any:
@@ -168,5 +169,5 @@ def _owners(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             inner = f"{path}." if path else ""
-            owners[f"{inner}out_proj"] = "MultiheadAttention reads this weight in its own forward"
+            owners[f"{inner}out_proj"] = Why.READ_BY_LAYER.words(type="MultiheadAttention")
     return owners

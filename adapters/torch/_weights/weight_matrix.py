@@ -1,5 +1,6 @@
 """One weight of a model as a matrix: read when called, written in place."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
-from rmtspec.errors import InvalidValueError
+from rmtspec.adapting import Kind, Why
+from rmtspec.errors import InvalidValueError, RmtspecWarning
 
 #: Kinds that are cut only where the user names them, and why.
-ON_REQUEST = {
-    "embedding": "an embedding: cut only where `include` or `ranks` names it",
-    "parameter": "of unknown use: cut only where `include` or `ranks` names it",
+ON_REQUEST: dict[str, str] = {
+    kind: Why.NOT_NAMED.words(what=what, options="`include` or `ranks`")
+    for kind, what in ((Kind.EMBEDDING, "an embedding"), (Kind.PARAMETER, "of unknown use"))
 }
 
 
@@ -30,8 +32,7 @@ class WeightMatrix:
     name : str
         Of the layer, with the part in brackets where a layer has several: "encoder.0.attn[q]".
     kind : str
-        "linear", "transposed linear" (transformers' Conv1D), "conv1d" to "conv3d",
-        "transposed conv", "embedding", "attention", "recurrent", "expert" or "parameter".
+        One of `rmtspec.terms.Kind`; empty for a vector or a number.
     layer : str
         Fully qualified name of the module.
     key : str
@@ -40,7 +41,7 @@ class WeightMatrix:
         (rows, columns); rows are outputs.
     reason : str
         Why it cannot be read; empty where it can.
-    whole : str
+    unsplittable : str
         Why the layer cannot be split into two, only truncated; empty where it can.
     tied : str
         Name of another layer that uses the same weight; empty where there is none.
@@ -52,7 +53,7 @@ class WeightMatrix:
     key: str
     shape: tuple[int, ...]
     reason: str = ""
-    whole: str = ""
+    unsplittable: str = ""
     tied: str = ""
     parameter: Any = field(default=None, repr=False)
     part: slice | int | None = field(default=None, repr=False)
@@ -95,14 +96,15 @@ class WeightMatrix:
     def fixed(self) -> str:
         """Why it can neither be split nor truncated; empty where one is possible."""
         if not self.tied and not self.reason and self.itemsize == 1:
-            kind = self.parameter.dtype
-            return f"{kind} has no arithmetic: prune the model before quantising it"
+            return Why.NO_ARITHMETIC.words(dtype=self.parameter.dtype)
         return self.tied
 
     @property
-    def unsplittable(self) -> str:
-        """Why the layer cannot be split into two, only truncated; empty where it can."""
-        return self.whole
+    def whole(self) -> str:
+        """The old name of `unsplittable`."""
+        words = "`whole` of a WeightMatrix is now called `unsplittable`."
+        warnings.warn(words, RmtspecWarning, stacklevel=2)
+        return self.unsplittable
 
     @property
     def on_request(self) -> str:

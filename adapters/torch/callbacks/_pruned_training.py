@@ -9,7 +9,7 @@ from torch import nn
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training.pruner import RMTPruner
-from rmtspec.adapting import Report
+from rmtspec.adapting import Every, Report
 from rmtspec.errors import InvalidValueError
 
 
@@ -122,6 +122,37 @@ class PrunedTraining:
                 "No training has begun. Pass the callback to the trainer when that is made."
             )
         return self.pruner
+
+
+class PrunerCallback:
+    """What the callbacks of all trainers are made of: options of `RMTPruner`, and a training."""
+
+    def __init__(
+        self,
+        *,
+        every: Every = 3,
+        bulk_keep: float | None = None,
+        fit_cutoff: float | None = 0.1,
+        match_step: bool | str = True,
+        decay: str = "factors",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._options: dict[str, Any] = {
+            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
+            "match_step": match_step, "decay": decay, **options,
+        }  # fmt: skip
+        self._training = PrunedTraining(self._options)
+
+    @property
+    def pruner(self) -> RMTPruner | None:
+        """The pruner; None before training begins."""
+        return self._training.pruner
+
+    @property
+    def history(self) -> list[Report]:
+        """What was decided at the end of each cycle."""
+        return self._training.history
 
 
 def innermost(optimizer: Any) -> Any:

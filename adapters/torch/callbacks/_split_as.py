@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from rmtspec.adapters.torch._layers.replace import replace_layers
-from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
-from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.matrices import check_model
 
 State = Mapping[str, Any]
@@ -66,7 +64,7 @@ def make_layers(model: nn.Module, state: State) -> Replaced:
     replaced: Replaced = []
     while found := list(_unsplit(model, state)):  # a factor may be split itself
         for path, layer, rank in found:
-            made = _empty(layer, rank)
+            made = SPLIT_TYPES[kind_of(layer)].empty_like(layer, rank, layer.weight.device)
             replaced.append((layer.weight, [made.inner.weight, made.outer.weight]))
             replace_layers(model, {path: made}, inplace=True)
     return replaced
@@ -92,7 +90,7 @@ def _foreign(model: nn.Module, state: State) -> Iterator[tuple[str, SplitLayer]]
 def _unsplit(model: nn.Module, state: State) -> Iterator[tuple[str, Any, int]]:
     """Yield the layers that a state dict has split, with the rank."""
     for path, module in model.named_modules():
-        if path and not isinstance(module, SplitLayer) and _kind(module) in SPLIT_TYPES:
+        if path and not isinstance(module, SplitLayer) and kind_of(module) in SPLIT_TYPES:
             rank = _ranks(path, state).get(path)
             if rank is not None:
                 yield path, module, rank
@@ -114,19 +112,3 @@ def _ranks(path: str, state: State) -> dict[str, int]:
 
 def _has(state: State, path: str) -> bool:
     return any(key.startswith(f"{path}.") for key in state)
-
-
-def _kind(layer: nn.Module) -> str:
-    return next((m.kind for m in matrices_of(layer) if m.key == "weight"), "")
-
-
-def _empty(layer: Any, rank: int) -> SplitLayer:
-    """Return the split layer of that rank with factors of zeros, where the layer is."""
-    weight = layer.weight
-    made = SPLIT_TYPES[_kind(layer)].empty_like(layer, rank)
-    for factor in (made.inner, made.outer):
-        zeros = torch.zeros_like(factor.weight, device=weight.device)
-        factor.weight = nn.Parameter(zeros, requires_grad=weight.requires_grad)
-    if layer._parameters.get("bias") is not None:
-        made.outer.bias = layer.bias
-    return made

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rmtspec.adapters.torch._training.pruner import RMTPruner
-from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining
+from rmtspec.adapters.torch.callbacks._pruned_training import PrunerCallback
 from rmtspec.adapters.torch.callbacks._split_as import fits, is_split, make_layers
-from rmtspec.adapting import Every, Report
 from rmtspec.errors import InvalidValueError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ _OTHERS = ("SingleDeviceXLAStrategy", "XLAStrategy", "DeepSpeedStrategy")
 _COPIES = ("StochasticWeightAveraging", "WeightAveraging")
 
 
-class RMTPrunerCallback(Callback):
+class RMTPrunerCallback(PrunerCallback, Callback):
     """Split a LightningModule's layers while it trains: `RMTPruner`, called by the trainer.
 
     After the last step of each epoch, and after the epoch's validation, the pruner's `step` is
@@ -48,14 +46,8 @@ class RMTPrunerCallback(Callback):
     Parameters
     ----------
     every, bulk_keep, fit_cutoff, match_step, decay, **options
-        As for `RMTPruner`.
-
-    Attributes
-    ----------
-    pruner : RMTPruner or None
-        None before training begins.
-    history : list of Report
-        What was decided at the end of each cycle.
+        As for `RMTPruner`, which is the attribute `pruner` once training has begun; `history` is
+        the list of its reports.
 
     Raises
     ------
@@ -83,38 +75,12 @@ class RMTPrunerCallback(Callback):
     4
     """
 
-    def __init__(
-        self,
-        *,
-        every: Every = 3,
-        bulk_keep: float | None = None,
-        fit_cutoff: float | None = 0.1,
-        match_step: bool | str = True,
-        decay: str = "factors",
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        own = {
-            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
-            "match_step": match_step, "decay": decay,
-        }  # fmt: skip
-        self._training = PrunedTraining(own | options)
-        self._state: dict[str, Any] | None = None
-        self._held: dict[str, Any] | None = None
-        self._fitting = False
-        self._hook: Any = None
-        self._loss: Any = 0.0
-        self._batches = 0
-
-    @property
-    def pruner(self) -> RMTPruner | None:
-        """The pruner; None before training begins."""
-        return self._training.pruner
-
-    @property
-    def history(self) -> list[Report]:
-        """What was decided at the end of each cycle."""
-        return self._training.history
+    _state: dict[str, Any] | None = None
+    _held: dict[str, Any] | None = None
+    _fitting = False
+    _hook: Any = None
+    _loss: Any = 0.0
+    _batches = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make ready for a checkpoint: Lightning loads the weights before the optimizer is made."""

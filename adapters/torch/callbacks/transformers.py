@@ -2,15 +2,14 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapters.torch._training.pruner import RMTPruner
-from rmtspec.adapters.torch.callbacks._pruned_training import PrunedTraining, innermost
+from rmtspec.adapters.torch.callbacks._pruned_training import PrunerCallback, innermost
 from rmtspec.adapters.torch.callbacks._split_as import make_layers
-from rmtspec.adapting import Every, Report
 from rmtspec.errors import InvalidValueError, MissingDependencyError
 
 try:
@@ -27,7 +26,7 @@ _WHOLE = ("not_parallel", "not_distributed")
 logger = logging.getLogger(__name__)
 
 
-class RMTPrunerCallback(TrainerCallback, ExportableState):
+class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
     """Split a model's layers while transformers' Trainer trains it: `RMTPruner`, called by that.
 
     After the last step of each epoch, and before the evaluation and the checkpoint of the epoch,
@@ -40,14 +39,8 @@ class RMTPrunerCallback(TrainerCallback, ExportableState):
     Parameters
     ----------
     every, bulk_keep, fit_cutoff, match_step, decay, **options
-        As for `RMTPruner`.
-
-    Attributes
-    ----------
-    pruner : RMTPruner or None
-        None before training begins.
-    history : list of Report
-        What was decided at the end of each cycle.
+        As for `RMTPruner`, which is the attribute `pruner` once training has begun; `history` is
+        the list of its reports.
 
     Raises
     ------
@@ -83,36 +76,10 @@ class RMTPrunerCallback(TrainerCallback, ExportableState):
     4
     """
 
-    def __init__(
-        self,
-        *,
-        every: Every = 3,
-        bulk_keep: float | None = None,
-        fit_cutoff: float | None = 0.1,
-        match_step: bool | str = True,
-        decay: str = "factors",
-        **options: Any,
-    ) -> None:
-        own = {
-            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
-            "match_step": match_step, "decay": decay,
-        }  # fmt: skip
-        self._options = own | options
-        self._training = PrunedTraining(self._options)
-        self._followed: nn.Module | None = None
-        self._loss: float | None = None
-        #: Set by the Trainer where it makes the callback anew from a checkpoint.
-        self.not_restored: list[str] = []
-
-    @property
-    def pruner(self) -> RMTPruner | None:
-        """The pruner; None before training begins."""
-        return self._training.pruner
-
-    @property
-    def history(self) -> list[Report]:
-        """What was decided at the end of each cycle."""
-        return self._training.history
+    _followed: nn.Module | None = None
+    _loss: float | None = None
+    #: Set by the Trainer where it makes the callback anew from a checkpoint.
+    not_restored: Sequence[str] = ()
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into its checkpoints, as JSON."""
@@ -124,29 +91,14 @@ class RMTPrunerCallback(TrainerCallback, ExportableState):
             "training": self._training.state_dict(),
         }
 
-    def on_init_end(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        model: Any = None,
-        optimizer: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
         """Make ready for a checkpoint: the Trainer loads its weights before any other event."""
         _check_arguments(args)
-        self._follow(model, optimizer)
+        self._follow(held.get("model"), held.get("optimizer"))
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        model: Any = None,
-        optimizer: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **held: Any) -> None:
         """Make the pruner."""
+        model: Any = held.get("model")
         _check_arguments(args)
         self._follow(model)  # for the best model that is loaded at the end
         if self.not_restored:
@@ -164,7 +116,7 @@ class RMTPrunerCallback(TrainerCallback, ExportableState):
         resumed = (saved.get("training") or None) if state.global_step else None
         if resumed is not None:
             _check_layers(model, resumed["pruner"]["splits"])
-        self._training.begin(model, optimizer, resumed)
+        self._training.begin(model, held.get("optimizer"), resumed)
         self._training.catch_up(_finished(state))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 import rmtspec
 from rmtspec.adapters import torch as rt
-from rmtspec.errors import InvalidTypeError, InvalidValueError
+from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 
 #: torch's own words on its old interfaces, which must still be recognised.
 OLD = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -90,7 +90,7 @@ def test_convolution_per_group(dims, groups):
     assert_holds(model, expected)
     assert {m.kind for m in readable(model).values()} == {f"conv{dims}d"}
     assert next(iter(readable(model).values())).shape == (each, 4 // groups * 3**dims)
-    assert not any(m.whole for m in readable(model).values())
+    assert not any(m.unsplittable for m in readable(model).values())
     assert_writes(model)
 
 
@@ -122,7 +122,7 @@ def test_transposed_convolution(groups):
     model = nn.Sequential(layer)
     assert_holds(model, expected)
     for matrix in readable(model).values():
-        assert (matrix.kind, matrix.whole) == ("transposed conv", "a transposed convolution")
+        assert (matrix.kind, matrix.unsplittable) == ("transposed conv", "a transposed convolution")
     assert_writes(model)
     for family in (nn.ConvTranspose1d, nn.ConvTranspose3d):
         assert names(nn.Sequential(family(4, 6, 3))) == ["0"]
@@ -134,7 +134,7 @@ def test_transformers_conv1d_is_read_transposed():
     model = nn.Sequential(layer)
     assert_holds(model, {"0": layer.weight.T})
     (matrix,) = readable(model).values()
-    assert (matrix.kind, matrix.shape, matrix.whole) == ("transposed linear", (5, 3), "")
+    assert (matrix.kind, matrix.shape, matrix.unsplittable) == ("transposed linear", (5, 3), "")
     assert np.shares_memory(matrix(), layer.weight.detach().numpy())
     assert_writes(model)
 
@@ -154,8 +154,8 @@ def test_embedding():
     model = nn.Sequential(nn.Embedding(9, 4), nn.Embedding(9, 4, max_norm=1.0))
     assert_holds(model, {"0": model[0].weight, "1": model[1].weight})
     plain, bounded = readable(model).values()
-    assert (plain.kind, plain.whole) == ("embedding", "")
-    assert "max_norm" in bounded.whole
+    assert (plain.kind, plain.unsplittable) == ("embedding", "")
+    assert "max_norm" in bounded.unsplittable
     assert_writes(model)
 
 
@@ -176,7 +176,7 @@ def test_attention_packed():
     )
     found = readable(model)
     assert [m.kind for m in found.values()] == ["attention"] * 3 + ["parameter"] * 2 + ["linear"]
-    assert all("MultiheadAttention reads" in m.whole for m in found.values())
+    assert all("MultiheadAttention reads" in m.unsplittable for m in found.values())
     assert set(reasons(model)) == {"0.in_proj_bias", "0.out_proj.bias"}
     assert_writes(model)
 
@@ -216,7 +216,7 @@ def test_recurrent_layers_per_gate(family, gates):
     assert_holds(layer, expected)
     assert {m.kind for m in readable(layer).values()} == {"recurrent"}
     assert {m.layer for m in readable(layer).values()} == {"(model)"}
-    assert all(m.whole for m in readable(layer).values())
+    assert all(m.unsplittable for m in readable(layer).values())
     assert_writes(layer)
 
 
@@ -260,7 +260,7 @@ def test_unknown_modules():
     assert_holds(model, expected)
     kinds = [m.kind for m in readable(model).values()]
     assert kinds == ["expert"] * 3 + ["parameter"] * 2
-    assert {m.whole for m in readable(model).values()} == {
+    assert {m.unsplittable for m in readable(model).values()} == {
         "Experts reads this weight in its own forward"
     }
     assert reasons(model) == {"3.gate_up": "4 dimensions in a Experts: no layer known here"}
@@ -277,7 +277,9 @@ def test_numbers_and_vectors_and_root_parameters():
         "scale": "0 dimensions: a number has no spectrum",
     }
     # A module that holds more is more than its family: it may use what it holds.
-    assert readable(root)["(model)"].whole == "this Linear holds more than a weight and a bias"
+    assert (
+        readable(root)["(model)"].unsplittable == "this Linear holds more than a weight and a bias"
+    )
     assert_writes(root)
 
 
@@ -289,8 +291,8 @@ def test_a_forward_of_its_own_keeps_a_layer_whole():
     replaced = nn.Linear(4, 5)
     replaced.forward = lambda input: input  # noqa: A006
     found = readable(nn.Sequential(Scaled(4, 5), replaced))
-    assert found["0"].whole == "Scaled has a forward of its own"
-    assert "replaced on the instance" in found["1"].whole
+    assert found["0"].unsplittable == "Scaled has a forward of its own"
+    assert "replaced on the instance" in found["1"].unsplittable
 
 
 # ---------------------------------------------------------------------------- ties
@@ -650,3 +652,9 @@ def test_what_is_no_model(given):
     for function in (rt.analyze, rt.plan, rt.prune, rt.merge):
         with pytest.raises(InvalidTypeError, match=r"expected a torch\.nn\.Module"):
             function(given)
+
+
+def test_the_old_name_of_unsplittable_warns_and_works():
+    matrix = next(m for _, m in rt.weight_matrices(nn.ConvTranspose2d(3, 4, 3)) if m.kind)
+    with pytest.warns(RmtspecWarning, match="`whole` of a WeightMatrix is now called"):
+        assert matrix.whole == matrix.unsplittable == "a transposed convolution"

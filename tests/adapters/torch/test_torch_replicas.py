@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rmtspec.adapters import torch as rt
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidOptionError, InvalidValueError
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="no gloo in this torch"
@@ -302,7 +302,7 @@ def test_errors_of_the_first_process_reach_all(both):
     first, second = (found["failing"] for found in both)
     assert first == second
     (name, words), other = first["errors"]
-    assert name == InvalidValueError.__name__
+    assert name == InvalidOptionError.__name__
     assert "`budget` is 1e-09" in words
     assert other == ("ZeroDivisionError", "in the first process")
     assert first["untouched"]

@@ -15,6 +15,7 @@ from torch import nn
 
 import rmtspec
 from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch.callbacks import split_as
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.runs.prune import prune_checkpoint
 
@@ -74,6 +75,55 @@ def test_round_trip_is_bit_equal_and_strict(pruned, saved):
     merged = rt.merge(loaded)
     assert list(merged.state_dict()) == list(build().state_dict())
     torch.testing.assert_close(run(merged), run(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["split", "load", "assign", "resume", "split_as"])
+@pytest.mark.parametrize(
+    ("make", "layout"),
+    [(nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d)],
+)
+def test_factors_lie_in_memory_and_are_trained_as_the_layer_was(way, make, layout, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(make(16, 24, 3), nn.ReLU(), make(24, 16, 3)).to(memory_format=layout)
+        model[2].weight.requires_grad_(way == "resume")  # what is frozen the pruner leaves alone
+        return model
+
+    def pruner_of(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return rt.RMTPruner(model, optimizer, every=1, ranks=ranks)
+
+    ranks = {"0": 5, "2": 6}
+    small, _ = rt.prune(build(), ranks=ranks)
+    if way == "split":
+        made = small
+    elif way == "resume":
+        first = pruner_of(build())
+        first.step()
+        first.save(tmp_path / "run.pt")
+        made = build()
+        pruner_of(made).resume(tmp_path / "run.pt")
+    elif way == "split_as":
+        made = split_as(build(), small.state_dict())
+    else:
+        made = rt.load(build(), rt.save(small, tmp_path / "small"), assign=way == "assign")
+    for place, dense in ((0, build()[0]), (2, build()[2])):
+        layer = made[place]
+        assert type(layer) is type(small[place])
+        assert not layer.inner.weight.is_contiguous()
+        for factor in (layer.inner, layer.outer):
+            assert factor.weight.is_contiguous(memory_format=layout)
+            assert factor.weight.requires_grad is dense.weight.requires_grad
+        assert layer.bias.requires_grad
+        assert not layer.merged().weight.is_contiguous()
+
+
+def test_a_layer_that_is_not_split_lies_in_memory_as_in_the_skeleton(tmp_path):
+    def build():
+        return nn.Conv2d(16, 24, 3).to(memory_format=torch.channels_last)
+
+    loaded = rt.load(build(), rt.save(build(), tmp_path / "whole"))
+    assert loaded.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_report_counts_what_is_on_disk(pruned, saved):
