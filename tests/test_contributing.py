@@ -94,7 +94,16 @@ def test_the_examples_work(copy):
     tests = [path for path, _ in PYTHON_BLOCKS if path.startswith("tests/")]
     assert len(tests) == 5
     for command in (
-        ["-m", "pytest", "-q", *tests, "tests/test_packaging.py", "-k", "not costs"],
+        [
+            "-m",
+            "pytest",
+            "-q",
+            *tests,
+            "tests/test_packaging.py",
+            "tests/test_terms.py",
+            "-k",
+            "not costs",
+        ],
         ["-m", "pytest", "-q", "--doctest-modules", "rmtspec/laws/semicircle.py"],
         ["-c", "from importlinter.cli import lint_imports_command as lint; lint([])"],
     ):
