@@ -18,7 +18,6 @@ class Named(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """All names that patterns may meet."""
-        ...
 
 
 M = TypeVar("M", bound=Named)
