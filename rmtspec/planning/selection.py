@@ -19,7 +19,6 @@ class Named(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """All names that patterns may meet."""
-        ...
 
 
 M = TypeVar("M", bound=Named)

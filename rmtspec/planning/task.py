@@ -25,46 +25,37 @@ class Matrix(Named, Protocol):
     @property
     def kind(self) -> str:
         """A `rmtspec.terms.Kind`, shown in reports."""
-        ...
 
     @property
     def layer(self) -> str:
         """The layer whose weight it is; its matrices are split at one rank."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, columns)."""
-        ...
 
     @property
     def itemsize(self) -> int:
         """Bytes of an entry."""
-        ...
 
     @property
     def reason(self) -> str:
         """Why it cannot be read; empty where it can."""
-        ...
 
     @property
     def fixed(self) -> str:
         """Why it can neither be split nor truncated; empty where one is possible."""
-        ...
 
     @property
     def unsplittable(self) -> str:
         """Why it can only be truncated; empty where it can be split."""
-        ...
 
     @property
     def on_request(self) -> str:
         """Why it is left alone unless `include` names it; empty where it is not."""
-        ...
 
     def __call__(self) -> NDArray[Any]:
         """Return the array; asked for only where there is no `reason`."""
-        ...
 
 
 M = TypeVar("M", bound=Matrix)
