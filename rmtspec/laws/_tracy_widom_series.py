@@ -1,11 +1,14 @@
 """The Chebyshev series of the Tracy-Widom laws put together: log of either tail, and its inverse.
 
-In t, the variable of the table; arrays are 1-D.
+The series run between consecutive `EDGES`, in the variable that goes from -1 to 1 over the piece:
+that of log F left of `CENTRE`, that of log(1 - F) right of it. Everything is in t, which for
+beta = 4 is sqrt(2) s. Arrays are 1-D.
 """
 
 import bisect
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,13 @@ from numpy.polynomial import chebyshev
 
 from rmtspec._checks import Float64Array
 from rmtspec.laws import _tracy_widom_expansions as expansions
-from rmtspec.laws import _tracy_widom_table as table
 
-CENTRE = table.RIGHT_EDGES[0]
-EDGES = (*table.LEFT_EDGES, *table.RIGHT_EDGES[1:])
+#: Made by benchmarks/tables/make_tracy_widom.py: per beta, the series padded with zeros, and the
+#: mean and variance in s.
+TABLE = Path(__file__).with_name("_tracy_widom_table.npz")
+BETAS = (1, 2, 4)
+EDGES = (-27.0, -14.0, -7.0, -2.0, 3.0, 12.0, 40.0, 110.0)
+CENTRE = -2.0
 _PIECES = len(EDGES) - 1
 _LEFT_OF_CENTRE = float(np.nextafter(CENTRE, -np.inf))
 # Spacing of the start values of `inverse`: a straight line between them is right to 5e-4, which
@@ -31,13 +37,18 @@ class TailSeries:
     def __init__(self, beta: int) -> None:
         self.beta = beta
         self.scale = float(np.sqrt(2.0)) if beta == 4 else 1.0
-        self.values = (*table.LEFT[beta], *table.RIGHT[beta])
+        law = BETAS.index(beta)
+        with np.load(TABLE, allow_pickle=False) as stored:
+            self.mean, self.variance = float(stored["means"][law]), float(stored["variances"][law])
+            rows = [np.trim_zeros(row, "b") for row in stored["coefficients"][law]]
+        self.values = tuple(tuple(row.tolist()) for row in rows)
         self.slopes = tuple(
-            tuple((chebyshev.chebder(value) * (2 / (high - low))).tolist())
-            for value, (low, high) in zip(self.values, pairwise(EDGES), strict=True)
+            tuple((chebyshev.chebder(row) * (2 / (high - low))).tolist())
+            for row, (low, high) in zip(rows, pairwise(EDGES), strict=True)
         )
-        self.centre_cdf = float(np.exp(_sum(table.LEFT[beta][-1], 1.0)))
-        self.centre_sf = float(np.exp(_sum(table.RIGHT[beta][0], -1.0)))
+        centre = EDGES.index(CENTRE)
+        self.centre_cdf = float(np.exp(_sum(self.values[centre - 1], 1.0)))
+        self.centre_sf = float(np.exp(_sum(self.values[centre], -1.0)))
 
     def log_tail(self, t: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Return log F left of the centre, log(1 - F) right of it, and the slopes."""

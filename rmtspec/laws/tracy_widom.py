@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array, integer
 from rmtspec.errors import InvalidOptionError
-from rmtspec.laws import _tracy_widom_table as table
 from rmtspec.laws._law import Law
-from rmtspec.laws._tracy_widom_series import CENTRE, EDGES, tail_series
+from rmtspec.laws._tracy_widom_series import BETAS, CENTRE, EDGES, tail_series
 
 _STEP = 1 / 16  # of the rule for moments, in t
 
@@ -94,7 +93,7 @@ class TracyWidom(Law):
     def __post_init__(self) -> None:
         hint = "Take 1 for real matrices, 2 for complex ones, 4 for quaternions."
         beta = integer(self.beta, "beta", 1, hint=hint)
-        if beta not in table.MEAN:
+        if beta not in BETAS:
             raise InvalidOptionError(f"`beta` is {beta}", "1, 2 or 4", hint)
         object.__setattr__(self, "beta", beta)
 
@@ -106,7 +105,7 @@ class TracyWidom(Law):
         >>> print(f"{TracyWidom(beta=1).mean():.6f}")
         -1.206534
         """
-        return float(table.MEAN[self.beta])
+        return tail_series(self.beta).mean
 
     def var(self) -> float:
         """Return the variance.
@@ -116,7 +115,7 @@ class TracyWidom(Law):
         >>> print(f"{TracyWidom(beta=1).var():.6f}")
         1.607781
         """
-        return float(table.VARIANCE[self.beta])
+        return tail_series(self.beta).variance
 
     def support(self) -> tuple[float, float]:
         """Return the ends of the support, the whole line.
