@@ -2,20 +2,20 @@
 
     pip install python-flint && python benchmarks/tables/make_tracy_widom.py
 
-About six minutes on one idle core. Needs python-flint, for this script only: compiled ball
-arithmetic of any precision, which also bounds the rounding errors.
+It takes about six minutes on one idle core. It needs python-flint, for this script only: compiled
+ball arithmetic of any precision, which also bounds the rounding errors.
 
 Bornemann, "On the numerical evaluation of Fredholm determinants" (2010): with the kernel
 V(x, y) = Ai((x + y) / 2) / 2 on (t, inf), F+ = det(I - V) and F- = det(I + V),
 
     F1(t) = F+(t)      F2(t) = F+(t) F-(t)      F4(t / sqrt 2) = (F+(t) + F-(t)) / 2.
 
-The half line is cut at t + length and the integrals are Gauss-Legendre sums. The precision grows
-with |t| so that log F on the left and log(1 - F) on the right are right to 25 digits, down to where
-F and 1 - F leave the range of double precision. Each value is computed once for the three laws,
-which is why the table of beta = 4 is in t = sqrt(2) s. Every piece is interpolated at Chebyshev
-points and the coefficients are dropped once below 1e-18 of the largest; the script stops when they
-do not fall that low. `--check` compares values with more nodes and a later cut.
+The half line is cut off at t + length, and the integrals are Gauss-Legendre sums. The precision
+grows with |t| to give 25 correct digits of log F on the left and of log(1 - F) on the right, down
+to where F and 1 - F leave the range of double precision. Each value is computed once for the three
+laws, which is why the table of beta = 4 is in t = sqrt(2) s. Every piece is interpolated at
+Chebyshev points, and coefficients below 1e-18 of the largest are dropped; the script stops if they
+do not fall that low. `--check` compares values with those from more nodes and a later cut-off.
 """
 
 import math
@@ -33,11 +33,11 @@ DROP = 1e-18
 
 
 def plus_and_minus(t: arb, *, extra: int = 0) -> tuple[arb, arb]:
-    """Return F+ and F- at `t`, good to 25 digits of F and of 1 - F."""
+    """Return F+ and F- at `t`, accurate to 25 digits of F and of 1 - F."""
     at = float(t)
     size = abs(at) ** 1.5
     if at < 0:
-        # log F is about -|t|^3 / 24 - |t|^1.5 / 4.2; what is cut off must be far below F.
+        # log F is about -|t|^3 / 24 - |t|^1.5 / 4.2; the part cut off must be far below F.
         small = abs(at) ** 3 / 24 + size / 4 + 130
         length = (1.5 * small) ** (2 / 3) - at
         nodes = 70 + int(0.9 * length * max(1.0, abs(at) / 20)) + extra
@@ -95,7 +95,7 @@ def series(low: float, high: float, points: int) -> list[list[arb]]:
 
 
 def keep(coefficients: list[arb]) -> list[float]:
-    """Return the coefficients as floats, without those too small to count."""
+    """Return the coefficients as floats, without the negligible ones at the end."""
     floats = [float(c) for c in coefficients]
     limit = DROP * max(abs(c) for c in floats)
     last = max(k for k, c in enumerate(floats) if abs(c) > limit)
@@ -156,7 +156,7 @@ def main() -> None:
 
 
 def check() -> None:
-    """Print how far values move with more nodes and a later cut."""
+    """Print how much values change with more nodes and a later cut-off."""
     for t in (-27, -20, -14, -10, -7, -4, -2, 0, 3, 8, 12, 25, 40, 75, 110):
         upper = t >= CENTRE
         few, many = (logs(arb(t), upper=upper, extra=extra) for extra in (0, 32))

@@ -391,7 +391,7 @@ def test_a_beta_without_a_law(beta):
 
 @pytest.mark.parametrize("beta", [0, -1])
 def test_a_beta_below_one(beta):
-    with pytest.raises(ValueError, match=r"`beta` is .*Take 1 for real matrices"):
+    with pytest.raises(ValueError, match=r"`beta` is .*Pass 1 for real matrices"):
         TracyWidom(beta)
 
 
