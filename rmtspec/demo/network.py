@@ -102,7 +102,7 @@ class _Curves:
         free, aware = (_enough(rights, floor) for rights in (self.data_free, self.data_aware))
         return (
             f"Only {self.row['name']} split: within one standard error of the trained network "
-            f"{free}\n(with calibration {aware}). {self.row['n_spikes']} stand out of the noise.\n"
+            f"{free}\n(with calibration {aware}). Its spectrum has {self.row['n_spikes']} spikes.\n"
         )
 
     def draw(self) -> "Figure":

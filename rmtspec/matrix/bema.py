@@ -245,7 +245,7 @@ def _refine(
     if last.n_spikes == last.n_removed:
         return last, len(seen), ""
     if last.n_spikes not in seen:
-        return None, len(seen), f"the number of spikes still changed after {len(seen)} fits"
+        return None, len(seen), f"the number of spikes still moved after {len(seen)} fits"
     cycle = list(seen)[list(seen).index(last.n_spikes) :]
     note = f"the number of spikes cycled between {min(cycle)} and {max(cycle)}"
     return seen[max(cycle)], len(seen), note
