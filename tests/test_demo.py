@@ -201,7 +201,7 @@ def test_without_torch_the_third_part_is_left_out(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     part = next(line for line in done.stdout.splitlines() if line.startswith("3. "))
-    assert part.endswith('left out, PyTorch is not installed: pip install "rmtspec[torch]"')
+    assert part.endswith('left out, because PyTorch is not installed: pip install "rmtspec[torch]"')
     assert sorted(names((tmp_path / "out").iterdir())) == sorted(MATRICES + REPORTS)
 
 

@@ -35,6 +35,22 @@ def test_package_list_names_every_folder():
     assert settings["package-dir"] == {"rmtspec.adapters": "adapters"}
 
 
+def test_data_files_are_package_data():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert shipped == {
+        "rmtspec/py.typed",
+        "rmtspec/laws/_fit_statistic_table.npz",
+        "rmtspec/laws/_tracy_widom_table.npz",
+        "rmtspec/report/report_template.html",
+    }
+
+
 def test_version_is_said_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == rmtspec.__version__

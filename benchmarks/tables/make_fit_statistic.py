@@ -1,12 +1,12 @@
 """Make the table of the null law of the fit statistic, ``rmtspec/laws/_fit_statistic_table.npz``.
 
 Run ``python benchmarks/tables/make_fit_statistic.py`` (half an hour on one core). Each pair p, g is
-simulated from its own fixed seed and kept in a checkpoint folder, so a run that was stopped goes on
-where it was. ``--scale 0.01`` makes a coarse table in a minute.
+simulated from its own fixed seed and kept in a checkpoint folder, so an interrupted run resumes
+where it stopped. ``--scale 0.01`` makes a coarse table in a minute.
 
 The spectrum of an n x p Gaussian matrix is drawn from its bidiagonal chi model (Dumitriu and
-Edelman, 2002): O(p^2) a draw, and n = p / g need not be whole. Every window and both pairings
-of the BEMA fit are taken from the same eigenvalues.
+Edelman, 2002): a draw takes O(p^2), and n = p / g need not be whole. All windows and both pairings
+of the BEMA fit use the same eigenvalues.
 """
 
 import argparse
@@ -35,8 +35,8 @@ SEED = 20240229
 
 
 def windows(p: int) -> np.ndarray:
-    """First ranks c of the windows c..p-c to simulate: all of them when p is small."""
-    last = (p - 1) // 2  # two values compared, at least
+    """Return the first ranks c of the windows c..p-c to simulate: all of them if p is small."""
+    last = (p - 1) // 2  # compares at least two values
     if p <= 45:
         return np.arange(1, last + 1)
     some = {math.ceil(alpha * p - 1e-9) for alpha in ALPHAS} | {1, 2, 3, last, last - 1, last - 3}
@@ -45,7 +45,7 @@ def windows(p: int) -> np.ndarray:
 
 @numba.njit(cache=False)
 def mp_cdf(x: float, g: float) -> float:
-    """Marchenko-Pastur cdf at variance 1, 0 < g <= 1; right to about 1e-12."""
+    """Return the Marchenko-Pastur cdf at variance 1 for 0 < g <= 1, accurate to about 1e-12."""
     root = math.sqrt(g)
     low, high = (1 - root) ** 2, (1 + root) ** 2
     if x <= low:
@@ -70,7 +70,7 @@ def mp_cdf(x: float, g: float) -> float:
 
 @numba.njit(cache=False)
 def mp_quantile(u: float, g: float) -> float:
-    """Quantile of the same law by bisection."""
+    """Return the quantile of the same law, by bisection."""
     low, high = (1 - math.sqrt(g)) ** 2, (1 + math.sqrt(g)) ** 2
     for _ in range(60):
         middle = 0.5 * (low + high)
@@ -83,7 +83,7 @@ def mp_quantile(u: float, g: float) -> float:
 
 @numba.njit(cache=False)
 def statistics(values, g, starts, quantiles, out):
-    """Statistic of one spectrum for each pairing (row) and window start (column), times p."""
+    """Write p times the statistic of one spectrum for each pairing (row) and window (column)."""
     p = values.size
     for pairing in range(quantiles.shape[0]):
         q = quantiles[pairing]
@@ -102,7 +102,7 @@ def statistics(values, g, starts, quantiles, out):
 
 
 def wishart_spectrum(rng: np.random.Generator, n: float, p: int) -> np.ndarray:
-    """Eigenvalues of W^T W / n for an n x p matrix of standard normals (n may be fractional)."""
+    """Draw the eigenvalues of W^T W / n for an n x p matrix of standard normals, n fractional."""
     i = np.arange(p)
     diagonal = rng.chisquare(n - i)
     below = rng.chisquare(p - 1 - i[:-1])
@@ -158,9 +158,9 @@ def fitted_table(folder: Path) -> np.ndarray:
             with np.load(folder / f"p{p}_g{round(1000 * g)}.npz") as part:
                 shares, values = part["starts"] / p, part["values"]
             weights[size] = math.sqrt(values.shape[2])
-            found = np.quantile(values, 1 - fit_statistic.LEVELS, axis=2)
+            of_levels = np.quantile(values, 1 - fit_statistic.LEVELS, axis=2)
             for pairing in (0, 1):
-                for level, row in enumerate(found[:, pairing]):
+                for level, row in enumerate(of_levels[:, pairing]):
                     smooth = np.interp(fit_statistic.ALPHAS, shares, row)
                     quantiles[pairing, ratio, :, level, size] = smooth
     powers = fit_statistic.powers(np.log(sizes))
@@ -174,7 +174,7 @@ def fitted_table(folder: Path) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the draws to make")
-    parser.add_argument("--folder", type=Path, help="where to keep what is done")
+    parser.add_argument("--folder", type=Path, help="where to keep finished draws")
     options = parser.parse_args()
     name = f"rmtspec-fit-statistic-{options.scale:g}"
     folder = options.folder or Path(tempfile.gettempdir()) / name

@@ -1,57 +1,43 @@
-"""Make rmtspec/laws/_tracy_widom_table.py: Chebyshev series of the logs of the Tracy-Widom laws.
+"""Make rmtspec/laws/_tracy_widom_table.npz: Chebyshev series of the logs of the Tracy-Widom laws.
 
     pip install python-flint && python benchmarks/tables/make_tracy_widom.py
 
-About six minutes on one idle core. Needs python-flint, for this script only: compiled ball
-arithmetic of any precision, which also bounds the rounding errors.
+It takes about six minutes on one idle core. It needs python-flint, for this script only: compiled
+ball arithmetic of any precision, which also bounds the rounding errors.
 
 Bornemann, "On the numerical evaluation of Fredholm determinants" (2010): with the kernel
 V(x, y) = Ai((x + y) / 2) / 2 on (t, inf), F+ = det(I - V) and F- = det(I + V),
 
     F1(t) = F+(t)      F2(t) = F+(t) F-(t)      F4(t / sqrt 2) = (F+(t) + F-(t)) / 2.
 
-The half line is cut at t + length and the integrals are Gauss-Legendre sums. The precision grows
-with |t| so that log F on the left and log(1 - F) on the right are right to 25 digits, down to where
-F and 1 - F leave the range of double precision. Each value is computed once for the three laws,
-which is why the table of beta = 4 is in t = sqrt(2) s. Every piece is interpolated at Chebyshev
-points and the coefficients are dropped once below 1e-18 of the largest; the script stops when they
-do not fall that low. `--check` compares values with more nodes and a later cut.
+The half line is cut off at t + length, and the integrals are Gauss-Legendre sums. The precision
+grows with |t| to give 25 correct digits of log F on the left and of log(1 - F) on the right, down
+to where F and 1 - F leave the range of double precision. Each value is computed once for the three
+laws, which is why the table of beta = 4 is in t = sqrt(2) s. Every piece is interpolated at
+Chebyshev points, and coefficients below 1e-18 of the largest are dropped; the script stops if they
+do not fall that low. `--check` compares values with those from more nodes and a later cut-off.
 """
 
 import math
 import sys
-from pathlib import Path
+from itertools import pairwise
 
+import numpy as np
 from flint import arb, arb_mat, ctx
 
-TARGET = Path(__file__).parents[2] / "rmtspec" / "laws" / "_tracy_widom_table.py"
-CENTRE = -2
-# (low, high, number of Chebyshev points) in t
-LEFT = [(-27, -14, 26), (-14, -7, 32), (-7, CENTRE, 40)]
-RIGHT = [(CENTRE, 3, 44), (3, 12, 44), (12, 40, 40), (40, 110, 34)]
+from rmtspec.laws._tracy_widom_series import BETAS, CENTRE, EDGES, TABLE
+
+POINTS = (26, 32, 40, 44, 44, 40, 34)  # Chebyshev points of each piece
 WORKING_BITS = 400  # outside the determinants
 DROP = 1e-18
-BETAS = (1, 2, 4)
-
-HEADER = '''"""Chebyshev series of the logs of the Tracy-Widom laws: data only.
-
-Made by benchmarks/tables/make_tracy_widom.py, not to be edited. On the pieces of LEFT_EDGES the
-series is that of log F, on those of RIGHT_EDGES that of log(1 - F), in the variable that goes from
--1 to 1 over the piece. For beta = 4 the edges are in t = sqrt(2) s. MEAN and VARIANCE are those
-of the law in s.
-"""
-
-# ruff: noqa: E501
-# fmt: off
-'''
 
 
 def plus_and_minus(t: arb, *, extra: int = 0) -> tuple[arb, arb]:
-    """Return F+ and F- at `t`, good to 25 digits of F and of 1 - F."""
+    """Return F+ and F- at `t`, accurate to 25 digits of F and of 1 - F."""
     at = float(t)
     size = abs(at) ** 1.5
     if at < 0:
-        # log F is about -|t|^3 / 24 - |t|^1.5 / 4.2; what is cut off must be far below F.
+        # log F is about -|t|^3 / 24 - |t|^1.5 / 4.2; the part cut off must be far below F.
         small = abs(at) ** 3 / 24 + size / 4 + 130
         length = (1.5 * small) ** (2 / 3) - at
         nodes = 70 + int(0.9 * length * max(1.0, abs(at) / 20)) + extra
@@ -83,21 +69,21 @@ def logs(t: arb, *, upper: bool, extra: int = 0) -> list[arb]:
     """Return log F (or with `upper` log(1 - F)) of the laws of beta 1, 2, 4 at `t`."""
     plus, minus = plus_and_minus(t.mid(), extra=extra)
     cdfs = [plus, plus * minus, (plus + minus) / 2]
-    found = [(1 - cdf if upper else cdf).log() for cdf in cdfs]
-    if max(float(value.rad()) for value in found) > 1e-25:
-        raise RuntimeError(f"lost precision at t = {float(t)}: {found}")
+    values = [(1 - cdf if upper else cdf).log() for cdf in cdfs]
+    if max(float(value.rad()) for value in values) > 1e-25:
+        raise RuntimeError(f"lost precision at t = {float(t)}: {values}")
     ctx.prec = WORKING_BITS
-    return [value.mid() for value in found]
+    return [value.mid() for value in values]
 
 
-def series(low: int, high: int, points: int, *, upper: bool) -> list[list[arb]]:
+def series(low: float, high: float, points: int) -> list[list[arb]]:
     """Return the Chebyshev coefficients of the three laws on one piece."""
     ctx.prec = WORKING_BITS
     angles = [arb.pi() * (2 * k + 1) / (2 * points) for k in range(points)]
     middle, half = arb(low + high) / 2, arb(high - low) / 2
-    values = [logs(middle + half * angle.cos(), upper=upper) for angle in angles]
+    values = [logs(middle + half * angle.cos(), upper=low >= CENTRE) for angle in angles]
     every = []
-    for law in range(3):
+    for law in range(len(BETAS)):
         coefficients = []
         for order in range(points):
             total = sum(
@@ -109,7 +95,7 @@ def series(low: int, high: int, points: int, *, upper: bool) -> list[list[arb]]:
 
 
 def keep(coefficients: list[arb]) -> list[float]:
-    """Return the coefficients as floats, without those too small to count."""
+    """Return the coefficients as floats, without the negligible ones at the end."""
     floats = [float(c) for c in coefficients]
     limit = DROP * max(abs(c) for c in floats)
     last = max(k for k, c in enumerate(floats) if abs(c) > limit)
@@ -125,57 +111,52 @@ def clenshaw(coefficients: list[arb], x: arb) -> arb:
     return coefficients[0] + x * one - two
 
 
-def moments(left: list[list[arb]], right: list[list[arb]]) -> tuple[arb, arb]:
-    """Return mean and variance in t, by parts from F below the centre and 1 - F above it."""
+def moments(pieces: list[list[arb]]) -> tuple[arb, arb]:
+    """Return the mean and variance in t, by parts from F below the centre and 1 - F above it."""
     ctx.prec = WORKING_BITS
     rule = [arb.legendre_p_root(90, k, weight=True) for k in range(90)]
     first, second = arb(0), arb(0)
-    for sign, pieces, every in ((-1, LEFT, left), (1, RIGHT, right)):
-        for (low, high, _), coefficients in zip(pieces, every, strict=True):
-            for root, weight in rule:
-                t = arb(low + high) / 2 + arb(high - low) / 2 * root
-                tail = clenshaw(coefficients, root).exp() * weight * (high - low) / 2
-                first += sign * tail
-                second += 2 * abs(t - CENTRE) * tail
+    for (low, high), coefficients in zip(pairwise(EDGES), pieces, strict=True):
+        sign = 1 if low >= CENTRE else -1
+        for root, weight in rule:
+            t = arb(low + high) / 2 + arb(high - low) / 2 * root
+            tail = clenshaw(coefficients, root).exp() * weight * (high - low) / 2
+            first += sign * tail
+            second += 2 * abs(t - CENTRE) * tail
     return CENTRE + first, second - first * first
 
 
-def literal(values: list[float], indent: str) -> str:
-    rows = [values[k : k + 4] for k in range(0, len(values), 4)]
-    lines = [indent + "    " + ", ".join(map(repr, row)) + "," for row in rows]
-    return indent + "(\n" + "\n".join(lines) + "\n" + indent + "),\n"
+def write(rows: list[list[float]], means: list[float], variances: list[float]) -> None:
+    """Write the series of all laws, one row per law and piece, and the moments."""
+    coefficients = np.zeros((len(rows), max(map(len, rows))))
+    for padded, row in zip(coefficients, rows, strict=True):
+        padded[: len(row)] = row
+    np.savez_compressed(
+        TABLE,
+        coefficients=coefficients.reshape(len(BETAS), len(POINTS), -1),
+        means=means,
+        variances=variances,
+    )
 
 
 def main() -> None:
-    sides = {}
-    for name, pieces, upper in (("LEFT", LEFT, False), ("RIGHT", RIGHT, True)):
-        sides[name] = []
-        for low, high, points in pieces:
-            sides[name].append(series(low, high, points, upper=upper))
-            print(f"{name} [{low}, {high}] done", flush=True)
-    text = HEADER
-    for name, pieces in (("LEFT", LEFT), ("RIGHT", RIGHT)):
-        edges = (*(float(p[0]) for p in pieces), float(pieces[-1][1]))
-        text += f"\n{name}_EDGES = {edges}\n"
-    means, variances = {}, {}
-    for law, beta in enumerate(BETAS):
-        left, right = ([piece[law] for piece in sides[name]] for name in ("LEFT", "RIGHT"))
-        mean, variance = moments(left, right)
+    pieces = []
+    for (low, high), points in zip(pairwise(EDGES), POINTS, strict=True):
+        pieces.append(series(low, high, points))
+        print(f"[{low:g}, {high:g}] done", flush=True)
+    laws = [list(law) for law in zip(*pieces, strict=True)]
+    means, variances = [], []
+    for beta, law in zip(BETAS, laws, strict=True):
+        mean, variance = moments(law)
         scale = arb(2).sqrt() if beta == 4 else arb(1)
-        means[beta], variances[beta] = float(mean / scale), float(variance / scale**2)
-    text += f"MEAN = {means}\nVARIANCE = {variances}\n"
-    for name in ("LEFT", "RIGHT"):
-        text += f"\n{name} = {{\n"
-        for law, beta in enumerate(BETAS):
-            body = "".join(literal(keep(piece[law]), "        ") for piece in sides[name])
-            text += f"    {beta}: (\n{body}    ),\n"
-        text += "}\n"
-    TARGET.write_text(text)
-    print(f"wrote {TARGET.name}: {len(text.splitlines())} lines; means {means}")
+        means.append(float(mean / scale))
+        variances.append(float(variance / scale**2))
+    write([keep(piece) for law in laws for piece in law], means, variances)
+    print(f"wrote {TABLE.name}, {TABLE.stat().st_size / 1024:.0f} KiB; means {means}")
 
 
 def check() -> None:
-    """Print how far values move with more nodes and a later cut."""
+    """Print how much values change with more nodes and a later cut-off."""
     for t in (-27, -20, -14, -10, -7, -4, -2, 0, 3, 8, 12, 25, 40, 75, 110):
         upper = t >= CENTRE
         few, many = (logs(arb(t), upper=upper, extra=extra) for extra in (0, 32))

@@ -1,1 +1,1 @@
-"""numba kernels: float64 contiguous arrays in, no checks, no random numbers."""
+"""Numba kernels: they take contiguous float64 arrays, and check and draw nothing."""

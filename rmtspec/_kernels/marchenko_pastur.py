@@ -1,18 +1,18 @@
 """Kernels of the Marchenko-Pastur law: edges, both tails, density, quantiles.
 
-Everything works in the angle phi from an edge of the bulk. With c the ratio,
-``x / variance = 1 + c - 2 sqrt(c) cos(phi)`` counted from the lower edge, and r = sqrt(c) (or
-1 / sqrt(c) where c > 1), the share of the bulk between that edge and x is
+All formulas are in the angle phi from an edge of the bulk. With the ratio c, from the lower edge
+``x / variance = 1 + c - 2 sqrt(c) cos(phi)``, and with r = sqrt(c) (or 1 / sqrt(c) if c > 1), the
+share of the bulk between that edge and x is
 
     H(phi, r) = [phi - sin phi cos phi + r sin(phi)^3 / d (1 + (1 - r^2) G / d^2)] / pi,
     d = 1 - r cos phi,  z = r sin(phi) / d,  G = (z - atan z) / z^3,
 
 and the share above x is H(pi - phi, -r): one formula serves both tails, c -> 0, c = 1 exactly and
-c -> infinity. ``gap`` is 1 - r, handed along because a rounded r does not give it near c = 1.
+c -> infinity. ``gap`` is 1 - r, passed separately because a rounded r does not give it near c = 1.
 
-A law travels as `Constants` among the kernels, and to the three that Python calls (`distribution`,
-`density`, `quantiles`) as the plain tuple of the same floats: numba recognizes that type half a
-microsecond faster. Arrays are one-dimensional, contiguous, writable, float64; nothing is checked.
+Kernels pass a law to one another as `Constants`. The three that Python calls (`distribution`,
+`density`, `quantiles`) take a plain tuple of the same floats, a type that numba recognises half a
+microsecond faster. Arrays are 1-D, contiguous, writable and float64; nothing is checked.
 """
 
 import math
@@ -26,7 +26,7 @@ from rmtspec._kernels._decorator import kernel
 
 
 class Constants(NamedTuple):
-    """What the kernels need of a law; the edges in double-double."""
+    """The constants of a law that the kernels need; the edges are double-doubles."""
 
     ratio: float
     weight: float  # of the bulk
@@ -41,18 +41,18 @@ class Constants(NamedTuple):
 
 Packed = tuple[float, ...]  # those floats
 
-# Quantiles of many probabilities: u, the share of the bulk beyond the nearer edge, is cut into
+# Quantiles of many probabilities: the share u of the bulk beyond the nearer edge is divided into
 # 8 cells per power of two, and the quantile is a Taylor polynomial of degree 10 about the middle of
-# each. The only singular points are the edges, at least 17 half cells away, so the polynomial is
-# cut at 17^-11 times a small coefficient, below rounding.
+# each. The only singular points are the edges, at least 17 half cells away, so the truncation error
+# is 17^-11 times a small coefficient, below rounding.
 _TERMS = 11
-_SHIFT = 49  # a float's bits shifted by this: exponent and the first 3 bits of the mantissa
-_SIDE = 0x3FFF  # those bits without the sign, which tells the side of the bulk
-_OCTAVES = 8  # a table covers 2^-9 <= u <= 1/2; beyond, each value is solved for
+_SHIFT = 49  # the bits of a float, shifted: exponent and first 3 bits of the mantissa
+_SIDE = 0x3FFF  # those bits without the sign, which gives the side of the bulk
+_OCTAVES = 8  # a table covers 2^-9 <= u <= 1/2; other values are solved for
 _CELLS = 8 * _OCTAVES + 1  # one more for u = 1/2 itself
 _FIRST = (1023 - 1 - _OCTAVES) << 3  # the cell that starts at 2^-9
-_LEAST_RUN = 3  # neighbours in one cell that repay its polynomial
-_TABLE_FROM = 500  # values in any order that repay the table
+_LEAST_RUN = 3  # neighbours in one cell for which its polynomial pays off
+_TABLE_FROM = 500  # values in any order for which the table pays off
 _SPLITTER = 134217729.0  # 2^27 + 1
 
 
@@ -109,14 +109,14 @@ def _scaled_square(high: float, low: float, scale: float) -> Any:
 def share(phi: float, near: float, sine: float, cosine: float, r: float, gap: float) -> Any:
     """Return H(phi, r); `near` is sin(phi / 2)^2, `gap` is 1 - r."""
     if phi < 0.5:
-        t = 4.0 * phi * phi  # phi - sin phi cos phi by its series
+        t = 4.0 * phi * phi  # the series of phi - sin phi cos phi
         s = 1.0 - t / 210.0 * (1.0 - t / 272.0)
         s = 1.0 - t / 72.0 * (1.0 - t / 110.0 * (1.0 - t / 156.0 * s))
         first = phi * phi * phi * (2.0 / 3.0) * (1.0 - t / 20.0 * (1.0 - t / 42.0 * s))
     else:
         first = phi - sine * cosine
     d = gap + 2.0 * r * near
-    if d <= 0.0:  # ratio 1 at an x that underflows
+    if d <= 0.0:  # ratio 1, at an x that underflows
         return 0.0
     slope = sine / d
     z = r * slope
@@ -139,7 +139,7 @@ def distribution(x: Float64Array, packed: Packed, upper: bool, out: Float64Array
     """Write the law's cdf at `x`, or with `upper` its sf, into `out`; nan stays nan."""
     law = Constants(*packed)
     weight = law.weight
-    atom = max(law.ratio - 1.0, 0.0) / law.ratio  # 1 - weight would lose it near ratio 1
+    atom = max(law.ratio - 1.0, 0.0) / law.ratio  # 1 - weight would be inaccurate near ratio 1
     for i in range(x.size):
         value = x[i]
         if value > law.lower and value < law.top:
@@ -187,7 +187,7 @@ def density(x: Float64Array, packed: Packed, out: Float64Array) -> None:
 
 @kernel
 def _start(u: float, r: float, gap: float) -> Any:
-    """Return an angle near the phi where H(phi, r) = u; 0 where that underflows."""
+    """Return an angle near the phi where H(phi, r) = u; 0 if that underflows."""
     if not u > 1e-290:
         return 0.0
     if r <= 0.15:
@@ -203,7 +203,7 @@ def _start(u: float, r: float, gap: float) -> Any:
 
 @kernel
 def solve(u: float, r: float, gap: float, phi: float) -> Any:
-    """Return sin(phi / 2)^2 where H(phi, r) = u <= 1/2, by Halley's method from `phi`."""
+    """Return sin(phi / 2)^2 for H(phi, r) = u <= 1/2, by Halley's method from `phi`."""
     if not phi > 0.0:
         return 0.0
     low = 0.0
@@ -236,7 +236,7 @@ def solve(u: float, r: float, gap: float, phi: float) -> Any:
 def quantiles(p: Float64Array, packed: Packed, upper: bool, out: Float64Array) -> None:
     """Write the quantiles of `p`, or with `upper` those of 1 - `p`, into `out`.
 
-    `out` first holds the signed shares of `_shares`. A sorted `p` has its cells in runs, one
+    `out` first holds the signed shares of `_shares`. A sorted `p` has its cells in runs, with one
     polynomial each; many values in any order share a table of all cells; a few are solved for.
     """
     law = Constants(*packed)
@@ -252,7 +252,7 @@ def quantiles(p: Float64Array, packed: Packed, upper: bool, out: Float64Array) -
 
 @kernel
 def _ascending(p: Float64Array) -> Any:
-    """Tell whether `p` never falls; nan counts as a fall. No early exit, so that it is vectors."""
+    """Tell whether `p` never falls (nan does); without an early exit, so that it vectorises."""
     rises = 0
     for i in range(1, p.size):
         rises += p[i - 1] <= p[i]
@@ -263,7 +263,8 @@ def _ascending(p: Float64Array) -> Any:
 def _shares(p: Float64Array, ratio: float, upper: bool, out: Float64Array) -> None:
     """Write into `out` the share of the bulk between the nearer edge and the quantile of each p.
 
-    It carries a minus sign where that edge is the upper one; inf says the atom, nan not in [0, 1].
+    It has a minus sign if that edge is the upper one; inf stands for the atom, nan for p not in
+    [0, 1].
     """
     if ratio <= 1.0:
         for i in range(p.size):
@@ -302,13 +303,13 @@ def _quantile(u: float, law: Constants) -> Any:
 
 @kernel
 def _seen_from(above: bool, law: Constants) -> Any:
-    """Return r and 1 - r as H takes them from the upper edge, or from the lower one."""
+    """Return the r and 1 - r that H takes from the upper edge, or from the lower one."""
     return (-law.r, 1.0 + law.r) if above else (law.r, law.gap)
 
 
 @kernel
 def _at(distance: float, above: bool, law: Constants) -> Any:
-    """Return the point at a distance into the bulk from the upper edge, or from the lower one."""
+    """Return the point of the bulk at a distance from the upper edge, or from the lower one."""
     return law.top + (law.top_low - distance) if above else law.lower + (law.lower_low + distance)
 
 
@@ -320,7 +321,7 @@ def _expand(
 
     With y = sin(phi / 2)^2 and D = (1 - r)^2 + 4 r y, dy/du = pi D / (8 sqrt(y (1 - y))); the
     series of y, y (1 - y) and its power -1/2 follow from one another, order by order. With
-    `resume`, `row` and `work` hold a cell of the same side; next to it, its y starts the search.
+    `resume`, `row` and `work` hold a cell of the same side; if it is near, its y starts the search.
     """
     r, gap = _seen_from(above, law)
     octave = int(cell >> 3) - 1023
@@ -383,7 +384,7 @@ def _by_table(out: Float64Array, law: Constants) -> None:
     for k in range(2 * _CELLS):
         _expand(_FIRST + k % _CELLS, k >= _CELLS, law, work, row, k % _CELLS > 0)
         table[k] = row
-    table[2 * _CELLS] = math.nan  # the row of what the table leaves to `_quantile`
+    table[2 * _CELLS] = math.nan  # the row for values left to `_quantile`
     bits = out.view(np.int64)
     for i in range(out.size):
         k = ((bits[i] >> _SHIFT) & _SIDE) - _FIRST
@@ -402,7 +403,7 @@ def _by_runs(out: Float64Array, law: Constants) -> None:
     work = np.zeros((3, _TERMS))
     bits = out.view(np.int64)
     start = 0
-    side = 0  # of the cell that `row` and `work` hold
+    side = 0  # of the cell in `row` and `work`
     while start < out.size:
         key = bits[start] >> _SHIFT
         stop = _run_end(bits, start, key)
@@ -420,7 +421,7 @@ def _by_runs(out: Float64Array, law: Constants) -> None:
 
 @kernel
 def _run_end(bits: NDArray[np.int64], start: int, key: int) -> Any:
-    """Return where the run of `key` that begins at `start` ends: doubling steps, then bisection."""
+    """Return the end of the run of `key` that begins at `start`: doubling steps, then bisection."""
     inside, outside, step = start, start + 1, 1
     while outside < bits.size and bits[outside] >> _SHIFT == key:
         inside = outside
@@ -438,6 +439,6 @@ def _run_end(bits: NDArray[np.int64], start: int, key: int) -> Any:
 
 @kernel
 def _evaluate_run(out: Float64Array, row: Float64Array) -> None:
-    """Turn shares of one cell into quantiles, in place; a loop the compiler makes into vectors."""
+    """Turn shares of one cell into quantiles, in place; a loop that the compiler vectorises."""
     for i in range(out.size):
         out[i] = _polynomial(out[i], row)

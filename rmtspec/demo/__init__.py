@@ -1,4 +1,4 @@
-"""A tour of what rmtspec does, in under a minute."""
+"""A tour of rmtspec in under a minute."""
 
 from rmtspec.demo.tour import run_demo
 

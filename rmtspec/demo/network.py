@@ -1,6 +1,6 @@
 """Part 3 of the demo: train a network, prune it, measure it, save it, put it back together.
 
-Needs PyTorch, so `rmtspec.demo` imports this module only where that is installed.
+It needs PyTorch, so `rmtspec.demo` imports this module only if that is installed.
 """
 
 import statistics
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _DIMS = (64, 300, 300, 10)
 _TRAINING_PICTURES = 1200
 _MODEL = "digits-model"
-#: Numbers of singular values at which the accuracy is drawn.
+#: Numbers of singular values for which the accuracy is drawn.
 _RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
 _BATCHES = (1, 256)
 _ROUNDS = 500
@@ -38,7 +38,7 @@ _DATA_FREE, _DATA_AWARE = "#0077bb", "#ee7733"
 
 @dataclass(frozen=True, slots=True)
 class _Digits:
-    """scikit-learn's digits, 8 x 8 pixels from 0 to 1 less the mean of the training pictures."""
+    """scikit-learn's digits, 8 x 8 pixels from 0 to 1, less the mean of the training pictures."""
 
     train: torch.Tensor
     train_labels: torch.Tensor
@@ -49,16 +49,16 @@ class _Digits:
     def load(cls) -> "_Digits":
         from sklearn.datasets import load_digits
 
-        found = load_digits()
-        order = np.random.default_rng(0).permutation(len(found.target))
-        pixels = torch.from_numpy((found.data[order] / 16.0).astype(np.float32))
-        labels = torch.from_numpy(found.target[order].astype(np.int64))
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        pixels = torch.from_numpy((digits.data[order] / 16.0).astype(np.float32))
+        labels = torch.from_numpy(digits.target[order].astype(np.int64))
         cut = _TRAINING_PICTURES
         pixels = pixels - pixels[:cut].mean(dim=0)
         return cls(pixels[:cut], labels[:cut], pixels[cut:], labels[cut:])
 
     def right(self, model: nn.Module) -> int:
-        """Return how many test pictures the model gets right."""
+        """Return how many test pictures the model classifies correctly."""
         with torch.inference_mode():
             return int((model(self.test).argmax(dim=1) == self.test_labels).sum())
 
@@ -66,14 +66,14 @@ class _Digits:
         return f"{right / len(self.test):.1%}"
 
     def standard_error(self, right: int) -> float:
-        """Return the standard error of a share of the test pictures."""
+        """Return the standard error of this share of the test pictures."""
         share = right / len(self.test)
         return float(np.sqrt(share * (1.0 - share) / len(self.test)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Curves:
-    """Correct test pictures by the rank of the largest layer, the other layers as trained."""
+    """Numbers of correct test pictures by the rank of the largest layer, the others as trained."""
 
     row: dict[str, Any]
     dense: int
@@ -92,21 +92,17 @@ class _Curves:
             plan.row(row["name"])["rank"] = rank
             return digits.right(rt.apply_plan(model, plan, **options)[0])
 
-        return cls(
-            row=row,
-            dense=digits.right(model),
-            data_free=[right(rank) for rank in _RANKS],
-            data_aware=[right(rank, calibration=[digits.train]) for rank in _RANKS],
-            digits=digits,
-        )
+        data_free = [right(rank) for rank in _RANKS]
+        data_aware = [right(rank, calibration=[digits.train]) for rank in _RANKS]
+        return cls(row, digits.right(model), data_free, data_aware, digits=digits)
 
     def text(self) -> str:
-        """Return how many singular values are enough for the accuracy of the trained network."""
+        """Say how many singular values are enough for the accuracy of the trained network."""
         floor = self.dense - len(self.digits.test) * self.digits.standard_error(self.dense)
         free, aware = (_enough(rights, floor) for rights in (self.data_free, self.data_aware))
         return (
             f"Only {self.row['name']} split: within one standard error of the trained network "
-            f"{free}\n(with calibration {aware}). Beyond the noise are {self.row['n_spikes']}.\n"
+            f"{free}\n(with calibration {aware}). Its spectrum has {self.row['n_spikes']} spikes.\n"
         )
 
     def draw(self) -> "Figure":
@@ -129,9 +125,8 @@ class _Curves:
         ax.set_xticks([1, 2, 5, 10, 20, 50, 100])
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
-        ax.set_ylim(0.0, 104.0)
+        ax.set(ylim=(0.0, 104.0), ylabel="test accuracy in %")
         ax.set_xlabel(f"singular values kept, of {self.row['p']}")
-        ax.set_ylabel("test accuracy in %")
         size = f"{self.row['rows']} x {self.row['columns']}"
         ax.set_title(f"Largest layer ({self.row['name']}, {size}) split, the others as trained")
         ax.legend(loc="lower right", fontsize="small", framealpha=0.95)
@@ -139,14 +134,14 @@ class _Curves:
 
 
 def _enough(rights: list[int], floor: float) -> str:
-    """Say from which of the ranks on at least so many are right."""
+    """Say from which rank on at least `floor` pictures are right."""
     low = [rank for rank, right in zip(_RANKS, rights, strict=True) if right < floor]
     above = [rank for rank in _RANKS if not low or rank > low[-1]]
     return f"from {above[0]} singular values on" if above else f"not up to {_RANKS[-1]}"
 
 
 def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) -> list[Path]:
-    """Run part 3 of the demo; return what was written: files, and the folder of the model."""
+    """Run part 3 of the demo; return the files written and the folder of the model."""
     with _one_thread():
         digits = _Digits.load()
         sizes = f"{len(digits.train)} digits to train on, {len(digits.test)} to test"
@@ -155,7 +150,7 @@ def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) ->
         tell(f"Trained for {epochs} epochs: {digits.share(digits.right(model))} correct.")
         analysis = rt.analyze(model)
         tell(f"{analysis!r}")
-        tell("Pruned, the last layer stays: it is too small to judge. Below, biases count too.\n")
+        tell("Pruning keeps the last layer: it is too small to judge. The counts include biases.\n")
         table, small, report = _pruned(model, digits)
         tell(table)
         curves = _Curves.measure(model, digits, analysis)
@@ -172,12 +167,9 @@ def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) ->
 
 
 def old_files(folder: Path) -> list[Path]:
-    """Return the files of the model that an earlier demo saved in `folder`, which it replaces.
+    """Return the files of a model that an earlier demo saved in `folder`, to be replaced.
 
-    Raises
-    ------
-    FileError
-        What has the model's name there is something else, or has other files beside.
+    Something else of that name, or a folder with other files in it, raises a FileError.
     """
     place = folder / _MODEL
     if place.is_dir() and not place.is_symlink():
@@ -187,13 +179,13 @@ def old_files(folder: Path) -> list[Path]:
     elif not place.exists() and not place.is_symlink():
         return []
     raise FileError(
-        f"{place} is in the way: expected no such file or folder, or the {MANIFEST} and {WEIGHTS} "
-        "of an earlier demo and nothing else. Move it, or name another folder."
+        f"{place} is in the way; expected no such file or folder, or a folder with the {MANIFEST} "
+        f"and {WEIGHTS} of an earlier demo and nothing else. Move it, or name another folder."
     )
 
 
 def latency_words(before: float, after: float, margin: float = 0.05) -> str:
-    """Say in words whether `after` seconds are less than `before`; `margin` is for noise."""
+    """Say in words whether `after` is less than `before` seconds by more than the `margin`."""
     change = after / before
     if change > 1.0 + margin:
         return f"slower, takes {change:.2f} times as long"
@@ -203,14 +195,14 @@ def latency_words(before: float, after: float, margin: float = 0.05) -> str:
 
 
 def _fresh() -> rt.MLP:
-    """Return the untrained network, always the same; the caller's random state stays as it is."""
+    """Return the untrained network, always the same; the random state of the caller is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return rt.MLP(_DIMS)
 
 
 def _trained(digits: _Digits, epochs: int) -> rt.MLP:
-    """Return the network after plain training: SGD with momentum and a little weight decay."""
+    """Return the network after plain training: SGD with momentum and slight weight decay."""
     model = _fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     shuffle = torch.Generator().manual_seed(0)
@@ -225,7 +217,7 @@ def _trained(digits: _Digits, epochs: int) -> rt.MLP:
 
 
 def _pruned(model: nn.Module, digits: _Digits) -> tuple[str, nn.Module, Report]:
-    """Return a table of ways to prune, the model with the spikes only, and its report."""
+    """Return a table of ways to prune, the model that keeps only the spikes, and its report."""
     aware = {"calibration": [digits.train]}
     ways: dict[str, dict[str, Any]] = {
         "rt.prune(model)": {},
@@ -233,8 +225,8 @@ def _pruned(model: nn.Module, digits: _Digits) -> tuple[str, nn.Module, Report]:
         "rt.prune(model, bulk_keep=0, calibration=pictures)": {"bulk_keep": 0.0, **aware},
         "rt.prune(model, budget=0.1, calibration=pictures)": {"budget": 0.1, **aware},
     }
-    found = {way: rt.prune(model, **options) for way, options in ways.items()}
-    models = {"as trained": model, **{way: result[0] for way, result in found.items()}}
+    pruned = {way: rt.prune(model, **options) for way, options in ways.items()}
+    models = {"as trained": model, **{way: result[0] for way, result in pruned.items()}}
     whole = rt.count_parameters(model)
     lines = [f"  {'':50}  {'parameters':>15}  test accuracy"]
     for way, one in models.items():
@@ -243,18 +235,17 @@ def _pruned(model: nn.Module, digits: _Digits) -> tuple[str, nn.Module, Report]:
         lines.append(f"  {way:50}  {sizes:>15}  {digits.share(right)} ({right})")
     error = 100.0 * digits.standard_error(digits.right(model))
     lines += [
-        f"With {len(digits.test)} pictures an accuracy has a standard error of {error:.1f} points.",
-        "The default keeps 45 % of the bulk, for safety; bulk_keep=0 keeps what stands out of the "
-        "noise.",
-        "`calibration` keeps the layers' outputs on the training pictures instead of the weights.",
-        "`budget` is a share of the weights that may be split.",
+        f"With {len(digits.test)} pictures, accuracy has a standard error of {error:.1f} points.",
+        "The default keeps 45 % of the bulk, for safety; bulk_keep=0 keeps only the signal.",
+        "`calibration` preserves the outputs of layers on the training pictures, not the weights.",
+        "`budget` is the share to keep of the weights that may be split.",
     ]
-    small, report = found["rt.prune(model, bulk_keep=0)"]
+    small, report = pruned["rt.prune(model, bulk_keep=0)"]
     return "\n".join(lines) + "\n", small, report
 
 
 def _latency_text(before: nn.Module, after: nn.Module, digits: _Digits) -> str:
-    """Return how long both models take, as measured."""
+    """Return the measured times of both models."""
     lines = [f"Time with bulk_keep=0, one thread, medians of {_ROUNDS} alternating measurements:"]
     slower = False
     for size in _BATCHES:
@@ -264,7 +255,7 @@ def _latency_text(before: nn.Module, after: nn.Module, digits: _Digits) -> str:
         lines.append(f"  batch {size:3}: {1e3 * old:.3g} ms, after {1e3 * new:.3g} ms: {words}")
     if slower:
         lines.append(
-            "A split layer is two calls instead of one: where there is little to compute, fewer "
+            "A split layer is two calls instead of one: if there is little to compute, fewer "
             "parameters\nsave no time."
         )
     return "\n".join(lines) + "\n"
@@ -286,7 +277,7 @@ def _latencies(models: tuple[nn.Module, ...], inputs: torch.Tensor) -> list[floa
 
 
 def _kept_text(small: nn.Module, report: Report, digits: _Digits, folder: Path) -> str:
-    """Save the model and load it, and merge it; return how the outputs agree."""
+    """Save the model and load it, and merge it; say how well the outputs agree."""
     for file in old_files(folder):
         file.unlink()
     saved = rt.save(small, folder / _MODEL)
@@ -300,15 +291,15 @@ def _kept_text(small: nn.Module, report: Report, digits: _Digits, folder: Path) 
     return (
         f"Saved, {size:,} bytes (weights as trained: {before:,}), and loaded back: outputs "
         f"{_agreement(expected, again)}.\n"
-        f"Merged into dense layers again, {rt.count_parameters(merged):,} parameters: outputs "
+        f"Merged back into dense layers, {rt.count_parameters(merged):,} parameters: outputs "
         f"{_agreement(expected, dense)}.\n"
     )
 
 
-def _agreement(expected: torch.Tensor, found: torch.Tensor) -> str:
-    if torch.equal(expected, found):
+def _agreement(expected: torch.Tensor, outputs: torch.Tensor) -> str:
+    if torch.equal(expected, outputs):
         return "equal bit for bit"
-    gap = float((expected - found).abs().max() / expected.abs().max())
+    gap = float((expected - outputs).abs().max() / expected.abs().max())
     return f"differ by at most {gap:.1e} of the largest"
 
 
@@ -325,7 +316,7 @@ def _draw_esd(report: Report) -> "Figure":
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: for such small matrices faster, and the same sums every time."""
+    """Run torch on one thread: faster for such small matrices, and reproducible."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -28,18 +28,18 @@ def run_demo(
 ) -> list[Path]:
     """Run the tour and write its figures, reports and pruned network into a folder.
 
-    Part 1 is the paper's Example 3.3, noise with a strong signal; part 2 scikit-learn's digits;
-    part 3, left out where PyTorch is not installed, a network trained on them and pruned.
+    Part 1 is the paper's Example 3.3, noise with a strong signal; part 2 is scikit-learn's digits;
+    part 3, left out if PyTorch is not installed, is a network trained on them and pruned.
 
     Parameters
     ----------
     out : path
-        Folder to write into; made if the folder above it exists. Files of the same name in it
-        are replaced, those of an earlier demo's network too.
+        Folder to write into; it is made if its parent exists. Files of the same names in it are
+        replaced, including those of the network of an earlier demo.
     n : int
-        Side of the matrix of part 1.
+        Number of rows and columns of the matrix in part 1.
     epochs : int
-        Of the training of part 3.
+        Number of training epochs in part 3.
     say : callable, optional
         Receives the text of the tour, piece by piece.
 
@@ -51,10 +51,10 @@ def run_demo(
     Raises
     ------
     FileError
-        The folder cannot be made or written to, or what is not of an earlier demo has the name
-        of the network's folder in it.
+        The folder cannot be made or written to, or something in it that is not from an earlier
+        demo has the name of the network's folder.
     MissingDependencyError
-        scikit-learn, whose digits are the data, is not installed.
+        scikit-learn, which provides the digits, is not installed.
 
     Examples
     --------
@@ -70,21 +70,21 @@ def run_demo(
     if with_network := _has_torch():
         from rmtspec.demo.network import network_part, old_files
 
-        old_files(folder)  # raises now what saving would raise after all the work
+        old_files(folder)  # raises now rather than after all the work
     planted = ensembles.example_3_3(n, rng=0)
 
     tell(f"1. A known answer: Example 3.3 of the paper, {n} x {n}, noise of variance 1 plus signal")
     report = analyze_many({"Example 3.3": planted, "digits": digits})
     example, data = report.matrices["Example 3.3"], report.matrices["digits"]
     tell(f"{example!r}\n")
-    tell("The truth: variance 1, so noise alone ends at 4; the signal goes to 1e8 times that.\n")
+    tell("The truth: variance 1, so noise alone ends at 4; the signal reaches 1e8 times that.\n")
     written = _figures(example, folder, "example-3.3")
 
     rows, columns = digits.shape
     tell(f"2. Real data: scikit-learn's digits, {rows} pictures x {columns} pixels, standardised")
     tell(f"{data!r}\n")
     if not data.test.accepted:
-        tell("The law does not fit: neighbouring pixels are no independent noise.")
+        tell("The law does not fit: neighbouring pixels are not independent noise.")
     tell(_split_text(digits, data))
     written += _figures(data, folder, "digits")
 
@@ -92,21 +92,19 @@ def run_demo(
     if with_network:
         written += network_part(folder, tell, epochs=epochs)
     else:
-        tell(
-            "3. A trained network: left out, PyTorch is not installed: "
-            'pip install "rmtspec[torch]"\n'
-        )
+        how = 'pip install "rmtspec[torch]"'
+        tell(f"3. A trained network: left out, because PyTorch is not installed: {how}\n")
     tell("Written:\n" + "\n".join(f"  {path}" for path in written))
     return written
 
 
 def digits_matrix() -> Float64Array:
-    """Return scikit-learn's digits, constant pixels dropped, the others standardised."""
+    """Return scikit-learn's digits, with constant pixels dropped and the others standardised."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise MissingDependencyError(
-            "The demo's data come with scikit-learn, which is not installed: "
+            "The data of the demo come with scikit-learn, which is not installed: "
             'pip install "rmtspec[demo]".'
         ) from None
     pixels = np.asarray(load_digits().data, dtype=np.float64)
@@ -116,20 +114,19 @@ def digits_matrix() -> Float64Array:
 
 
 def _split_text(W: Float64Array, report: MatrixReport) -> str:
-    """Return what a split at the chosen rank would cost and save."""
+    """Describe what a split at the chosen rank would cost and save."""
     if not report.rank.saves:
         return f"No split: {report.rank.reason}.\n"
     parts = split(W, report.rank)
+    before, after = report.parameters_before, report.parameters_after
     return (
-        f"Split at rank {parts.rank}: {report.parameters_before:,} parameters become "
-        f"{report.parameters_after:,} "
-        f"({report.parameters_after / report.parameters_before:.1%}), relative error "
-        f"{parts.error:.3f}.\n"
+        f"Split at rank {parts.rank}: {before:,} parameters become {after:,} "
+        f"({after / before:.1%}), relative error {parts.error:.3f}.\n"
     )
 
 
 def _figures(report: MatrixReport, folder: Path, stem: str) -> list[Path]:
-    """Write the three pictures of one matrix."""
+    """Write the three plots of one matrix; return their paths."""
     from matplotlib.figure import Figure
 
     plots: dict[str, Callable[..., Any]] = {

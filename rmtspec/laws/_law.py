@@ -1,4 +1,4 @@
-"""What the laws have in common: arguments checked, shapes kept, what follows from the rest.
+"""The common part of the laws: checks of arguments, shapes, and the derived methods.
 
 >>> from rmtspec import MarchenkoPastur, TracyWidom
 >>> for law in (MarchenkoPastur(0.25), TracyWidom(beta=1)):
@@ -24,8 +24,8 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 class Law(ABC):
     """A law of real numbers, with the names of scipy.stats.
 
-    The private methods are its formulas: they take 1-D contiguous float64 arrays, which they leave
-    as they are, return new ones of that shape, and check nothing.
+    The private methods are its formulas: they take 1-D contiguous float64 arrays, leave these
+    unchanged, return new ones of the same shape, and check nothing.
     """
 
     __slots__ = ()
@@ -47,7 +47,7 @@ class Law(ABC):
 
     @abstractmethod
     def _moment(self, k: int) -> float:
-        """Return E[x^k] for k of at least 2."""
+        """Return E[x^k] for k >= 2."""
 
     @abstractmethod
     def support(self) -> tuple[float, float]:
@@ -62,7 +62,7 @@ class Law(ABC):
         """Return the variance."""
 
     def pdf(self, x: ArrayLike) -> Any:
-        """Return the density at `x`; an atom has none.
+        """Return the density at `x`, without any atom.
 
         Parameters
         ----------
@@ -72,12 +72,12 @@ class Law(ABC):
         Returns
         -------
         float or ndarray
-            In the shape of `x`, as from every method that takes an array.
+            In the shape of `x`; likewise for every method that takes an array.
 
         Raises
         ------
         InvalidTypeError
-            `x` does not hold real numbers; likewise in every method that takes an array.
+            `x` does not hold real numbers; likewise for every method that takes an array.
 
         Examples
         --------
@@ -88,7 +88,7 @@ class Law(ABC):
         return _mapped(self._density, x, "x")
 
     def logpdf(self, x: ArrayLike) -> Any:
-        """Return the logarithm of `pdf`, also where that is below the smallest float.
+        """Return the logarithm of `pdf`, even where `pdf` is below the smallest float.
 
         Examples
         --------
@@ -99,7 +99,7 @@ class Law(ABC):
         return _mapped(self._log_density, x, "x")
 
     def cdf(self, x: ArrayLike) -> Any:
-        """Return the probability of a value of at most `x`, accurate where it is small.
+        """Return the probability of a value at most `x`, accurate where it is small.
 
         Examples
         --------
@@ -110,7 +110,7 @@ class Law(ABC):
         return _mapped(self._distribution, x, "x", False)
 
     def logcdf(self, x: ArrayLike) -> Any:
-        """Return the logarithm of `cdf`, from whichever tail is the smaller.
+        """Return the logarithm of `cdf`, computed from the smaller tail.
 
         Examples
         --------
@@ -132,7 +132,7 @@ class Law(ABC):
         return _mapped(self._distribution, x, "x", True)
 
     def logsf(self, x: ArrayLike) -> Any:
-        """Return the logarithm of `sf`, from whichever tail is the smaller.
+        """Return the logarithm of `sf`, computed from the smaller tail.
 
         Examples
         --------
@@ -145,7 +145,7 @@ class Law(ABC):
     def ppf(self, p: ArrayLike) -> Any:
         """Return the quantile: the least x with ``cdf(x) >= p``.
 
-        Near 1 use `isf`, which takes 1 - p and keeps its digits.
+        Near 1, use `isf`, which takes 1 - p and so keeps its digits.
 
         Examples
         --------
@@ -167,19 +167,19 @@ class Law(ABC):
         return _mapped(self._quantile, q, "q", True)
 
     def rvs(self, size: int | tuple[int, ...] | None = None, *, rng: Any = None) -> Any:
-        """Return independent values of the law (not eigenvalues of one matrix: those repel).
+        """Return independent values of the law (unlike eigenvalues of one matrix, which repel).
 
         Parameters
         ----------
         size : int or tuple of int, optional
-            Shape; a single float when absent.
+            Shape of the result; a single float if None.
         rng : None, int, or numpy.random.Generator
             Passed to `numpy.random.default_rng`.
 
         Raises
         ------
         InvalidValueError, InvalidTypeError
-            A `size` or `rng` that numpy refuses.
+            NumPy refuses the `size` or the `rng`.
 
         Examples
         --------
@@ -193,8 +193,8 @@ class Law(ABC):
             kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
             raise kind(
                 f"`size` is {size!r} and `rng` is {rng!r}; expected a shape and a source of random "
-                f"numbers ({error}). Pass a whole number or a tuple of them as size; None, a seed "
-                "or a numpy Generator as rng."
+                f"numbers ({error}). Pass a whole number or a tuple of them as `size`, and None, a "
+                "seed or a NumPy Generator as `rng`."
             ) from error
         return self.ppf(np.maximum(uniform, 2.0**-54))  # 0, one in 2^53, would be -inf
 
@@ -221,9 +221,7 @@ class Law(ABC):
         return float(self.ppf(0.5))
 
     def moment(self, k: int) -> float:
-        """Return E[x^k] for a whole number `k` of at least 0; inf beyond the largest float.
-
-        The moment is about 0, and an atom counts.
+        """Return E[x^k], atom included, for a whole number `k` >= 0; inf beyond the largest float.
 
         Examples
         --------
@@ -235,7 +233,7 @@ class Law(ABC):
         return (1.0, self.mean())[k] if k < 2 else self._moment(k)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Return the quantiles that cut off (1 - level) / 2 on either side, `level` in [0, 1].
+        """Return the quantiles that cut off (1 - level) / 2 at either end, `level` in [0, 1].
 
         Examples
         --------
@@ -249,16 +247,16 @@ class Law(ABC):
 
 
 def shaped(result: Any) -> Any:
-    """Return a 0-d array as a float, any other as it is."""
+    """Return a 0-d array as a float, any other unchanged."""
     return result if result.ndim else float(result)
 
 
 def _mapped(
     formula: Callable[..., Float64Array], values: ArrayLike, name: str, *options: bool
 ) -> Any:
-    """Return the `formula` of `values`, in their shape."""
+    """Return `formula` of `values`, in their shape."""
     array = _checks.floats(values, name)
     flat = np.ascontiguousarray(array).reshape(-1)
-    # numba compiles anew for an array that is read-only
+    # for a read-only array numba would compile again
     out = formula(flat if flat.flags.writeable else flat.copy(), *options)
     return shaped(out.reshape(array.shape))

@@ -1,11 +1,14 @@
-"""The Chebyshev series of the Tracy-Widom laws put together: log of either tail, and its inverse.
+"""The piecewise Chebyshev series of the Tracy-Widom laws: log of either tail, and its inverse.
 
-In t, the variable of the table; arrays are 1-D.
+Each piece lies between consecutive `EDGES`. Its series is that of log F to the left of `CENTRE` and
+of log(1 - F) to the right, in the variable that goes from -1 to 1 over the piece. Everything is in
+t, which for beta = 4 is sqrt(2) s. Arrays are 1-D.
 """
 
 import bisect
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,34 +16,42 @@ from numpy.polynomial import chebyshev
 
 from rmtspec._checks import Float64Array
 from rmtspec.laws import _tracy_widom_expansions as expansions
-from rmtspec.laws import _tracy_widom_table as table
 
-CENTRE = table.RIGHT_EDGES[0]
-EDGES = (*table.LEFT_EDGES, *table.RIGHT_EDGES[1:])
+#: Made by benchmarks/tables/make_tracy_widom.py: per beta, the series padded with zeros, and the
+#: mean and variance in s.
+TABLE = Path(__file__).with_name("_tracy_widom_table.npz")
+BETAS = (1, 2, 4)
+EDGES = (-27.0, -14.0, -7.0, -2.0, 3.0, 12.0, 40.0, 110.0)
+CENTRE = -2.0
 _PIECES = len(EDGES) - 1
 _LEFT_OF_CENTRE = float(np.nextafter(CENTRE, -np.inf))
-# Spacing of the start values of `inverse`: a straight line between them is right to 5e-4, which
-# three Newton steps bring below rounding (1e-7, 1e-14, 1e-28).
+# Spacing of the initial values of `inverse`: linear interpolation between them is accurate to 5e-4,
+# which three Newton steps reduce to below rounding (1e-7, 1e-14, 1e-28).
 _SPACING = 1 / 16
 _NEWTON_STEPS = 3
 
 
 class TailSeries:
-    """The pieces of one law in t, from the far left to the far right, and their slopes."""
+    """The pieces of one law, from left to right, and their slopes."""
 
     def __init__(self, beta: int) -> None:
         self.beta = beta
         self.scale = float(np.sqrt(2.0)) if beta == 4 else 1.0
-        self.values = (*table.LEFT[beta], *table.RIGHT[beta])
+        law = BETAS.index(beta)
+        with np.load(TABLE, allow_pickle=False) as stored:
+            self.mean, self.variance = float(stored["means"][law]), float(stored["variances"][law])
+            rows = [np.trim_zeros(row, "b") for row in stored["coefficients"][law]]
+        self.values = tuple(tuple(row.tolist()) for row in rows)
         self.slopes = tuple(
-            tuple((chebyshev.chebder(value) * (2 / (high - low))).tolist())
-            for value, (low, high) in zip(self.values, pairwise(EDGES), strict=True)
+            tuple((chebyshev.chebder(row) * (2 / (high - low))).tolist())
+            for row, (low, high) in zip(rows, pairwise(EDGES), strict=True)
         )
-        self.centre_cdf = float(np.exp(_sum(table.LEFT[beta][-1], 1.0)))
-        self.centre_sf = float(np.exp(_sum(table.RIGHT[beta][0], -1.0)))
+        centre = EDGES.index(CENTRE)
+        self.centre_cdf = float(np.exp(_sum(self.values[centre - 1], 1.0)))
+        self.centre_sf = float(np.exp(_sum(self.values[centre], -1.0)))
 
     def log_tail(self, t: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Return log F left of the centre, log(1 - F) right of it, and the slopes."""
+        """Return log F left of the centre or log(1 - F) right of it, and the slopes."""
         if t.size == 1:
             value, slope = self._piece(bisect.bisect_right(EDGES, t.item()), t.item())
             return np.array([value]), np.array([slope])
@@ -52,7 +63,7 @@ class TailSeries:
         return value, slope
 
     def inverse(self, log_tail: Float64Array, *, left: bool) -> Float64Array:
-        """Return the `t` on one side of the centre with this log of the tail there."""
+        """Return the `t` on one side of the centre where the log of the tail has this value."""
         if not log_tail.size:
             return log_tail
         knots, values = self._starts_left if left else self._starts_right
@@ -64,7 +75,7 @@ class TailSeries:
         return t
 
     def _piece(self, k: int, t: Any) -> tuple[Any, Any]:
-        """Return log tail and slope in piece `k`; 0 and the last are past the table."""
+        """Return the log of the tail and its slope in piece `k`; first and last are outside it."""
         if k == 0:
             return expansions.log_cdf(np.asarray(t), self.beta)
         if k > _PIECES:  # nan comes here too, and stays nan
@@ -86,12 +97,12 @@ class TailSeries:
 
 @lru_cache
 def tail_series(beta: int) -> TailSeries:
-    """Return the series of one law, built on first use."""
+    """Return the series of one law, loaded on first use."""
     return TailSeries(beta)
 
 
 def _sum(coefficients: tuple[float, ...], u: Any) -> Any:
-    """Return the Chebyshev series at `u`, by Clenshaw; plain floats stay so, which is faster."""
+    """Return the Chebyshev series at `u`, by Clenshaw; a plain float stays one, for speed."""
     one: Any = 0.0
     two: Any = 0.0
     twice = 2 * u

@@ -1,6 +1,6 @@
 """Null law of the fit statistic: how far a bulk of pure noise strays from its own fitted law.
 
-A spectrum of pure noise, its statistic, and how often noise of that size has a larger one:
+For a spectrum of pure noise, its statistic and how often noise of that size has a larger one:
 
 >>> import rmtspec
 >>> from rmtspec.laws.fit_statistic import FitStatisticNull
@@ -27,51 +27,52 @@ from rmtspec.laws._law import shaped
 TABLE = Path(__file__).with_name("_fit_statistic_table.npz")
 #: Upper tail probabilities whose quantiles are tabulated.
 LEVELS = np.array([0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001])
-#: Shares of the spectrum left out on each side.
+#: Shares of the spectrum left out at each end.
 ALPHAS = np.array(
     [0.005, 0.012, 0.02, 0.03, *(np.arange(2, 13) / 40), 0.33, 0.36, 0.4, 0.43, 0.46, 0.475, 0.487]
 )
 #: Smallest and largest simulated p.
 SMALLEST, LARGEST = 16, 2048
-_CENTRE = 5.0  # of ln p, for the cubic's conditioning
-_LEAST = 1e-3  # quantile of p s; the cubics of windows of two ranks can dip below
+_CENTRE = 5.0  # subtracted from ln p, to condition the cubic
+_LEAST = 1e-3  # quantile of p s; the cubics of windows of two ranks may fall below
 
 
 class FitStatisticNull:
     """Law of the statistic s of `rmtspec.fit_test` on a matrix of independent noise.
 
-    ``s = max |F_emp - F_law|`` over the ranks alpha p <= k <= (1 - alpha) p, the law's variance
-    fitted to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of
-    independent values: eigenvalues repel, and p s grows like log p. The law comes from simulated
-    Gaussian matrices: quantiles of p s, each a cubic in log p, interpolated in ratio and alpha,
-    and between levels in the log odds. Uniform and Rademacher entries have the same law; with
-    heavy tails (Student's t, 5 degrees of freedom, 250 x 500) a test at level 0.05 rejects 0.09.
+    ``s = max |F_emp - F_law|`` over the ranks alpha p <= k <= (1 - alpha) p, with the variance of
+    the law fitted to the same eigenvalues, is far smaller than the Kolmogorov-Smirnov statistic of
+    independent values: eigenvalues repel, and p s grows like log p. The null law comes from
+    simulated Gaussian matrices. It is tabulated as quantiles of p s, each a cubic in log p, and
+    interpolated in ratio and alpha and, between levels, in the log odds. Uniform and Rademacher
+    entries have the same law; with heavy tails (Student's t with 5 degrees of freedom, 250 x 500)
+    a test at level 0.05 rejects a share of 0.09.
 
     Parameters
     ----------
     n, p : int
         Larger and smaller side of the noise matrix, ``1 <= p <= n``.
     alpha : float
-        Share of the spectrum left out on each side, in (0, 1/2).
+        Share of the spectrum left out at each end, in (0, 1/2).
     quantiles : {"midpoint", "paper"}
-        Pairing of the fit: see `rmtspec.bema`.
+        Pairing used by the fit: see `rmtspec.bema`.
 
     Raises
     ------
     InvalidValueError, InvalidTypeError
-        An argument outside its range or of another type.
+        An argument is outside its range or of the wrong type.
 
     Notes
     -----
     Methods take a number or an array and return a float or an array of that shape; nan stays nan.
 
-    Simulated for p from 16 to 2048 and alpha from 0.005 to 0.487. Below 16 the law of p s at 16 is
-    used (such results are marked unreliable anyway); above 2048 all quantiles of p s rise together,
-    linearly in log p, as the largest value of a log-correlated field does; alpha beyond its ends
-    counts as the end; tails below 0.001 go on exponentially. In fresh simulations between the
-    tabulated points (p from 17 to 300, alpha up to 0.42) the test at level 0.05 rejected 0.046 to
-    0.056 of noise matrices, at level 0.01 0.008 to 0.013. With alpha near 1/2 and fewer than ten
-    ranks left to compare, the size at 0.05 wanders between 0.01 and 0.07.
+    The simulations cover p from 16 to 2048 and alpha from 0.005 to 0.487. Below 16, the law of p s
+    at 16 is used (such results are marked unreliable anyway). Above 2048, all quantiles of p s rise
+    together, linearly in log p, like the maximum of a log-correlated field. An alpha outside its
+    range is taken as the nearest end, and tails below 0.001 continue exponentially. In separate
+    simulations between the tabulated points (p from 17 to 300, alpha up to 0.42), the test rejected
+    0.046 to 0.056 of noise matrices at level 0.05, and 0.008 to 0.013 at level 0.01. With alpha
+    near 1/2 and fewer than ten ranks to compare, its size at level 0.05 is between 0.01 and 0.07.
 
     Examples
     --------
@@ -89,14 +90,13 @@ class FitStatisticNull:
         self._p = _checks.integer(p, "p", 1)
         self._n = _checks.integer(n, "n", self._p, hint="n is the larger side, p the smaller.")
         alpha = _checks.inside(alpha, "alpha", 0.0, 0.5)
-        pairing = ("midpoint", "paper").index(
-            _checks.choice(quantiles, "quantiles", ("midpoint", "paper"))
-        )
+        pairings = ("midpoint", "paper")
+        pairing = pairings.index(_checks.choice(quantiles, "quantiles", pairings))
         share = max(1, math.ceil(alpha * self._p - 1e-9)) / self._p  # the window's first rank
         self._points = _points(pairing, self._p / self._n, share, self._p)
 
     def sf(self, s: ArrayLike) -> Any:
-        """Return the p-value: the chance of a statistic of `s` or more.
+        """Return the p-value: the probability of a statistic of `s` or more.
 
         Examples
         --------
@@ -113,7 +113,7 @@ class FitStatisticNull:
         return shaped(result)
 
     def cdf(self, s: ArrayLike) -> Any:
-        """Return the chance of a statistic below `s`.
+        """Return the probability of a statistic below `s`.
 
         Examples
         --------
@@ -123,7 +123,7 @@ class FitStatisticNull:
         return 1.0 - self.sf(s)
 
     def isf(self, q: ArrayLike) -> Any:
-        """Return the statistic that is exceeded with probability `q`; nan outside [0, 1].
+        """Return the statistic exceeded with probability `q`; nan outside [0, 1].
 
         Examples
         --------
@@ -164,7 +164,7 @@ _LOG_ODDS = np.log(LEVELS / (1.0 - LEVELS))
 
 
 def powers(log_p: ArrayLike) -> Float64Array:
-    """Return the cubic's basis at ln p."""
+    """Return the basis of the cubics at ln p."""
     x = np.asarray(log_p, dtype=np.float64) - _CENTRE
     result: Float64Array = x[..., None] ** np.arange(4)
     return result
@@ -193,13 +193,13 @@ def _points(pairing: int, ratio: float, share: float, p: int) -> Float64Array:
 
 
 def _slope(mixed: Float64Array) -> float:
-    """Return the growth of p s per unit of ln p over the last factor 4, the middle levels' mean."""
+    """Return the growth of p s per unit of ln p over the last factor 4, averaged over levels."""
     rise = powers(math.log(LARGEST)) - powers(math.log(LARGEST / 4))
     return float(np.mean(mixed[3:9] @ rise)) / math.log(4.0)
 
 
 def _place(grid: Float64Array, value: float) -> tuple[int, float]:
-    """Return the cell of `grid` that holds `value`, and how far into it, from 0 to 1."""
+    """Return the cell of `grid` that holds `value`, and the position in it, from 0 to 1."""
     cell = int(np.clip(np.searchsorted(grid, value) - 1, 0, grid.size - 2))
     share = (value - grid[cell]) / (grid[cell + 1] - grid[cell])
     return cell, float(np.clip(share, 0.0, 1.0))

@@ -1,4 +1,4 @@
-"""The Marchenko-Pastur law: where the eigenvalues of a noise matrix fall.
+"""The Marchenko-Pastur law: where the eigenvalues of a noise matrix lie.
 
 >>> import numpy as np
 >>> from rmtspec import MarchenkoPastur
@@ -24,28 +24,28 @@ _VARIANCES = (1e-200, 1e200)
 
 
 class MarchenkoPastur(Law):
-    """Limit law of the eigenvalues of W^T W / N, W an N x M matrix of independent noise.
+    """Limit law of the eigenvalues of W^T W / N for an N x M matrix W of independent noise.
 
-    The paper's eq. (5) and (6), with the ratio c = M / N: density
+    This is the paper's eq. (5) and (6). With the ratio c = M / N, the density is
     ``sqrt((x - a) (b - x)) / (2 pi variance c x)`` between the edges
-    ``a, b = variance (1 -+ sqrt c)^2``, and for c > 1 an atom of mass 1 - 1 / c at 0.
+    ``a, b = variance (1 -+ sqrt c)^2``; for c > 1 there is an atom of mass 1 - 1 / c at 0.
 
     Parameters
     ----------
     ratio : float
-        Columns over rows, from 1e-6 to 1e6.
+        Columns divided by rows of W, from 1e-6 to 1e6.
     variance : float
-        Of the entries of W, from 1e-200 to 1e200.
+        Variance of the entries of W, from 1e-200 to 1e200.
 
     Raises
     ------
     InvalidValueError, InvalidTypeError
-        A ratio or variance outside its range, or no number.
+        The ratio or variance is outside its range, or not a number.
 
     Notes
     -----
-    Methods take a number or an array and return a float or an array of that shape. Laws of equal
-    ratio and variance are equal. At and beyond the ends, as in scipy.stats:
+    Methods take a number or an array and return a float or an array of that shape. Laws with equal
+    ratio and variance are equal. At and beyond the edges, values are those of scipy.stats:
 
     =======================  =========================================================
     argument                 value
@@ -54,24 +54,25 @@ class MarchenkoPastur(Law):
     x at or above bulk_edge  pdf 0, logpdf -inf, cdf 1, sf 0
     0 <= x <= lower_edge     cdf = atom (right-continuous), pdf 0: the atom has no density
     x = 0, ratio = 1         pdf and logpdf inf
-    p = 0                    ppf: lower end of the support (0 when there is an atom)
+    p = 0                    ppf: lower end of the support (0 if there is an atom)
     p <= atom                ppf 0
     p = 1                    ppf: bulk_edge
     p outside [0, 1]         ppf and isf nan
     nan                      nan
     =======================  =========================================================
 
-    The moments are the Narayana sums, taken in whole numbers and rounded once::
+    The moments are Narayana sums, computed in whole numbers and rounded once::
 
         E[x^k] = variance^k sum_{j=0}^{k-1} C(k, j) C(k-1, j) ratio^j / (j + 1)
 
-    The pdf integrates to 1 - atom. Both tails are computed directly, each from its own edge held to
-    twice the working precision: cdf and sf are right to 1e-14, and to 1e-12 of themselves however
-    small; quantiles to 1e-13 of themselves. For probabilities near 1 take `sf`, `isf`, `logsf`.
+    The pdf integrates to 1 - atom. Both tails are computed directly, each from its own edge, which
+    is held to twice the working precision. The cdf and sf are accurate to 1e-14, with relative
+    errors below 1e-12 however small they are, and quantiles have relative errors below 1e-13. For
+    probabilities near 1, use `sf`, `isf` and `logsf`.
 
-    One quantile is solved for, at about 0.2 microseconds; 500 and more share a table of polynomials
-    that agrees to rounding, a few nanoseconds each. A sorted array, such as the midpoints
-    (k - 1/2) / size, costs a third of that. `ppf` and `isf` choose.
+    A single quantile takes about 0.2 microseconds. 500 or more share a table of polynomials, which
+    agrees to rounding and takes a few nanoseconds each; a sorted array, such as the midpoints
+    (k - 1/2) / size, takes a third of that. `ppf` and `isf` choose the method.
 
     Examples
     --------
@@ -90,24 +91,24 @@ class MarchenkoPastur(Law):
     def __init__(self, ratio: float, variance: float = 1.0) -> None:
         hint = "Pass columns / rows (p / n) of the matrix."
         self._ratio = _checks.inside(ratio, "ratio", *_RATIOS, closed=True, hint=hint)
-        hint = "Pass the variance of the entries; scale the matrix if it is so far off."
+        hint = "Pass the variance of the entries; rescale the matrix if it is that extreme."
         self._variance = _checks.inside(variance, "variance", *_VARIANCES, closed=True, hint=hint)
         self._constants: kernels.Constants = kernels.constants(self._ratio, self._variance)
         self._packed = tuple(self._constants)
 
     @property
     def ratio(self) -> float:
-        """Columns over rows of the matrix."""
+        """Columns divided by rows of the matrix."""
         return self._ratio
 
     @property
     def variance(self) -> float:
-        """Variance of the matrix's entries."""
+        """Variance of the entries of the matrix."""
         return self._variance
 
     @property
     def atom(self) -> float:
-        """Mass at 0: ``1 - 1 / ratio`` above ratio 1, else 0."""
+        """Mass at 0: ``1 - 1 / ratio`` for a ratio above 1, else 0."""
         return max(self._ratio - 1.0, 0.0) / self._ratio
 
     @property
@@ -121,7 +122,7 @@ class MarchenkoPastur(Law):
         return self._constants.top
 
     def support(self) -> tuple[float, float]:
-        """Return the ends of the whole law; the lower one is 0 where there is an atom.
+        """Return the ends of the support; the lower one is 0 if there is an atom.
 
         Examples
         --------
@@ -175,7 +176,7 @@ class MarchenkoPastur(Law):
         return out
 
     def _log_distribution(self, x: Float64Array, upper: bool) -> Float64Array:
-        """Take the log of the smaller of the two tails, through log1p where it is the other one."""
+        """Take the log of the smaller tail, by log1p if that is the other one."""
         this, other = self._distribution(x, upper), self._distribution(x, not upper)
         with np.errstate(divide="ignore"):
             return np.where(this < 0.5, np.log(this), np.log1p(-other)) + 0.0  # no -0.0

@@ -1,7 +1,8 @@
-"""The Tracy-Widom laws: where the largest eigenvalue of a noise matrix lands.
+"""The Tracy-Widom laws: where the largest eigenvalue of a noise matrix lies.
 
-Less `centre` and over `scale`, the largest eigenvalue of W^T W / n, W an n x p matrix of noise of
-variance 1, has the law of beta = 1 in the limit of large n and p. One matrix in a hundred exceeds
+Let W be an n x p matrix of noise of variance 1. The largest eigenvalue of W^T W / n, less `centre`
+and divided by `scale`, follows the law of beta = 1 in the limit of large n and p. One matrix in a
+hundred exceeds
 
 >>> from rmtspec import TracyWidom
 >>> n, p = 1000, 500
@@ -19,9 +20,8 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array, integer
 from rmtspec.errors import InvalidOptionError
-from rmtspec.laws import _tracy_widom_table as table
 from rmtspec.laws._law import Law
-from rmtspec.laws._tracy_widom_series import CENTRE, EDGES, tail_series
+from rmtspec.laws._tracy_widom_series import BETAS, CENTRE, EDGES, tail_series
 
 _STEP = 1 / 16  # of the rule for moments, in t
 
@@ -30,33 +30,33 @@ _STEP = 1 / 16  # of the rule for moments, in t
 class TracyWidom(Law):
     """Tracy-Widom law of the centred and scaled largest eigenvalue of a random matrix.
 
-    Read from a table of Chebyshev series of log F and log(1 - F), made from determinants in
-    multi-precision arithmetic. Held against Painleve II values: `cdf`, `sf`, `pdf` within 1e-15;
-    relative error of `cdf` and `sf` in their own tails below 3e-13 down to 1e-300; `ppf` and
-    `isf` within 1e-14 for any probability from 1e-300. `moment` is right to 1e-13 of E|x|^k.
+    It is computed from a table of Chebyshev series of log F and log(1 - F), made from determinants
+    in multi-precision arithmetic. Compared with Painleve II values, `cdf`, `sf` and `pdf` are
+    accurate to 1e-15, `cdf` and `sf` in their own tails to a relative error of 3e-13 down to
+    1e-300, and `ppf` and `isf` to 1e-14 for any probability from 1e-300. `moment` is accurate to
+    1e-13 of E|x|^k.
 
     Parameters
     ----------
     beta : {1, 2, 4}
-        Real, complex or quaternion matrices (the orthogonal, unitary, symplectic ensembles).
-        BEMA and everything else in this package about real matrices uses 1.
+        Real, complex or quaternion matrices (the orthogonal, unitary and symplectic ensembles).
+        BEMA and the rest of this package, which are about real matrices, use 1.
 
     Raises
     ------
     InvalidValueError, InvalidTypeError
-        Another `beta`, or no whole number.
+        `beta` is another number, or not a whole number.
 
     Notes
     -----
-    With V the operator on (t, inf) of kernel Ai((x + y) / 2) / 2, F+ = det(I - V) and
-    F- = det(I + V) ([1]_, section 3 of [2]_)::
+    Let V be the operator on (t, inf) with the kernel Ai((x + y) / 2) / 2, F+ = det(I - V) and
+    F- = det(I + V). Then ([1]_, section 3 of [2]_)::
 
         F1(s) = F+(s)    F2(s) = F+(s) F-(s)    F4(s) = (F+(t) + F-(t)) / 2 with t = sqrt(2) s
 
-    Two scales are in use for beta = 4. Here the mean is -2.30688 and the variance 0.51772, the
-    largest eigenvalue of the symplectic ensemble on the scale of the other two; some authors
-    leave out the sqrt(2) and have the mean -3.26243 and the variance 1.03545: their values are
-    sqrt(2) times those here.
+    Two scales are in use for beta = 4. Here the largest eigenvalue of the symplectic ensemble is
+    on the scale of the other two, with mean -2.30688 and variance 0.51772. Some authors leave out
+    the sqrt(2) and have mean -3.26243 and variance 1.03545: their values are sqrt(2) times these.
 
     ==================  =====================================================================
     given               returned
@@ -66,9 +66,9 @@ class TracyWidom(Law):
     nan                 nan
     x = -inf or inf     cdf 0 or 1, sf 1 or 0, pdf 0, logpdf -inf, logcdf -inf or 0, logsf 0
                         or -inf
-    far left, right     cdf, sf and pdf fade through the subnormal numbers to 0; their logs go on
-                        by asymptotic expansion, relative error below 1e-12, and are finite from
-                        x = -1e102 to 1e205
+    far left, right     cdf, sf and pdf fade through the subnormal numbers to 0; their logs continue
+                        by asymptotic expansion, with relative errors below 1e-12, and are finite
+                        from x = -1e102 to 1e205
     p = 0, p = 1        ppf -inf, inf; isf inf, -inf
     p outside [0, 1]    ppf and isf nan
     ==================  =====================================================================
@@ -92,9 +92,9 @@ class TracyWidom(Law):
     beta: int = 1
 
     def __post_init__(self) -> None:
-        hint = "Take 1 for real matrices, 2 for complex ones, 4 for quaternions."
+        hint = "Pass 1 for real matrices, 2 for complex and 4 for quaternion ones."
         beta = integer(self.beta, "beta", 1, hint=hint)
-        if beta not in table.MEAN:
+        if beta not in BETAS:
             raise InvalidOptionError(f"`beta` is {beta}", "1, 2 or 4", hint)
         object.__setattr__(self, "beta", beta)
 
@@ -106,7 +106,7 @@ class TracyWidom(Law):
         >>> print(f"{TracyWidom(beta=1).mean():.6f}")
         -1.206534
         """
-        return float(table.MEAN[self.beta])
+        return tail_series(self.beta).mean
 
     def var(self) -> float:
         """Return the variance.
@@ -116,10 +116,10 @@ class TracyWidom(Law):
         >>> print(f"{TracyWidom(beta=1).var():.6f}")
         1.607781
         """
-        return float(table.VARIANCE[self.beta])
+        return tail_series(self.beta).variance
 
     def support(self) -> tuple[float, float]:
-        """Return the ends of the support, the whole line.
+        """Return the ends of the support, which is the whole line.
 
         Examples
         --------
@@ -159,19 +159,19 @@ class TracyWidom(Law):
         return x
 
     def _moment(self, k: int) -> float:
-        """Sum over equidistant points: exact to rounding, as F is analytic on the whole line."""
+        """Sum over equidistant points: exact to rounding, because F is analytic everywhere."""
         t = np.arange(EDGES[0] + _STEP / 2, EDGES[-1], _STEP)  # not 0
         scale = tail_series(self.beta).scale
         x = t / scale
-        k = min(k, 10**6)  # inf long before
+        k = min(k, 10**6)  # the moment is inf long before
         logs = self._log_density(x) + k * np.log(np.abs(x)) + np.log(_STEP / scale)
-        top = logs.max()  # x^k alone can overflow
+        top = logs.max()  # x^k alone may overflow
         total = np.sum(np.exp(logs - top) * np.sign(x) ** k)
         with np.errstate(over="ignore"):
             return float(np.sign(total) * np.exp(top + np.log(np.abs(total))))
 
     def _tail(self, x: Float64Array) -> tuple[NDArray[np.bool_], Float64Array, Float64Array]:
-        """Return whether `x` is left of the centre, the log of the tail it is in, the slope."""
+        """Return whether `x` is left of the centre, the log of its tail, and the slope."""
         series = tail_series(self.beta)
         with np.errstate(over="ignore"):
             t = x * series.scale

@@ -1,4 +1,4 @@
-"""Eigenvalues of a Gram matrix, read in blocks: Gram and symmetric solver, or QR and SVD."""
+"""Eigenvalues of a matrix read in blocks: from its Gram matrix, or by QR and SVD."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ Matrix = NDArray[Any]
 
 #: Bytes of one float64 block.
 _BLOCK_BYTES = 2**24
-#: Largest eigenvalue over bulk beyond which the Gram route is left, per precision.
+#: Ratio of largest eigenvalue to bulk beyond which the Gram route is abandoned, per precision.
 _RANGE = {"float64": 1e10, "float32": 1e3}
-#: Entries beyond these have squares that leave the range of float64 when summed.
+#: Outside this range, sums of squared entries overflow or underflow float64.
 _LARGEST, _SMALLEST = 1e145, 1e-145
 
 
 class Eigenvalues(NamedTuple):
-    """What came out: eigenvalues s^2 / n ascending, and how."""
+    """Eigenvalues s^2 / n, ascending, and how they were computed."""
 
     values: Float64Array
     n: int
@@ -35,11 +35,9 @@ class Eigenvalues(NamedTuple):
 def matrix_eigenvalues(
     array: Matrix, method: str, precision: str, eigensolver: Eigensolver | None
 ) -> Eigenvalues:
-    """Return the eigenvalues of `array`, checked: see `rmtspec.spectrum` for the parameters."""
+    """Return the eigenvalues of `array`; `rmtspec.spectrum` describes the parameters."""
     wide = array.shape[0] < array.shape[1]
     tall = array.T if wide else array  # the longer side first; a view
-    if tall.dtype.itemsize >= 8:
-        _check_range(tall, wide)
     gram, row_is_zero = _gram(tall, wide, eigensolver)
     column_is_zero = np.diagonal(gram) == 0.0
     n = int(np.count_nonzero(~row_is_zero))
@@ -52,8 +50,8 @@ def matrix_eigenvalues(
     if dropped != (0, 0):
         if n < p:  # without its zero rows the longer side is the shorter one
             kept = tall[~row_is_zero][:, ~column_is_zero]
-            found = matrix_eigenvalues(kept, method, precision, eigensolver)
-            return found._replace(dropped_rows=rows, dropped_columns=columns)
+            eigenvalues = matrix_eigenvalues(kept, method, precision, eigensolver)
+            return eigenvalues._replace(dropped_rows=rows, dropped_columns=columns)
         gram = np.asfortranarray(gram[np.ix_(~column_is_zero, ~column_is_zero)])
         tall = tall[:, ~column_is_zero] if dropped[1] else tall
     values, route, eps = _solve(tall, gram, method, precision, eigensolver=eigensolver)
@@ -63,16 +61,12 @@ def matrix_eigenvalues(
 def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
     """Return the smaller Gram matrix of `array`, upper triangle, and whether rows < columns."""
     wide = array.shape[0] < array.shape[1]
-    tall = array.T if wide else array
-    if tall.dtype.itemsize >= 8:
-        _check_range(tall, wide)
-    return _gram(tall, wide)[0], wide
+    return _gram(array.T if wide else array, wide)[0], wide
 
 
-def blocks(tall: Matrix, columns: int | None = None) -> Iterator[tuple[int, Float64Array]]:
-    """Yield (first row, block of rows as contiguous float64) so that one block is in memory."""
-    width = tall.shape[1] if columns is None else columns
-    step = max(1, _BLOCK_BYTES // (8 * max(width, 1)))
+def blocks(tall: Matrix) -> Iterator[tuple[int, Float64Array]]:
+    """Yield (first row, rows as contiguous float64), one block in memory at a time."""
+    step = _block_rows(tall)
     for start in range(0, tall.shape[0], step):
         block = np.array(tall[start : start + step], dtype=np.float64, order="K", copy=None)
         if not (block.flags.c_contiguous or block.flags.f_contiguous):
@@ -81,15 +75,21 @@ def blocks(tall: Matrix, columns: int | None = None) -> Iterator[tuple[int, Floa
         del block  # before the next one is made
 
 
+def _block_rows(tall: Matrix) -> int:
+    return max(1, _BLOCK_BYTES // (8 * max(int(tall.shape[1]), 1)))
+
+
 def _gram(
     tall: Matrix, wide: bool, eigensolver: Eigensolver | None = None
 ) -> tuple[Float64Array, NDArray[np.bool_]]:
     """Return the upper triangle of ``tall.T @ tall`` (Fortran order) and which rows are zero.
 
-    An eigensolver with a method `gram` makes the product itself, on its own device.
+    An eigensolver with a method `gram` computes the product itself, on its own device.
     """
     from scipy.linalg.blas import dsyrk
 
+    if tall.dtype.itemsize >= 8:
+        _check_range(tall, wide)
     n, p = tall.shape
     elsewhere = getattr(eigensolver, "gram", None)
     gram = np.zeros((p, p) if elsewhere is None else (1, 1), order="F")
@@ -110,19 +110,14 @@ def _gram(
         gram = np.asfortranarray(elsewhere(tall), dtype=np.float64)
         if gram.shape != (p, p):
             raise InvalidValueError(
-                f"`eigensolver.gram` returned shape {gram.shape}; expected ({p}, {p}), the "
-                "product of the array's transpose with the array it was given."
+                f"`eigensolver.gram` returned shape {gram.shape}; expected ({p}, {p}), the product "
+                "of the transpose of the array it was given with that array."
             )
     return gram, row_is_zero
 
 
 def _solve(
-    tall: Matrix,
-    gram: Float64Array,
-    method: str,
-    precision: str,
-    *,
-    eigensolver: Eigensolver | None,
+    tall: Matrix, gram: Float64Array, method: str, precision: str, *, eigensolver: Any
 ) -> tuple[Float64Array, str, float]:
     """Return s^2 ascending, the route taken, and its machine epsilon."""
     from scipy.linalg import eigvalsh
@@ -144,19 +139,19 @@ def _solve(
 
 
 def _bulk_is_safe(values: Float64Array, span: float) -> bool:
-    """Tell whether the lower quarter of the spectrum stands above the Gram matrix's rounding."""
+    """Tell whether the lower quarter of the spectrum exceeds the rounding of the Gram matrix."""
     return bool(values[-1] <= span * values[len(values) // 4])
 
 
 def _svd_squares(tall: Matrix) -> Float64Array:
-    """Return s^2 ascending without squaring the condition: QR by row blocks, then SVD."""
+    """Return s^2, ascending, without squaring the condition number: QR by row blocks, then SVD."""
     from scipy.linalg import qr, svdvals
 
     factor: Float64Array | None = None
     for _, block in blocks(tall):
         stacked = block if factor is None else np.vstack([factor, block])
         if stacked.shape[0] > stacked.shape[1]:
-            ours = factor is not None  # a first block may be the caller's own memory
+            ours = factor is not None  # the first block may be the caller's own memory
             triangle = qr(stacked, mode="r", overwrite_a=ours, check_finite=False)[0]
             factor = triangle[: stacked.shape[1]].copy()
         else:
@@ -169,18 +164,18 @@ def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
     for column in range(gram.shape[1]):  # in Fortran order a column is contiguous
         gram[column + 1 :, column] = gram[column, column + 1 :]
     values = np.asarray(eigensolver(gram), dtype=np.float64)
-    if values.shape != (gram.shape[0],) or not np.isfinite(values).all():
+    finite = np.isfinite(values).all()
+    if values.shape != (gram.shape[0],) or not finite:
         raise InvalidValueError(
-            f"`eigensolver` returned shape {values.shape}"
-            f"{'' if np.isfinite(values).all() else ' with nan or inf'}; expected the "
-            f"{gram.shape[0]} finite eigenvalues of the Gram matrix it was given."
+            f"`eigensolver` returned shape {values.shape}{'' if finite else ' with nan or inf'}; "
+            f"expected the {gram.shape[0]} finite eigenvalues of the Gram matrix it was given."
         )
     return np.sort(values)
 
 
 def _check_range(tall: Matrix, wide: bool) -> None:
     largest = 0.0
-    for start in range(0, tall.shape[0], step := max(1, _BLOCK_BYTES // (8 * tall.shape[1]))):
+    for start in range(0, tall.shape[0], step := _block_rows(tall)):
         part = tall[start : start + step]
         largest = max(largest, float(part.max()), -float(part.min()))
         if not np.isfinite(largest):
@@ -188,12 +183,12 @@ def _check_range(tall: Matrix, wide: bool) -> None:
     if largest and not _SMALLEST < largest < _LARGEST:
         raise InvalidValueError(
             f"`W` has entries up to {largest:.3g}, whose squares leave the range of float64; "
-            f"expected between {_SMALLEST:g} and {_LARGEST:g}. Divide W by {largest:.0e} first."
+            f"expected between {_SMALLEST:g} and {_LARGEST:g}. Divide `W` by {largest:.0e} first."
         )
 
 
 def _raise_not_finite(tall: Matrix, wide: bool) -> None:
-    """Raise with the number of nan and infinite entries and the places of the first ones."""
+    """Raise, naming the number of nan and infinite entries and the first positions."""
     nans = infinities = 0
     places: list[str] = []
     for start, block in blocks(tall):

@@ -16,26 +16,25 @@ from rmtspec.matrix.window import statistic
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FitTest:
-    """Outcome of the fit test.
+    """Result of the fit test.
 
     Attributes
     ----------
     statistic : float
-        s = max over the bulk of the distance between the empirical distribution (at midpoints)
-        and the fitted law's; nan when there was no fit.
+        Largest distance over the bulk between the empirical distribution function (at midpoints)
+        and that of the fitted law; nan if there was no fit.
     pvalue : float
-        Chance that a matrix of pure noise of this size gives a statistic as large or larger.
+        Probability that a matrix of pure noise of this size gives a statistic at least as large.
     accepted : bool
-        With a `cutoff`, statistic <= cutoff; without, pvalue >= level. False when there was
-        no fit.
+        With a `cutoff`, statistic <= cutoff; without, pvalue >= level. False if there was no fit.
     cutoff : float or None
         The paper's gamma, or None.
     level : float
-        Level of the test when there is no cutoff.
+        Level of the test without a cutoff.
     n_compared : int
-        Eigenvalues compared.
+        Number of eigenvalues compared.
     reason : str
-        Why there is no statistic ("no bulk"); empty when there is.
+        Why there is no statistic ("no bulk"); empty if there is one.
     """
 
     statistic: float
@@ -53,18 +52,15 @@ class FitTest:
     def __repr__(self) -> str:
         if self.reason:
             return aligned("FitTest", [("accepted", self.accepted), ("reason", self.reason)])
-        rule = f"pvalue >= {self.level:g}"
-        if self.cutoff is not None:
-            rule = f"statistic <= {self.cutoff:g}"
-        return aligned(
-            "FitTest",
-            [
-                ("statistic", self.statistic),
-                ("pvalue", self.pvalue),
-                ("accepted", f"{'yes' if self.accepted else 'no'} ({rule})"),
-                ("compared", f"{self.n_compared} eigenvalues"),
-            ],
-        )
+        by_pvalue = self.cutoff is None
+        rule = f"pvalue >= {self.level:g}" if by_pvalue else f"statistic <= {self.cutoff:g}"
+        pairs: list[tuple[str, object]] = [
+            ("statistic", self.statistic),
+            ("pvalue", self.pvalue),
+            ("accepted", f"{'yes' if self.accepted else 'no'} ({rule})"),
+            ("compared", f"{self.n_compared} eigenvalues"),
+        ]
+        return aligned("FitTest", pairs)
 
 
 def fit_test(
@@ -74,19 +70,19 @@ def fit_test(
 
     The statistic compares the two distribution functions at the eigenvalues that BEMA matched, so
     spikes do not count. Its p-value comes from simulated noise matrices of the same size, ratio and
-    alpha (`rmtspec.laws.fit_statistic.FitStatisticNull`); with `cutoff` the paper's rule decides.
+    alpha (`rmtspec.laws.fit_statistic.FitStatisticNull`); with `cutoff`, the paper's rule decides.
 
     Parameters
     ----------
     spec : Spectrum
-        The spectrum that was fitted.
+        The fitted spectrum.
     fit : BulkFit
         From `bema` on that spectrum.
     cutoff : float, optional
-        The paper's gamma, in (0, 1): accept while statistic <= cutoff, whatever the p-value. The
+        The paper's gamma, in (0, 1): accept if statistic <= cutoff, whatever the p-value. The
         paper uses 0.01 to 0.15; a noise matrix of 784 x 1000 stays below 0.004.
     level : float
-        Without a cutoff, accept while pvalue >= level; in (0, 1).
+        In (0, 1). Without a cutoff, accept if pvalue >= level.
 
     Returns
     -------
@@ -95,9 +91,9 @@ def fit_test(
     Raises
     ------
     InvalidTypeError
-        `spec` is no Spectrum, or `fit` no BulkFit.
+        `spec` is not a Spectrum, or `fit` is not a BulkFit.
     InvalidValueError
-        A fit of another matrix size, or an option outside its range.
+        The fit is of another matrix size, or an option is outside its range.
 
     Examples
     --------
@@ -108,29 +104,24 @@ def fit_test(
     """
     check_fit(spec, fit)
     cutoff, level = check_decision(cutoff, level)
-    found = pvalue = math.nan
+    s = pvalue = math.nan
+    n_compared = 0
     if fit.law is not None:
         window = fit.window
-        found = statistic(spec.eigenvalues, fit.law, window)
+        n_compared = window.n_ranks
+        s = statistic(spec.eigenvalues, fit.law, window)
         null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
-        pvalue = float(null.sf(found))
+        pvalue = float(null.sf(s))
     return FitTest(
-        statistic=found,
-        pvalue=pvalue,
-        accepted=pvalue >= level if cutoff is None else found <= cutoff,
-        cutoff=cutoff,
-        level=level,
-        n_compared=0 if fit.law is None else fit.window.n_ranks,
-        reason=fit.reason,
-    )
+        statistic=s, pvalue=pvalue, accepted=pvalue >= level if cutoff is None else s <= cutoff,
+        cutoff=cutoff, level=level, n_compared=n_compared, reason=fit.reason,
+    )  # fmt: skip
 
 
 def check_decision(cutoff: Any, level: Any) -> tuple[float | None, float]:
-    """Return `cutoff` and `level` as floats, or raise for a wrong option of `fit_test`."""
+    """Return `cutoff` and `level` as floats, or raise if an option of `fit_test` is wrong."""
     level = _checks.inside(level, "level", 0.0, 1.0, hint="0.05 is usual.")
-    if cutoff is not None:
-        cutoff = _checks.cutoff(cutoff, "cutoff")
-    return cutoff, level
+    return None if cutoff is None else _checks.cutoff(cutoff, "cutoff"), level
 
 
 def check_fit(spec: Spectrum, fit: object) -> None:

@@ -15,7 +15,7 @@ from rmtspec.matrix.fit_test import check_fit
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.terms import Why
 
-#: All but "bema" keep a share (`keep`) and need no fit.
+#: All but "bema" keep a share (`keep`) and do not need a fit.
 RULES = ("bema", "energy", "fraction")
 _HINTS = {
     "energy": "keep=0.9 to keep 90 % of the sum of squares.",
@@ -26,12 +26,13 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class RankDecision:
-    """How many singular values a rule keeps; usable as a whole number (``split(W, decision)``).
+    """How many singular values to keep; it can be used as an integer (``split(W, decision)``).
 
     Attributes
     ----------
     rank : int
-        Singular values to keep; 0 means that there is nothing to keep and the matrix is best left.
+        Number of singular values to keep; 0 means that there are none and the matrix is best left
+        as it is.
     rule : str
         The rule that decided.
     break_even : float
@@ -39,15 +40,15 @@ class RankDecision:
     saves : bool
         Whether 1 <= rank < break_even.
     n_spikes : int
-        Spikes of the fit; nan when nothing could be fitted.
+        Number of spikes of the fit; nan if nothing could be fitted.
     bulk_keep : float
-        Share of the bulk that is kept beside the spikes (rule "bema").
+        Share of the bulk kept in addition to the spikes (rule "bema").
     keep : float
-        Share that the rules "energy" and "fraction" keep; nan for "bema".
+        Share kept by the rules "energy" and "fraction"; nan for "bema".
     min_rank : int
-        Least rank asked for.
+        The least rank requested.
     reason : str
-        Why no split would be made ("no signal found", "no bulk", ...); empty when it saves.
+        Why no split would be made ("no signal found", "no bulk", ...); empty if it saves.
     """
 
     rank: int
@@ -66,7 +67,7 @@ class RankDecision:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RankDecision):
             return NotImplemented
-        return self.to_dict() == other.to_dict()  # where nan, which equals nothing, is None
+        return self.to_dict() == other.to_dict()  # nan, which equals nothing, is None there
 
     def __hash__(self) -> int:
         return hash(tuple(self.to_dict().values()))
@@ -107,39 +108,39 @@ def choose_rank(
     "fraction" the largest ``floor(keep p)``, but at least one                       `keep`
     ========== ===================================================================== ==========
 
-    "energy" and "fraction" are what is often done without a law of the noise, for comparison. They
-    ask nothing of the fit and decide also where there is none ("no bulk"). p does not count zero
-    rows and columns.
+    "energy" and "fraction" are common rules without a law of the noise, for comparison. They do not
+    use the fit and decide even if there is none ("no bulk"). p does not count zero rows and
+    columns.
 
     Parameters
     ----------
     spec : Spectrum
-        The spectrum.
+        The fitted spectrum.
     fit : BulkFit
         From `bema` on that spectrum.
     rule : {"bema", "energy", "fraction"}
         The rule.
     bulk_keep : float
-        In [0, 1], of the rule "bema". 0 removes the whole bulk. 0.45 reproduces the paper's layer
-        sizes (its text says that 45 % are removed; its numbers and its code keep 45 %).
+        In [0, 1], for the rule "bema". 0 removes the whole bulk; 0.45 reproduces the paper's layer
+        sizes (its text says that 45 % is removed; its numbers and its code keep 45 %).
     keep : float, optional
-        In (0, 1], of the rules "energy" and "fraction", which need it: the share that they keep.
+        In (0, 1], required by the rules "energy" and "fraction": the share that they keep.
     min_rank : int
-        Never choose less, from 0 to p.
+        Never choose a smaller rank; from 0 to p.
 
     Returns
     -------
     RankDecision
-        Rank 0 with the reason where "bema" has no fit, or no spike and none of the bulk is kept,
-        and where "energy" has a matrix of zeros.
+        Its rank is 0, with the reason, if "bema" has no fit, or no spikes and none of the bulk to
+        keep, or if "energy" is given a matrix of zeros.
 
     Raises
     ------
     InvalidTypeError
-        `spec` is no Spectrum, `fit` no BulkFit, or a share no number.
+        `spec` is not a Spectrum, `fit` is not a BulkFit, or a share is not a number.
     InvalidValueError
-        A fit of another matrix size, an unknown rule, an option outside its range, or a share of
-        another rule.
+        The fit is of another matrix size, the rule is unknown, an option is outside its range, or
+        a share belongs to another rule.
 
     Examples
     --------
@@ -160,49 +161,37 @@ def choose_rank(
     min_rank = _checks.integer(min_rank, "min_rank", 0, spec.p)
     rows, columns = spec.shape
     break_even = rows * columns / (rows + columns)
-    missing = ""
+    none = Why.NO_SIGNAL.words()
     if rule == "energy":
-        found = _energy_rank(spec, share)
+        rank = _energy_rank(spec, share)
     elif rule == "fraction":
-        found = max(1, _floor(share * spec.p))
+        rank = max(1, _floor(share * spec.p))
     elif fit.reason:
-        found, missing = 0, fit.reason
+        rank, none = 0, fit.reason
     else:
-        found = fit.n_spikes + _floor(bulk_keep * (spec.p - fit.n_spikes))
-    rank = max(min_rank, found)
+        rank = fit.n_spikes + _floor(bulk_keep * (spec.p - fit.n_spikes))
+    rank = max(min_rank, rank)
     saves = 1 <= rank < break_even
-    reason = ""
-    if rank == 0:
-        reason = missing or Why.NO_SIGNAL.words()
-    elif not saves:
-        reason = Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
+    reason = "" if saves else Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
     return RankDecision(
-        rank=rank,
-        rule=rule,
-        break_even=break_even,
-        saves=saves,
-        n_spikes=fit.n_spikes,
-        bulk_keep=bulk_keep,
-        keep=share,
-        min_rank=min_rank,
-        reason=reason,
-    )
+        rank=rank, rule=rule, break_even=break_even, saves=saves, n_spikes=fit.n_spikes,
+        bulk_keep=bulk_keep, keep=share, min_rank=min_rank, reason=reason if rank else none,
+    )  # fmt: skip
 
 
 def refuse_bulk_keep(rule: str, bulk_keep: object) -> NoReturn:
-    """Raise for a share of the bulk given to a rule that knows no bulk."""
+    """Raise for a share of the bulk given to a rule without a bulk."""
     raise InvalidOptionError(
         f"`bulk_keep` is {bulk_keep!r} and `rule` {rule!r}; `bulk_keep` belongs to rule 'bema'.",
-        hint="Leave it out: `keep` is the share that is kept.",
+        hint="Leave it out: `keep` is the share to keep.",
     )
 
 
 def check_shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
-    """Return `bulk_keep` and `keep` checked: the second is nan for the rule that has none."""
+    """Return `bulk_keep` and `keep`, checked; `keep` is nan for the rule "bema"."""
     _checks.choice(rule, "rule", RULES)
-    bulk_keep = _checks.inside(
-        bulk_keep, "bulk_keep", 0.0, 1.0, closed=True, hint="It is a share: 0.45 keeps 45 %."
-    )
+    hint = "It is a share: 0.45 keeps 45 %."
+    bulk_keep = _checks.inside(bulk_keep, "bulk_keep", 0.0, 1.0, closed=True, hint=hint)
     if rule == "bema":
         if keep is not None:
             raise InvalidOptionError(
@@ -214,16 +203,12 @@ def check_shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
     if bulk_keep > 0.0:
         refuse_bulk_keep(rule, bulk_keep)
     if keep is None:
-        raise InvalidOptionError(
-            f"`rule` is {rule!r} and `keep` is not given",
-            "a share in (0, 1]",
-            f"Pass {_HINTS[rule]}",
-        )
-    share = _checks.inside(
-        keep, "keep", 0.0, 1.0, closed=True, hint=f"It is a share: {_HINTS[rule]}"
-    )
+        problem = f"`rule` is {rule!r} and `keep` is not given"
+        raise InvalidOptionError(problem, "a share in (0, 1]", f"Pass {_HINTS[rule]}")
+    hint = f"It is a share: {_HINTS[rule]}"
+    share = _checks.inside(keep, "keep", 0.0, 1.0, closed=True, hint=hint)
     if share == 0.0:
-        raise InvalidOptionError("`keep` is 0", "a share above 0 to keep, as 0.9")
+        raise InvalidOptionError("`keep` is 0", "a share above 0, such as 0.9")
     return bulk_keep, share
 
 
@@ -233,11 +218,11 @@ def _energy_rank(spec: Spectrum, share: float) -> int:
     if largest == 0.0:
         return 0
     sums = np.cumsum(spec.eigenvalues[::-1] / largest)
-    # Equal values must not need one more, nor rounded zeros count, for the last digits of a sum.
+    # Rounding in the sums must not cost one more of equal values, nor count rounded zeros.
     enough = (share - 4.0 * spec.p * _EPS) * sums[-1]
     return int(np.searchsorted(sums, enough)) + 1
 
 
 def _floor(number: float) -> int:
-    """Return the whole part of a count, in which 0.29 * 100 is 29."""
+    """Return the whole part of a count, taking 0.29 * 100 as 29."""
     return math.floor(number + 1e-9)

@@ -1,4 +1,4 @@
-"""Spectrum: the eigenvalues of a matrix, with what is needed to read them."""
+"""Spectrum: the eigenvalues of a matrix, its sides, and the rounding level."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class Spectrum:
-    """Eigenvalues s^2 / n of a matrix, ascending, s being its singular values.
+    """Eigenvalues s^2 / n of a matrix, ascending, where s are its singular values.
 
-    `spectrum` makes one from a matrix; the constructor makes one from eigenvalues already known.
+    `spectrum` computes one from a matrix; the constructor takes eigenvalues that are known already.
 
     Parameters
     ----------
     eigenvalues : array_like of shape (p,)
-        Eigenvalues of ``W.T @ W / n``, in any order. Values negative by no more than rounding
-        are set to zero.
+        Eigenvalues of ``W.T @ W / n``, in any order. Values that are negative only by rounding are
+        set to zero.
     n : int
         The larger side of the matrix, at least p.
 
@@ -40,26 +40,26 @@ class Spectrum:
     eigenvalues : ndarray of shape (p,)
         Ascending, float64, read-only.
     n, p : int
-        Larger and smaller side, zero rows and columns not counted.
+        Larger and smaller side, not counting zero rows and columns.
     shape : tuple of int
-        (rows, columns) of the matrix as given; (n, p) where only eigenvalues were given.
+        (rows, columns) of the matrix as given; (n, p) if only eigenvalues were given.
     method : str
         "gram" or "svd" (with "32" when computed in float32), "given" for given eigenvalues.
     dtype : str
-        Of the array that was given.
+        Dtype of the array as given.
     numerical_rank : int
-        How many eigenvalues stand above what rounding alone can produce.
+        Number of eigenvalues above the largest that rounding alone can produce.
     rounding_variance : float
-        Variance, in the units of the eigenvalues, of a bulk made by rounding alone.
+        Variance, in the units of the eigenvalues, of a bulk produced by rounding alone.
     dropped_rows, dropped_columns : int
-        Zero rows and columns, which carry no information and were left out.
+        Number of zero rows and columns, which carry no information and were left out.
 
     Raises
     ------
     InvalidValueError
-        No eigenvalues, nan or inf among them, negative ones beyond rounding, or n below p.
+        There are no eigenvalues, one is nan, inf or negative beyond rounding, or n is below p.
     InvalidTypeError
-        Eigenvalues that are not real numbers, or n not a whole number.
+        The eigenvalues are not real numbers, or n is not a whole number.
 
     Examples
     --------
@@ -99,9 +99,8 @@ class Spectrum:
                 f"{bad[0]}; expected finite numbers."
             )
         p = values.size
-        n = _checks.integer(
-            n, "n", p, hint=f"n is the larger side of the matrix, and there are {p} eigenvalues."
-        )
+        hint = f"n is the larger side of the matrix, and there are {p} eigenvalues."
+        n = _checks.integer(n, "n", p, hint=hint)
         eps = _checks.resolution(given.dtype)[0]
         floor = p * eps * float(np.abs(values).max())
         lowest = float(values.min())
@@ -111,22 +110,16 @@ class Spectrum:
                 f"({floor:.2g}); those of W.T @ W / n are never negative."
             )
         values = np.sort(np.maximum(values, 0.0))
-        # Who gives eigenvalues most often made them from a Gram matrix: its error is eps * largest.
+        # Given eigenvalues usually come from a Gram matrix, whose rounding error is eps * largest.
         self._fill(
-            values,
-            n,
-            shape=(n, p),
-            method="given",
-            dtype=str(given.dtype),
-            rounding_variance=floor,
-            dropped_rows=0,
-            dropped_columns=0,
-        )
+            values, n, shape=(n, p), method="given", dtype=str(given.dtype),
+            rounding_variance=floor, dropped_rows=0, dropped_columns=0,
+        )  # fmt: skip
 
     def _fill(
         self, eigenvalues: Float64Array, n: int, *, rounding_variance: float, **others: Any
     ) -> None:
-        """Set all fields: those given, and what follows from them."""
+        """Set all fields, those given and those that follow from them."""
         eigenvalues.flags.writeable = False
         p = eigenvalues.size
         rounding_edge = rounding_variance * (1.0 + np.sqrt(p / n)) ** 2
@@ -152,17 +145,17 @@ class Spectrum:
         return np.sqrt(self.n * self.eigenvalues)
 
     def cdf(self, x: ArrayLike) -> Any:
-        """Return the share of eigenvalues at or below `x` (the ESD's distribution function).
+        """Return the share of eigenvalues at or below `x` (the distribution function of the ESD).
 
         Parameters
         ----------
         x : array_like
-            In the units of the eigenvalues.
+            Points, in the units of the eigenvalues.
 
         Returns
         -------
         float or ndarray
-            Of the shape of `x`; nan where `x` is nan.
+            In the shape of `x`; nan where `x` is nan.
         """
         points = _checks.floats(x, "x")
         share = np.searchsorted(self.eigenvalues, points, side="right") / self.p
@@ -171,23 +164,13 @@ class Spectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, the eigenvalues as a list."""
-        return {
-            "n": self.n,
-            "p": self.p,
-            "ratio": self.ratio,
-            "shape": list(self.shape),
-            "method": self.method,
-            "dtype": self.dtype,
-            "numerical_rank": self.numerical_rank,
-            "rounding_variance": self.rounding_variance,
-            "dropped_rows": self.dropped_rows,
-            "dropped_columns": self.dropped_columns,
-            "eigenvalues": self.eigenvalues.tolist(),
-        }
+        names = ("n", "p", "ratio", *self.__slots__[3:])
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "shape": list(self.shape), "eigenvalues": self.eigenvalues.tolist()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Spectrum":
-        """Return the spectrum whose `to_dict` is given, the same to the last bit.
+        """Return the spectrum that gave this `to_dict`, the same to the last bit.
 
         The eigenvalues may be an array.
         """
@@ -226,28 +209,27 @@ def spectrum(
 ) -> Spectrum:
     """Return the eigenvalues s^2 / n of a matrix, by the cheapest safe route.
 
-    n is the larger side and p the smaller, so that `W` and its transpose give the same result.
-    Zero rows and columns are left out (and n and p reduced), because padding is no noise. The
-    matrix is read in blocks along its larger side: memory is the smaller side squared plus one
-    block of 16 MiB (a few on the SVD route), also for a memory-mapped array.
+    n is the larger side and p the smaller, so `W` and its transpose give the same result. Zero rows
+    and columns are left out (and n and p reduced), because padding is not noise. The matrix is read
+    in blocks along its larger side: this takes the memory of a p x p matrix plus one block of
+    16 MiB (a few on the SVD route), for a memory-mapped array too.
 
     Parameters
     ----------
     W : array_like of shape (rows, columns)
-        Real: any floating dtype (float16 and bfloat16 too), any memory layout. Integers are
-        converted.
+        Real, of any floating dtype (including float16 and bfloat16) and memory layout. Integers
+        are converted.
     method : {"auto", "gram", "svd"}
-        "gram" takes the eigenvalues of the smaller Gram matrix, a third to a seventh of the cost
-        of a values-only SVD, but wrong by about 1e-16 times the largest eigenvalue. "auto" takes
-        it, looks at what came out, and takes the SVD where the largest eigenvalue is more than
-        1e10 times the bulk.
+        "gram" takes the eigenvalues of the smaller Gram matrix, at a third to a seventh of the cost
+        of an SVD for values only, with an error of about 1e-16 times the largest eigenvalue. "auto"
+        tries it, and takes the SVD if the largest eigenvalue is more than 1e10 times the bulk.
     precision : {"float64", "float32"}
-        "float32" halves time and memory where the result can bear it; checked afterwards, and
-        done again in float64 where the bulk would be rounding noise.
+        "float32" halves time and memory. The result is checked, and computed again in float64 if
+        the bulk would be rounding noise.
     eigensolver : callable, optional
-        Takes the symmetric float64 Gram matrix (p, p), returns its p eigenvalues in any order.
-        For another library or device; only with the Gram route. Where it has a method `gram`,
-        that makes the Gram matrix too: it is given the array (n, p) and returns (p, p).
+        Takes the symmetric float64 Gram matrix (p, p) and returns its p eigenvalues in any order,
+        for another library or device; on the Gram route only. If it has a method `gram`, that
+        computes the Gram matrix too: it takes the array (n, p) and returns the product (p, p).
 
     Returns
     -------
@@ -256,10 +238,10 @@ def spectrum(
     Raises
     ------
     InvalidTypeError
-        Complex, boolean, text or object arrays.
+        `W` is complex, boolean, text or an object array.
     InvalidValueError
-        Not two dimensions, empty, nan or inf (the message says where), entries whose squares
-        leave the range of float64, or an unknown option.
+        `W` does not have two dimensions, is empty, or has nan or inf (the message says where) or
+        entries whose squares leave the range of float64; or an option is unknown.
 
     Examples
     --------
@@ -275,37 +257,29 @@ def spectrum(
       method          gram
     """
     if isinstance(W, Spectrum):
-        raise InvalidTypeError("`W` is a Spectrum already; expected a matrix. Pass it on as it is.")
+        raise InvalidTypeError("`W` is a Spectrum already; expected a matrix. Use it as it is.")
     array = _checks.matrix(W)
     check_route(method, precision, eigensolver)
-    found = matrix_eigenvalues(array, method, precision, eigensolver)
+    eigenvalues = matrix_eigenvalues(array, method, precision, eigensolver)
     spec = object.__new__(Spectrum)
     rows, columns = array.shape
     spec._fill(
-        found.values,
-        found.n,
-        shape=(rows, columns),
-        method=found.method,
-        dtype=str(array.dtype),
-        rounding_variance=_rounding_variance(found, array.dtype),
-        dropped_rows=found.dropped_rows,
-        dropped_columns=found.dropped_columns,
-    )
+        eigenvalues.values, eigenvalues.n, shape=(rows, columns), method=eigenvalues.method,
+        dtype=str(array.dtype), rounding_variance=_rounding_variance(eigenvalues, array.dtype),
+        dropped_rows=eigenvalues.dropped_rows, dropped_columns=eigenvalues.dropped_columns,
+    )  # fmt: skip
     return spec
 
 
 def check_route(method: str, precision: str, eigensolver: Eigensolver | None) -> None:
-    """Raise for an option of `spectrum` that is wrong, whatever the matrix."""
+    """Raise if an option of `spectrum` is wrong for every matrix."""
     _checks.choice(method, "method", ("auto", "gram", "svd"))
     _checks.choice(precision, "precision", ("float64", "float32"))
     if eigensolver is not None and not callable(eigensolver):
         raise InvalidOptionTypeError(f"`eigensolver` is {eigensolver!r}", "a callable, or None")
     if eigensolver is not None and method == "svd":
-        raise InvalidOptionError(
-            "`eigensolver` needs the Gram matrix, and `method` is 'svd'",
-            "one of the two",
-            "Leave `method` at 'auto'.",
-        )
+        problem = "`eigensolver` needs the Gram matrix, and `method` is 'svd'"
+        raise InvalidOptionError(problem, "one of the two", "Leave `method` at 'auto'.")
 
 
 def check_spectrum(value: object, name: str = "spec", instead: str = "analyze(W)") -> None:
@@ -317,19 +291,18 @@ def check_spectrum(value: object, name: str = "spec", instead: str = "analyze(W)
         )
 
 
-def _rounding_variance(found: Eigenvalues, dtype: np.dtype[Any]) -> float:
-    """Return the variance of a bulk that rounding alone makes (an upper bound, not a guess).
+def _rounding_variance(eigenvalues: Eigenvalues, dtype: np.dtype[Any]) -> float:
+    """Return an upper bound on the variance of a bulk that rounding alone produces.
 
-    Three sources. Storage: an entry is off by up to half a unit in its last place, variance at
-    most eps^2 w^2 / 12, twice that to be safe. Arithmetic: who made the matrix as a product summed
-    up to n terms in float32 or better. The solver: Gram and SVD are off by about eps times the
-    largest eigenvalue, or its root.
+    It has three parts. Storage: an entry is off by up to half a unit in its last place, a variance
+    of at most eps^2 w^2 / 12, doubled to be safe. Arithmetic: the matrix may be a product that
+    summed up to n terms in float32 or better. The solver: the Gram route is off by about eps times
+    the largest eigenvalue, the SVD by eps times its square root.
     """
     eps, smallest = _checks.resolution(dtype)
     arithmetic = _EPS if dtype.itemsize > 4 else float(np.finfo(np.float32).eps)
-    mean_square = float(found.values.mean()) if found.values.size else 0.0
-    stored = (2.0 * eps**2 + found.n * arithmetic**2) / 12.0 * mean_square + smallest**2 / 12.0
-    largest = float(found.values[-1])
-    solver_eps = found.eps
-    solver = (4.0 * solver_eps if "gram" in found.method else 100.0 * solver_eps**2) * largest
-    return stored + solver
+    values, solver_eps = eigenvalues.values, eigenvalues.eps
+    terms = 2.0 * eps**2 + eigenvalues.n * arithmetic**2
+    stored = terms / 12.0 * float(values.mean()) + smallest**2 / 12.0
+    share = 4.0 * solver_eps if "gram" in eigenvalues.method else 100.0 * solver_eps**2
+    return stored + share * float(values[-1])

@@ -1,4 +1,4 @@
-"""Split: a matrix as the product of two thinner ones that keep its largest singular values."""
+"""Split: a matrix as the product of two thin factors that keep its largest singular values."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from rmtspec._text import aligned
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.eigenvalues import blocks, gram_matrix
 
-#: Added to an input moment: this share of its mean diagonal (a rank-deficient one is normal).
+#: Share of its mean diagonal added to an input moment (which is often rank-deficient).
 _RIDGE = 1e-3
-#: Beyond this share of all vectors, divide and conquer for all is faster than a few by bisection
-#: (measured: the two meet at 0.2 to 0.4 for smaller sides of 200 to 2500).
+#: Beyond this share of all vectors, divide and conquer for all is faster than bisection for some
+#: (measured: the two are equal at 0.2 to 0.4 for smaller sides of 200 to 2500).
 _FEW = 0.3
-#: Above this discarded energy ||W||^2 - sum s^2 has eight digits or more and the factors' rounding
-#: (float32 or better) does not count; below, the error is measured on the product.
+#: Above this discarded energy, ||W||^2 - sum s^2 has at least eight digits and the rounding of the
+#: factors (float32 or better) is negligible; below, the error is measured on the product.
 _PLAIN_ENERGY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class SplitFactors:
-    """Two factors with ``outer @ inner`` close to the matrix.
+    """Two factors whose product ``outer @ inner`` approximates the matrix.
 
     Attributes
     ----------
@@ -35,14 +35,14 @@ class SplitFactors:
     inner : ndarray of shape (rank, columns)
         sqrt(S) V^T, in the dtype of the matrix.
     rank : int
-        Singular values kept.
+        Number of singular values kept.
     singular_values : ndarray of shape (rank,)
-        Those kept, descending; with an input moment, those of W C^(1/2).
+        The singular values kept, descending; with an input moment C, those of W C^(1/2).
     error : float
-        ||W - outer @ inner|| / ||W|| in the Frobenius norm, of the factors as returned: rounding
-        to their dtype is in it wherever it counts.
+        ||W - outer @ inner|| / ||W|| in the Frobenius norm, for the factors as returned: it
+        includes rounding to their dtype wherever that matters.
     discarded_energy : float
-        The share of ||W||^2 that was left out, `error` squared.
+        The share of ||W||^2 left out, the square of `error`.
     output_error : float
         ||(W - outer @ inner) C^(1/2)|| / ||W C^(1/2)|| with an input moment C, else nan.
     """
@@ -56,7 +56,7 @@ class SplitFactors:
     output_error: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return sizes, errors and singular values, JSON-ready (the factors are not in it)."""
+        """Return sizes, errors and singular values as JSON-ready values, without the factors."""
         return {
             "rank": self.rank,
             "rows": self.outer.shape[0],
@@ -85,20 +85,20 @@ class SplitFactors:
 def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> SplitFactors:
     """Split a matrix into two factors of the given rank (the paper, section 4.2, step 9).
 
-    The best approximation of that rank in the Frobenius norm, W V V^T with V the leading `rank`
-    right singular vectors (or U U^T W from the smaller side). Only these vectors are
-    computed, from the smaller Gram matrix; the projection makes the result insensitive to the
-    Gram matrix's rounding. With `input_moment` the error that is least is that of the output.
+    The result is the best approximation of that rank in the Frobenius norm: W V V^T, where V are
+    the leading `rank` right singular vectors (or U U^T W from the smaller side). Only these vectors
+    are computed, from the smaller Gram matrix; the projection makes the result insensitive to the
+    rounding of the Gram matrix. With `input_moment`, the error of the output is minimised instead.
 
     Parameters
     ----------
     W : array_like of shape (rows, columns)
-        Real, any floating dtype; the factors have the same (integers give float64).
+        Real, of any floating dtype, which the factors share (integers give float64).
     rank : int or RankDecision
         From 1 to the smaller side.
     input_moment : array_like of shape (columns, columns), optional
         Second moment C = X X^T / count of the inputs (X of shape (columns, count)). Then
-        ||(W - W') C^(1/2)|| is minimised, C regularised by 0.1 % of its mean diagonal.
+        ||(W - W') C^(1/2)|| is minimised, with C regularised by 0.1 % of its mean diagonal.
 
     Returns
     -------
@@ -107,10 +107,10 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     Raises
     ------
     InvalidTypeError
-        `W` is no real matrix, or `rank` not a whole number.
+        `W` is not a real matrix, or `rank` is not a whole number.
     InvalidValueError
-        nan or inf in `W`, a rank below 1 or above the smaller side, a moment of another shape, not
-        symmetric, or with negative directions.
+        `W` has nan or inf, the rank is below 1 or above the smaller side, or the moment has the
+        wrong shape, is not symmetric, or has directions of negative weight.
 
     Examples
     --------
@@ -122,15 +122,12 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
       parameters    1,400 instead of 120,000
       error         0.6459 (discarded energy 0.417187)
     """
+    from scipy.linalg import solve_triangular
+
     array = _checks.matrix(W)
-    k = _checks.integer(
-        rank,
-        "rank",
-        1,
-        min(array.shape),
-        hint=f"W is {array.shape[0]} x {array.shape[1]}. Rank 0 means no signal was found: "
-        "leave the matrix as it is.",
-    )
+    hint = f"`W` is {array.shape[0]} x {array.shape[1]}. Rank 0 means that no signal was found: "
+    hint += "leave the matrix as it is."
+    k = _checks.integer(rank, "rank", 1, min(array.shape), hint=hint)
     dtype = array.dtype if _checks.is_float(array.dtype) else np.dtype(np.float64)
     if input_moment is None:
         outer, inner, singular, energy = _leading(array, k)
@@ -141,8 +138,8 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
         root = _root(moment)
         weight = np.asarray(array, dtype=np.float64)
         outer, inner, singular, _ = _leading(weight @ root, k)
-        discarded = math.nan  # not orthogonal in the weights
-        inner = _solve_right(inner, root)
+        discarded = math.nan  # the projection is not orthogonal in the weights
+        inner = solve_triangular(root, inner.T, lower=True, trans="T").T  # inner @ root^-1
         outer, inner = _balance(outer, inner)
     outer, inner = outer.astype(dtype), inner.astype(dtype)
     if discarded > _PLAIN_ENERGY and _checks.resolution(dtype)[0] < 1e-6:
@@ -154,20 +151,15 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
         )
         discarded = error**2
     return SplitFactors(
-        outer=outer,
-        inner=inner,
-        rank=k,
-        singular_values=singular,
-        error=error,
-        discarded_energy=discarded,
-        output_error=output_error,
-    )
+        outer=outer, inner=inner, rank=k, singular_values=singular,
+        error=error, discarded_energy=discarded, output_error=output_error,
+    )  # fmt: skip
 
 
 def output_energies(W: ArrayLike, input_moment: ArrayLike) -> Float64Array:
     """Return the squared singular values of W C^(1/2), descending, C regularised as in `split`.
 
-    What each rank of a split with that input moment adds to the energy of the output.
+    Each is the output energy that one more rank adds to a split with that input moment.
     """
     from scipy.linalg import eigvalsh
 
@@ -184,44 +176,38 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
 
     gram, wide = gram_matrix(array)
     p, energy = gram.shape[0], float(np.trace(gram))
-    if k > _FEW * p:
-        values_and_vectors = eigh(
-            gram, lower=False, driver="evd", overwrite_a=True, check_finite=False
-        )
-    else:
-        values_and_vectors = eigh(
-            gram, lower=False, subset_by_index=(p - k, p - 1), overwrite_a=True, check_finite=False
-        )
-    vectors = np.asfortranarray(values_and_vectors[1][:, ::-1][:, :k])  # descending, no others
-    del gram, values_and_vectors
+    how = {"driver": "evd"} if k > _FEW * p else {"subset_by_index": (p - k, p - 1)}
+    vectors = eigh(gram, lower=False, overwrite_a=True, check_finite=False, **how)[1]
+    vectors = np.asfortranarray(vectors[:, ::-1][:, :k])  # descending; a copy of these alone
+    del gram
     tall = array.T if wide else array
     other = np.empty((tall.shape[0], k))
     for start, block in blocks(tall):
         np.matmul(block, vectors, out=other[start : start + len(block)])
         del block  # before the next one is made
     singular = np.sqrt(np.einsum("ij,ij->j", other, other))
-    if (np.diff(singular) > 0.0).any():  # among equal ones, by rounding
+    if (np.diff(singular) > 0.0).any():  # equal values out of order by rounding
         order = np.argsort(-singular, kind="stable")
         singular, other, vectors = singular[order], other[:, order], vectors[:, order]
     root = np.sqrt(singular)
-    other /= np.where(root > 0.0, root, 1.0)  # a zero singular value has zero columns in `other`
+    other /= np.where(root > 0.0, root, 1.0)  # where a singular value is 0, so is its column
     vectors *= root
     return (vectors, other.T, singular, energy) if wide else (other, vectors.T, singular, energy)
 
 
 def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:
-    """Return the moment as a symmetric float64 matrix, or raise."""
+    """Return the moment as a symmetric float64 matrix, checked."""
     moment = _checks.floats(input_moment, "input_moment")
     if moment.shape != (columns, columns):
         raise InvalidValueError(
-            f"`input_moment` has shape {moment.shape}; expected ({columns}, {columns}), the "
-            "columns of W on both sides. It is X @ X.T / count for inputs X in columns."
+            f"`input_moment` has shape {moment.shape}; expected ({columns}, {columns}), the number "
+            "of columns of `W` on both sides. It is X @ X.T / count for inputs X in columns."
         )
     scale = float(np.abs(moment).max())
     if not (np.isfinite(moment).all() and scale > 0.0):
         raise InvalidValueError(
-            "`input_moment` is all zero or has nan or inf; expected the second moment of real "
-            "inputs."
+            "`input_moment` is all zeros or has nan or inf; expected the second moment of inputs, "
+            "X @ X.T / count."
         )
     if np.abs(moment - moment.T).max() > 1e-6 * scale:
         raise InvalidValueError("`input_moment` is not symmetric; expected X @ X.T / count.")
@@ -229,7 +215,7 @@ def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:
 
 
 def _root(moment: Float64Array) -> Float64Array:
-    """Return the Cholesky factor L of the regularised moment, C + ridge = L L^T."""
+    """Return the Cholesky factor L of the regularised moment: C + ridge = L L^T."""
     columns = moment.shape[0]
     ridge = _RIDGE * float(np.trace(moment)) / columns
     try:
@@ -241,16 +227,8 @@ def _root(moment: Float64Array) -> Float64Array:
         ) from None
 
 
-def _solve_right(inner: Float64Array, root: Float64Array) -> Float64Array:
-    """Return inner @ root^-1 for a lower triangular root."""
-    from scipy.linalg import solve_triangular
-
-    solved: Float64Array = solve_triangular(root, inner.T, lower=True, trans="T").T
-    return solved
-
-
 def _balance(outer: Float64Array, inner: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Scale each pair of column and row to equal norms, the product unchanged."""
+    """Scale each pair of column and row to equal norms, leaving the product unchanged."""
     left = np.sqrt(np.einsum("ij,ij->j", outer, outer))
     right = np.sqrt(np.einsum("ij,ij->i", inner, inner))
     both = (left > 0.0) & (right > 0.0)
@@ -265,7 +243,7 @@ def relative_errors(
 ) -> tuple[float, float]:
     """Return the relative Frobenius errors of a matrix and, with a moment, of its output (or nan).
 
-    `approximation` gives the rows from the first to before the second number.
+    ``approximation(a, b)`` returns the rows a to b - 1.
     """
     lost = whole = lost_output = whole_output = 0.0
     known = None if moment is None else np.asarray(moment, dtype=np.float64)
@@ -283,12 +261,12 @@ def relative_errors(
     return error, math.sqrt(lost_output / whole_output) if whole_output else 0.0
 
 
-#: Rows of the product that are in memory in float64.
+#: Number of rows of the product held in float64 at a time.
 _ROWS = 1024
 
 
 class Truncation(NamedTuple):
-    """The approximation, and its relative errors as `SplitFactors` has them."""
+    """The approximation, and its relative errors, defined as in `SplitFactors`."""
 
     matrix: NDArray[Any]
     error: float
@@ -296,9 +274,9 @@ class Truncation(NamedTuple):
 
 
 def truncate(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> Truncation:
-    """Return the product of the factors that `split` gives, rounded once; errors are the result's.
+    """Return the product of the factors of `split`, rounded once, with the errors of the product.
 
-    Parameters and errors are those of `split`.
+    It takes the parameters of `split` and raises the same errors.
     """
     array = _checks.matrix(W)
     parts = split(np.asarray(array, dtype=np.float64), rank, input_moment=input_moment)

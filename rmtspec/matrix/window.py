@@ -1,7 +1,7 @@
-"""The bulk's window: which eigenvalues BEMA and the fit test look at, and how well they fit.
+"""The window of the bulk: which eigenvalues BEMA and the fit test use, and how well they fit.
 
-Both look at the same ranks alpha m <= k <= (1 - alpha) m of the lowest m eigenvalues (the paper,
-sections 3.3 and 4.3), so the rule stands here once.
+Both use the ranks alpha m <= k <= (1 - alpha) m of the lowest m eigenvalues (the paper, sections
+3.3 and 4.3).
 """
 
 import math
@@ -15,7 +15,7 @@ from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 
 
 class Window(NamedTuple):
-    """Ranks first..last (from 1, both included) of the lowest `size` eigenvalues."""
+    """Ranks first to last (counted from 1, both included) of the lowest `size` eigenvalues."""
 
     first: int
     last: int
@@ -23,7 +23,7 @@ class Window(NamedTuple):
 
     @property
     def n_ranks(self) -> int:
-        """How many eigenvalues the window holds; 0 when it is empty."""
+        """Number of eigenvalues in the window; 0 if it is empty."""
         return max(0, self.last - self.first + 1)
 
     def of(self, eigenvalues: Float64Array) -> Float64Array:
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 
 def bulk_window(size: int, alpha: float) -> Window:
-    """Return the window of `size` eigenvalues that leaves out the share `alpha` on each side."""
+    """Return the window of `size` eigenvalues that leaves out the share `alpha` at each end."""
     first = max(1, math.ceil(alpha * size - 1e-9))
     last = min(size, math.floor((1.0 - alpha) * size + 1e-9))
     return Window(first, last, size)

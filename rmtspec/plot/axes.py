@@ -1,4 +1,8 @@
-"""What the plots share: Axes to draw on, the view, the bars' edges, remarks in words, files."""
+"""The common part of the plots: Axes, the view, the edges of the bars, remarks, PNG files.
+
+matplotlib is imported inside the functions, so importing the plots costs nothing. They draw and
+return the Axes; they never show or save a figure or change a style.
+"""
 
 import io
 from typing import TYPE_CHECKING, Any
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Lines differ in dash as well as in colour; the colours are Paul Tol's "vibrant" set.
+# Lines differ in dashes as well as in colour; the colours are Paul Tol's "vibrant" set.
 BARS = "#b8c9d9"
 LAW = "#cc3311"
 EDGE = "#333333"
@@ -27,7 +31,7 @@ EIGENVALUE = "eigenvalue $s^2 / n$"
 
 
 def axes_for(ax: "Axes | None") -> "Axes":
-    """Return `ax`, or the only Axes of a new pyplot figure."""
+    """Return `ax`, checked, or the Axes of a new pyplot figure."""
     from matplotlib.axes import Axes
 
     if ax is None:
@@ -43,19 +47,19 @@ def axes_for(ax: "Axes | None") -> "Axes":
 
 
 def limits(xlim: Any) -> tuple[float, float]:
-    """Return the two ends of a view."""
-    limits = _checks.floats(xlim, "xlim")
-    if limits.shape != (2,) or not (np.isfinite(limits).all() and limits[0] < limits[1]):
+    """Return the two ends of a view, checked."""
+    ends = _checks.floats(xlim, "xlim")
+    if ends.shape != (2,) or not (np.isfinite(ends).all() and ends[0] < ends[1]):
         raise InvalidValueError(
-            f"`xlim` is {xlim!r}; expected two finite increasing numbers, like (0, 8)."
+            f"`xlim` is {xlim!r}; expected two finite increasing numbers, such as (0, 8)."
         )
-    return float(limits[0]), float(limits[1])
+    return float(ends[0]), float(ends[1])
 
 
 def default_view(
     spectrum: Spectrum, fit: BulkFit | MarchenkoPastur | None, law: MarchenkoPastur | None
 ) -> tuple[float, float]:
-    """Return the default view: the bulk and a little beyond the threshold, or all of the data."""
+    """Return the default view: from the bulk to just beyond the threshold, or all the data."""
     if law is None:
         highest = float(spectrum.eigenvalues[-1])
         return 0.0, 1.02 * highest if highest > 0.0 else 1.0
@@ -65,7 +69,7 @@ def default_view(
 
 
 def bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: float) -> Any:
-    """Return the edges of the bars: given, of a given number, or of a number that suits."""
+    """Return the edges of the bars: as given, of the given number, or of a default number."""
     if bins is None:
         inside = np.count_nonzero((values >= low) & (values <= high))
         return np.linspace(low, high, int(np.clip(round(1.5 * inside**0.5), 10, 100)) + 1)
@@ -81,12 +85,12 @@ def bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: fl
 
 
 def far_from_zero(law: MarchenkoPastur) -> bool:
-    """Tell whether the bulk lies so far from 0 that a view from 0 would waste the space."""
+    """Tell whether the bulk lies so far from 0 that a view from 0 would waste space."""
     return law.lower_edge > law.bulk_edge / 2
 
 
 def bulk_grid(law: MarchenkoPastur) -> Float64Array:
-    """Return points of the bulk, dense at both edges; the lower edge itself may be a pole."""
+    """Return points of the bulk, dense at both edges, without the lower edge (perhaps a pole)."""
     angles = np.linspace(0.0, np.pi, 513)[1:]
     width = law.bulk_edge - law.lower_edge
     grid: Float64Array = law.lower_edge + width * np.sin(angles / 2.0) ** 2
@@ -97,19 +101,12 @@ def say(ax: "Axes", words: str) -> None:
     """Write a remark into the right half of the Axes."""
     if words:
         box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#bbbbbb"}
-        ax.annotate(
-            words,
-            (0.98, 0.4),
-            xycoords="axes fraction",
-            ha="right",
-            va="center",
-            fontsize="small",
-            bbox=box,
-        )
+        place: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "center"}
+        ax.annotate(words, (0.98, 0.4), fontsize="small", bbox=box, **place)
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural."""
+    """Return a number with its noun, in the singular or plural."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -1,20 +1,13 @@
-"""Eigenvalues by rank, spikes and bulk told apart."""
+"""Singular values by rank, with spikes and bulk distinguished."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.fit_test import check_fit
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
-from rmtspec.plot.axes import (
-    EDGE,
-    SPIKES,
-    THRESHOLD,
-    axes_for,
-    count,
-    say,
-)
+from rmtspec.plot import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +23,8 @@ def plot_scree(
     spectrum : Spectrum
         From `rmtspec.spectrum`.
     fit : BulkFit, optional
-        From `rmtspec.bema`: its threshold becomes a line, sqrt(n * threshold), and the spikes get
-        another colour and marker.
+        From `rmtspec.bema`. Its threshold is drawn as a line at sqrt(n * threshold), and the spikes
+        have another colour and marker.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new pyplot figure if None.
 
@@ -42,9 +35,9 @@ def plot_scree(
     Raises
     ------
     InvalidTypeError
-        `spectrum`, `fit` or `ax` of another type.
+        `spectrum`, `fit` or `ax` is of the wrong type.
     InvalidValueError
-        A fit of another matrix size.
+        The fit is of another matrix size.
 
     Examples
     --------
@@ -58,39 +51,32 @@ def plot_scree(
     check_spectrum(spectrum, "spectrum", "analyze(W).plot()")
     if fit is not None:
         check_fit(spectrum, fit)
-    ax = axes_for(ax)
+    ax = axes.axes_for(ax)
     values = spectrum.singular_values[::-1]
     ranks = np.arange(1, values.size + 1)
-    shown = values > 0.0  # a logarithm has no place for 0
+    shown = values > 0.0  # 0 has no logarithm
     cut = fit.n_spikes if fit is not None and fit.law is not None else 0
-    for name, part, colour, marker, size in (
-        ("spikes", ranks <= cut, SPIKES, "D", 4.0),
-        ("bulk" if cut else "singular values", ranks > cut, THRESHOLD, ".", 4.0),
+    for name, part, colour, marker in (
+        ("spikes", ranks <= cut, axes.SPIKES, "D"),
+        ("bulk" if cut else "singular values", ranks > cut, axes.THRESHOLD, "."),
     ):
         drawn = part & shown
         if drawn.any():
-            ax.plot(
-                ranks[drawn],
-                values[drawn],
-                linestyle="none",
-                marker=marker,
-                markersize=size,
-                color=colour,
-                label=f"{name} ({np.count_nonzero(drawn)})",
-            )
+            style: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": 4.0}
+            label = f"{name} ({np.count_nonzero(drawn)})"
+            ax.plot(ranks[drawn], values[drawn], color=colour, label=label, **style)
     if fit is not None and fit.law is not None:
         level = float(np.sqrt(spectrum.n * fit.threshold))
-        ax.axhline(level, color=EDGE, linestyle="-.", label=f"threshold {level:.4g}")
+        ax.axhline(level, color=axes.EDGE, linestyle="-.", label=f"threshold {level:.4g}")
     notes = [f"no fit: {fit.reason}"] if fit is not None and fit.reason else []
     if not shown.all():
-        notes.append(f"{count(int((~shown).sum()), 'singular value')} of 0 not shown")
-    say(ax, "\n".join(notes))
+        notes.append(f"{axes.count(int((~shown).sum()), 'singular value')} of 0 not shown")
+    axes.say(ax, "\n".join(notes))
     if shown.any():
         ax.set_yscale("log")
-        if values[0] < 10.0 * values[shown][-1]:  # too few powers of ten for tick labels
+        if values[0] < 10.0 * values[shown][-1]:  # too few powers of ten to label
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter("{x:g}")
         ax.legend(loc="best", fontsize="small")
-    ax.set_xlabel("rank, largest first")
-    ax.set_ylabel("singular value $s$")
+    ax.set(xlabel="rank, largest first", ylabel="singular value $s$")
     return ax

@@ -14,7 +14,7 @@ from scipy.stats import kstest
 
 import rmtspec
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.laws import _tracy_widom_table as table
+from rmtspec.laws._tracy_widom_series import CENTRE, EDGES
 from rmtspec.laws.tracy_widom import TracyWidom
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "tracy_widom.json").read_text())
@@ -275,7 +275,7 @@ def test_pieces_of_the_table_join(beta):
     # a point and its neighbour are read from different series
     law = TracyWidom(beta)
     scale = math.sqrt(2) if beta == 4 else 1.0
-    edges = np.array([*table.LEFT_EDGES, *table.RIGHT_EDGES[1:]]) / scale
+    edges = np.array(EDGES) / scale
     for name in ("logcdf", "logsf", "logpdf", "cdf", "sf"):
         method = getattr(law, name)
         below, above = (method(edges + sign * 4e-16 * np.abs(edges)) for sign in (-1, 1))
@@ -287,7 +287,7 @@ def test_pieces_of_the_table_join(beta):
 def test_quantiles_next_to_the_centre(beta):
     # where ppf goes from one side of the table to the other, and Newton must not cross
     law = TracyWidom(beta)
-    centre = table.RIGHT_EDGES[0] / (math.sqrt(2) if beta == 4 else 1.0)
+    centre = CENTRE / (math.sqrt(2) if beta == 4 else 1.0)
     steps = np.concatenate([np.arange(200) * 2.0**-53, np.logspace(-13, -2, 100)])
     for p in (law.cdf(centre) - steps, law.cdf(centre) + steps):
         assert_allclose(law.cdf(law.ppf(p)), p, rtol=0, atol=4e-15)
@@ -391,7 +391,7 @@ def test_a_beta_without_a_law(beta):
 
 @pytest.mark.parametrize("beta", [0, -1])
 def test_a_beta_below_one(beta):
-    with pytest.raises(ValueError, match=r"`beta` is .*Take 1 for real matrices"):
+    with pytest.raises(ValueError, match=r"`beta` is .*Pass 1 for real matrices"):
         TracyWidom(beta)
 
 
