@@ -1,4 +1,4 @@
-"""Words for people: aligned lines, counts of what was skipped, text that a terminal can take."""
+"""Text for people: aligned lines, counts of what was skipped, text that is safe on a terminal."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def text(value: object) -> str:
-    """Return a short readable form: six digits for floats, yes and no for truth values."""
+    """Return a short readable form: six digits for floats, yes or no for truth values."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
@@ -22,7 +22,7 @@ def text(value: object) -> str:
 
 
 def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return (reason, count and first names) of what was skipped, one entry per reason."""
+    """Return (reason, count and first names) of the skipped entries, one pair per reason."""
     by_reason: dict[str, list[str]] = {}
     for entry in skipped:
         by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
@@ -33,10 +33,10 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def listed(names: Iterable[str], *, most: int) -> str:
-    """Return the names, those past the first `most` as a number: "a, b and 3 more"."""
-    every = list(names)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    """Return the first `most` names and the number of the others: "a, b and 3 more"."""
+    all_names = list(names)
+    more = f" and {len(all_names) - most} more" if len(all_names) > most else ""
+    return ", ".join(all_names[:most]) + more
 
 
 def printable(words: str) -> str:

@@ -367,7 +367,7 @@ def test_save_refuses_places_it_cannot_write(with_gaps, tmp_path):
     with pytest.raises(FileError, match=r"too long"):
         with_gaps.save(tmp_path / ("x" * 300 + ".csv"))
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(FileError, match=r"no regular file"):
+    with pytest.raises(FileError, match=r"not a regular file"):
         with_gaps.save(tmp_path / "pipe.csv")
     assert len(list(tmp_path.iterdir())) == 3
 
