@@ -122,7 +122,7 @@ def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
         )
     if array.ndim != 2:
         raise InvalidValueError(
-            f"`{name}` has {array.ndim} dimensions, shape {array.shape}; expected 2. "
+            f"`{name}` has shape {array.shape}; expected a matrix, with 2 dimensions. "
             + _shape_hint(array.ndim, name)
         )
     if array.size == 0:

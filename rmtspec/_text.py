@@ -1,6 +1,7 @@
 """Text for people: aligned lines, counts of what was skipped, text that is safe on a terminal."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,6 +40,12 @@ def listed(names: Iterable[str], *, most: int) -> str:
     return ", ".join(all_names[:most]) + more
 
 
+def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> str:
+    """Return a hint with the names that may be meant or are similar, or ""."""
+    near = meant or difflib.get_close_matches(str(name), list(known), n=3)
+    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
 def printable(words: str) -> str:
-    """Return `words` with control characters, which a terminal would obey, spelled out."""
+    """Return `words` with control characters, which a terminal would obey, escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

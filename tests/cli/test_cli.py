@@ -139,7 +139,7 @@ def test_include_keeps_only_what_it_finds(weights):
         f"Error: Nothing in {weights} could be analysed.",
         "  skipped 1 (bias): 1 dimension: a vector has no spectrum",
         "  skipped 3 (planted, noise, broken): not in `include`",
-        "  no name meets include='nowhere'",
+        "  no name matches include='nowhere'",
     ]
     assert run("analyze", weights, "--include", "nowhere", "--dry-run").stderr == done.stderr
 
