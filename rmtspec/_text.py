@@ -2,8 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-
-import numpy as np
+from typing import Any
 
 
 def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
@@ -13,13 +12,13 @@ def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown)])
 
 
-def text(value: object) -> str:
+def text(value: Any) -> str:
     """Return a short readable form: six digits for floats, yes or no for truth values."""
-    if isinstance(value, bool | np.bool_):
+    if getattr(value, "shape", None) == ():  # a numpy scalar
+        value = value.item()
+    if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return f"{float(value):.6g}"
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
