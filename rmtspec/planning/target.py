@@ -14,7 +14,7 @@ from rmtspec.terms import Action
 class Target:
     """What may be done to a matrix, whatever its spectrum says.
 
-    A subclass that returns the array when called can stand for a weight, as a `Matrix`.
+    A subclass that returns the array when called is a `Matrix`.
 
     Attributes
     ----------

@@ -282,7 +282,7 @@ def test_a_solver_of_ones_own_in_two_processes_reads_there(folder, monkeypatch):
         ({"progress": 3}, InvalidTypeError, "`progress` is 3"),
         ({"alpha": 0.9}, InvalidValueError, "`alpha` is 0.9"),
         ({"name": "w"}, InvalidTypeError, "`name` is not an option"),
-        ({"include": "("}, InvalidValueError, "no regular expression"),
+        ({"include": "("}, InvalidValueError, "not a regular expression"),
         (
             {"include": "nowhere"},
             InvalidValueError,

@@ -285,7 +285,7 @@ def test_groups_share_one_rank():
     assert smaller[0].inner.out_channels == 2 * ranks.pop()
     planned = rt.plan(nn.Sequential(conv), bulk_keep=0.3)
     planned.row("0[1]")["rank"] = 3
-    with pytest.raises(InvalidValueError, match="split at one rank"):
+    with pytest.raises(InvalidValueError, match="split at the same rank"):
         rt.apply_plan(nn.Sequential(conv), planned)
 
 
