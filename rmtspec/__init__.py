@@ -1,10 +1,10 @@
 """Random-matrix spectra of weight matrices.
 
-Where the noise of a matrix ends (`bema`), whether to believe it (`fit_test`), how many
-singular values are signal (`choose_rank`), and the two thinner layers that keep them (`split`);
-`analyze` does all of it in one call.
+`bema` finds where the noise of a matrix ends, `fit_test` tells whether to believe it,
+`choose_rank` decides how many singular values are signal, and `split` returns two thinner layers
+that keep them. `analyze` does all but the split in one call.
 
-Names load on first use, so that ``import rmtspec`` costs little more than ``import numpy``.
+Names are loaded on first use, so ``import rmtspec`` costs little more than ``import numpy``.
 """
 
 from importlib import import_module
@@ -67,36 +67,7 @@ _HOME = {
 }
 _MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce", "terms")
 
-__all__ = [
-    "BulkFit",
-    "FitTest",
-    "MarchenkoPastur",
-    "MatrixReport",
-    "Plan",
-    "RankDecision",
-    "Report",
-    "RmtspecError",
-    "Spectrum",
-    "SplitFactors",
-    "TracyWidom",
-    "analyze",
-    "analyze_checkpoint",
-    "analyze_many",
-    "bema",
-    "checkpoint",
-    "choose_rank",
-    "ensembles",
-    "errors",
-    "fit_test",
-    "laws",
-    "merge_checkpoint",
-    "plot",
-    "prune_checkpoint",
-    "reproduce",
-    "spectrum",
-    "split",
-    "terms",
-]
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name: str) -> object:
@@ -111,4 +82,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

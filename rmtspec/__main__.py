@@ -1,4 +1,4 @@
-"""`python -m rmtspec`, the command `rmtspec`."""
+"""`python -m rmtspec`: the command `rmtspec`."""
 
 from rmtspec.cli.commands import main
 

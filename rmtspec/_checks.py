@@ -1,4 +1,4 @@
-"""Checks of user input: each returns the cleaned value or raises an error that teaches."""
+"""Checks of user input: each returns the converted value or raises an error with a cure."""
 
 import contextlib
 import math
@@ -19,7 +19,7 @@ Float64Array = NDArray[np.float64]
 
 
 def positive(value: Any, name: str, hint: str = "") -> float:
-    """Return `value` as a float; it must be a finite number above 0."""
+    """Return `value` as a float if it is a finite number above 0."""
     number = _real(value, name)
     if not (math.isfinite(number) and number > 0):
         raise InvalidOptionError(f"`{name}` is {value!r}", "a positive number", hint)
@@ -27,18 +27,11 @@ def positive(value: Any, name: str, hint: str = "") -> float:
 
 
 def inside(
-    value: Any,
-    name: str,
-    low: float,
-    high: float,
-    *,
-    closed: bool = False,
-    hint: str = "",
+    value: Any, name: str, low: float, high: float, *, closed: bool = False, hint: str = ""
 ) -> float:
-    """Return `value` as a float between `low` and `high`, the ends included if `closed`."""
+    """Return `value` as a float if it is between `low` and `high`, ends included if `closed`."""
     number = _real(value, name)
-    good = low <= number <= high if closed else low < number < high
-    if not good:
+    if not (low <= number <= high if closed else low < number < high):
         brackets = "[]" if closed else "()"
         expected = f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
         raise InvalidOptionError(f"`{name}` is {value!r}", expected, hint)
@@ -46,16 +39,13 @@ def inside(
 
 
 def cutoff(value: Any, name: str) -> float:
-    """Return `value` as a float if it can be the cutoff of a fit's statistic.
-
-    The statistic is the largest distance of two distribution functions, so it is below 1.
-    """
+    """Return `value` as a float if it can be the cutoff of a fit statistic, which is below 1."""
     hint = "It is the paper's gamma; the paper uses 0.01 to 0.15."
     return inside(value, name, 0.0, 1.0, hint=hint)
 
 
 def integer(value: Any, name: str, low: int, high: int | None = None, *, hint: str = "") -> int:
-    """Return `value` as an int between `low` and `high`, both included."""
+    """Return `value` as an int if it is between `low` and `high`, both included."""
     if isinstance(value, bool | np.bool_):
         raise InvalidOptionTypeError(f"`{name}` is {value!r}", "a whole number", hint)
     try:
@@ -82,17 +72,17 @@ def floats(values: ArrayLike, name: str) -> Float64Array:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise InvalidTypeError(f"`{name}` is no array of numbers: {error}.") from None
+        raise InvalidTypeError(f"`{name}` is not an array of numbers: {error}.") from None
     if array.dtype.kind not in "fiub" and not is_float(array.dtype):
         raise InvalidTypeError(f"`{name}` has dtype {array.dtype}; expected real numbers.")
     return np.asarray(array, dtype=np.float64)
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Tell whether `dtype` is a real floating type, ml_dtypes' (bfloat16, float8) included."""
+    """Tell whether `dtype` is a real floating type; those of ml_dtypes (bfloat16, ...) are."""
     if dtype.kind == "f":
         return True
-    # ml_dtypes registers its types with kind "V"; asking numpy for a cast needs no import of it.
+    # ml_dtypes registers its types with kind "V"; asking numpy for a cast does not import it.
     return dtype.kind == "V" and dtype.names is None and np.can_cast(dtype, np.float64)
 
 
@@ -104,17 +94,17 @@ def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
     elif is_float(dtype):
         import ml_dtypes
 
-        with contextlib.suppress(ValueError):  # int4 and its like, which are exact in float64
+        with contextlib.suppress(ValueError):  # int4 and the like, which are exact in float64
             limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     return float(limits.eps), float(limits.smallest_subnormal)
 
 
 def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
-    """Return `values` as a 2-D real array, uncopied when it is one; entries are not looked at."""
+    """Return `values` as a real 2-D array, without a copy if it is one; entries are not checked."""
     if values is None or isinstance(values, str | bytes) or hasattr(values, "__fspath__"):
         raise InvalidTypeError(
-            f"`{name}` is {values!r}; expected a matrix of numbers. For those of a file call "
-            "rmtspec.checkpoint.matrices_in(path)."
+            f"`{name}` is {values!r}; expected a matrix of numbers. For the matrices of a file "
+            "call rmtspec.checkpoint.matrices_in(path)."
         )
     try:
         array = np.asarray(values)
@@ -122,9 +112,8 @@ def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
         raise InvalidTypeError(f"`{name}` cannot be read as an array: {error}.") from error
     if array.dtype.kind == "c":
         raise InvalidTypeError(
-            f"`{name}` is complex ({array.dtype}); expected real numbers. "
-            "The laws used here are those of real matrices: pass the real part, or the two parts "
-            "stacked as columns."
+            f"`{name}` is complex ({array.dtype}); expected real numbers. The laws used here are "
+            "those of real matrices: pass the real part, or both parts stacked as columns."
         )
     if array.dtype.kind == "b" or not (array.dtype.kind in "iu" or is_float(array.dtype)):
         raise InvalidTypeError(
@@ -133,7 +122,7 @@ def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
         )
     if array.ndim != 2:
         raise InvalidValueError(
-            f"`{name}` has {array.ndim} dimensions, shape {array.shape}; expected a matrix of 2. "
+            f"`{name}` has shape {array.shape}; expected a matrix, with 2 dimensions. "
             + _shape_hint(array.ndim, name)
         )
     if array.size == 0:
@@ -147,7 +136,7 @@ def _shape_hint(ndim: int, name: str) -> str:
     if ndim > 2:
         return f"Reshape a convolution kernel: {name}.reshape(len({name}), -1)."
     if ndim == 1:
-        return f"A vector has no spectrum; if it is one row, pass {name}[None, :]."
+        return f"A vector has no spectrum; if it is a row of a matrix, pass {name}[None, :]."
     return "A single number has no spectrum."
 
 

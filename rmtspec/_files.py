@@ -1,4 +1,4 @@
-"""Writing files so that a failure leaves what was there whole: write beside, then rename."""
+"""Writing files so that a failure leaves what was there intact: write beside it, then rename."""
 
 import contextlib
 import json
@@ -11,20 +11,17 @@ from typing import Any
 
 from rmtspec.errors import FileError, InvalidTypeError
 
-#: Matches the names of what is being written; a kill may leave one behind.
+#: Matches the names of files being written; a killed process may leave one behind.
 TEMPORARY = ".rmtspec-*.tmp"
-#: What `write_atomically` and its callers take as a path.
+#: What functions of this package take as a path.
 PathLike = str | os.PathLike[str]
 
 
 def write_atomically(path: PathLike, content: str | bytes) -> Path:
-    """Write `content` to `path` in one step, text as UTF-8.
+    """Write `content` to `path` as `finished_file` does, text as UTF-8.
 
-    What UTF-8 lacks (halves of surrogate pairs, from names of files in other encodings) is
-    written with a backslash, as JSON does it.
-
-    The content goes to a new file in the same folder, which then takes the name. Whatever fails,
-    a file that was there before is kept as it was. The folder must exist.
+    What UTF-8 lacks (halves of surrogate pairs, from file names in other encodings) is written
+    with a backslash, as JSON writes it.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with finished_file(path) as temporary, temporary.open("wb") as stream:
@@ -36,40 +33,36 @@ def write_atomically(path: PathLike, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def finished_file(path: PathLike) -> Iterator[Path]:
-    """Give a new file beside `path` to write to; it takes that name when all went well.
+    """Give a new file beside `path` to write to; it takes that name if no error is raised.
 
-    Whatever fails, a file that was there before is kept as it was. The folder must exist.
+    On any failure a file that was there before stays as it was. The folder must exist.
     """
     target = file_target(path)
     temporary = _create_beside(target)
+    hint = "What was there is unchanged; free space or choose another place."
     try:
-        yield temporary
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
-        temporary.replace(target)
-    except BaseException as error:
+        with _file_errors(f"{target} cannot be written", hint):
+            yield temporary
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o7777)
+            temporary.replace(target)
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            raise FileError(
-                f"{target} cannot be written: {cause(error)}. What was there is unchanged; "
-                "free space or choose another place."
-            ) from error
         raise
 
 
 def read_json(path: PathLike, what: str, schema: int) -> dict[str, Any]:
-    """Return the object in a JSON file of ours, or raise where it is not `what`.
+    """Return the object in a JSON file of this package, or raise if it is not `what`.
 
-    `schema` is the version of the format written today: a file of a later one is refused.
+    `schema` is the version of the format written today; a file of a later version is refused.
     """
     file = _path(path)
     try:
-        content = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {cause(error)}. Check the path.") from error
+        with _file_errors(f"{file} cannot be read", "Check the path."):
+            content = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise FileError(f"{file} is not {what}: it is no JSON ({error}).") from error
+        raise FileError(f"{file} is not {what}: it is not JSON ({error}).") from error
     version = content.get("schema") if isinstance(content, dict) else None
     if type(version) is not int:
         raise FileError(f"{file} is not {what}: it has no number under 'schema'.")
@@ -78,66 +71,56 @@ def read_json(path: PathLike, what: str, schema: int) -> dict[str, Any]:
             f"{file} has schema {version}; this version of rmtspec reads up to {schema}. "
             "Update rmtspec: pip install --upgrade rmtspec."
         )
-    found: dict[str, Any] = content
-    return found
+    return dict(content)
 
 
 def empty_folder(path: PathLike) -> Path:
-    """Return `path` if a folder of that name can be made there, or is one and empty."""
+    """Return `path` if it is an empty folder, or if a folder can be made there."""
     folder = _path(path)
-    try:
+    with _file_errors(f"{folder} cannot be made", "Name another one."):
         if folder.is_dir():
             if any(folder.iterdir()):
                 raise FileError(
-                    f"{folder} is not empty; expected a folder that does not exist yet or has "
-                    "nothing in it. Name another one."
+                    f"{folder} is not empty; expected an empty folder, or one that does not exist "
+                    "yet. Name another one."
                 )
             if os.path.ismount(folder) or not os.access(folder.absolute().parent, os.W_OK):
                 raise FileError(
-                    f"{folder} cannot be replaced by the finished folder, being a mount point or "
-                    "in a write-protected place. Name one inside it."
+                    f"{folder} cannot be replaced by the finished folder: it is a mount point or "
+                    "in a write-protected place. Name a folder inside it."
                 )
             return folder
         if folder.exists() or folder.is_symlink():
             raise FileError(f"{folder} is a file; expected a folder. Name another one.")
         parent = folder.absolute().parent
         if not parent.is_dir():
-            raise FileError(
-                f"{folder} cannot be made: {parent} does not exist. Make that folder first."
-            )
+            raise _no_parent(folder, parent)
         if not os.access(parent, os.W_OK):
             raise FileError(f"{folder} cannot be made: {parent} is write-protected.")
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{folder} cannot be made: {cause(error)}. Name another one.") from error
     return folder
 
 
 @contextlib.contextmanager
 def finished_folder(path: PathLike) -> Iterator[Path]:
-    """Give a new folder beside `path` to write into; it takes that name when all went well.
+    """Give a new folder beside `path` to write into; it takes that name if no error is raised.
 
-    Whatever fails, nothing is left under `path`, and nothing beside it.
+    On any failure nothing is left at `path` or beside it.
     """
     target = Path(os.path.realpath(empty_folder(path)))
     work = target.parent / f".rmtspec-{secrets.token_hex(8)}.tmp"
+    hint = "Nothing was left there; free space or choose another place."
     try:
-        work.mkdir()
-        yield work
-        work.replace(target)  # an empty folder in its place is replaced too
-    except BaseException as error:
+        with _file_errors(f"{path} cannot be written", hint):
+            work.mkdir()
+            yield work
+            work.replace(target)  # replaces an empty folder too
+    except BaseException:
         shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, FileError):
-            raise FileError(
-                f"{path} cannot be written: {cause(error)}. Nothing was left there; free space "
-                "or choose another place."
-            ) from error
         raise
 
 
 def check_outside(out: PathLike, source: PathLike) -> None:
-    """Raise where the new folder `out` would be in the folder `source`, which is only read."""
+    """Raise if the new folder `out` would be in the folder `source`, which is only read."""
     read, made = Path(os.path.realpath(source)), Path(os.path.realpath(out))
     if read.is_dir() and made.is_relative_to(read):
         raise FileError(
@@ -147,7 +130,7 @@ def check_outside(out: PathLike, source: PathLike) -> None:
 
 
 def check_space(out: PathLike, needed: int) -> None:
-    """Raise where the disk of the new folder `out` has fewer free bytes."""
+    """Raise if the disk of the new folder `out` has fewer than `needed` free bytes."""
     free = shutil.disk_usage(Path(os.path.realpath(out)).parent).free
     if needed > free:
         raise FileError(
@@ -162,32 +145,27 @@ def check_writable(path: PathLike) -> None:
 
 
 def output_folder(path: PathLike) -> Path:
-    """Return `path` as a folder to write into, made if the folder above it exists."""
+    """Return `path` as a folder to write into; it is made if its parent exists."""
     folder = _path(path)
-    try:
+    with _file_errors(f"{folder} cannot be made", "Name another one."):
         if folder.exists() and not folder.is_dir():
             raise FileError(f"{folder} is a file; expected a folder. Name another one.")
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise FileError(
-            f"{folder} cannot be made: {folder.parent} does not exist. Make that folder first."
-        ) from None
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{folder} cannot be made: {cause(error)}. Name another one.") from error
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise _no_parent(folder, folder.parent) from None
     return folder
 
 
 def file_target(path: PathLike) -> Path:
     """Return the file that `path` names, links followed; its folder must exist."""
     given = _path(path)
-    try:
+    with _file_errors(f"{given} cannot be written"):
         target = Path(os.path.realpath(given))
         if target.is_dir():
             raise FileError(f"{given} is a folder; expected a file name to write to.")
         if target.exists() and not target.is_file():
-            raise FileError(f"{given} is no regular file; expected a file name to write to.")
+            raise FileError(f"{given} is not a regular file; expected a file name to write to.")
         if not target.parent.exists():
             raise FileError(
                 f"{given} cannot be written: the folder {given.parent} does not exist. "
@@ -195,27 +173,19 @@ def file_target(path: PathLike) -> Path:
             )
         if not target.parent.is_dir():
             raise FileError(f"{given} cannot be written: {given.parent} is a file, not a folder.")
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{given} cannot be written: {cause(error)}.") from error
     if target.exists() and not os.access(target, os.W_OK):
         raise FileError(f"{given} is write-protected. Write elsewhere, or make it writable.")
     return target
 
 
 def _create_beside(target: Path) -> Path:
-    """Create an empty file in the folder of `target`, with the permissions a new file gets."""
+    """Create an empty file in the folder of `target`, with the permissions of a new file."""
     temporary = target.parent / f".rmtspec-{secrets.token_hex(8)}.tmp"
-    try:
+    with _file_errors(f"{target} cannot be written", "Choose a folder you may write to."):
         temporary.touch(exist_ok=False)
         if len(os.fsencode(target.name)) > 255:
             temporary.unlink()
             raise OSError("the file name is too long")
-    except OSError as error:
-        raise FileError(
-            f"{target} cannot be written: {cause(error)}. Choose a folder you may write to."
-        ) from error
     return temporary
 
 
@@ -225,6 +195,21 @@ def _path(path: PathLike) -> Path:
     return Path(path)
 
 
+@contextlib.contextmanager
+def _file_errors(problem: str, hint: str = "") -> Iterator[None]:
+    """Raise an error of the system as a FileError that states the problem and its cause."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{problem}: {cause(error)}. {hint}".rstrip()) from error
+
+
+def _no_parent(folder: Path, parent: Path) -> FileError:
+    return FileError(f"{folder} cannot be made: {parent} does not exist. Make that folder first.")
+
+
 def cause(error: OSError) -> str:
-    """Return what the system says went wrong, in lower case."""
+    """Return what went wrong as the system says it, in lower case."""
     return (error.strerror or str(error)).lower()

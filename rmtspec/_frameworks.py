@@ -1,28 +1,23 @@
-"""What only a framework can do, looked up by name: nothing above is imported, nor the framework."""
+"""What only a framework can do, looked up by name so that no framework is imported here."""
 
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-#: Module and function that read the tensors of a file with this suffix, and what cannot be read.
+#: Module and function that read the tensors of a file, by its suffix.
 _READERS = dict.fromkeys(
     (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors")
 )
-#: Module of the frameworks' devices.
 _DEVICES = "rmtspec.adapters.torch._pruning.eigensolver"
-
 #: Suffixes of files that only a framework can read.
 SUFFIXES = tuple(_READERS)
 
 
 def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, str]]]]:
-    """Return what lists the tensors of a file, and "name" and "reason" of those it cannot read.
+    """Return the function that lists a file's tensors, and why the others cannot be read.
 
-    Raises
-    ------
-    MissingDependencyError
-        The framework is not installed.
+    Raises MissingDependencyError where the framework is not installed.
     """
     module, function = _READERS[suffix]
     reader: Callable[[Path], tuple[list[Any], list[dict[str, str]]]]
@@ -31,18 +26,14 @@ def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, s
 
 
 def eigensolver_on(device: Any) -> Any:
-    """Return an eigensolver, as `rmtspec.spectrum` takes it, that computes on a device.
+    """Return an eigensolver for `rmtspec.spectrum` that computes on a device.
 
-    Raises
-    ------
-    InvalidValueError
-        The device is not there, or lacks float64.
-    MissingDependencyError
-        The framework is not installed.
+    Raises InvalidValueError where the device does not exist or lacks float64, and
+    MissingDependencyError where the framework is not installed.
     """
     return import_module(_DEVICES).DeviceEigensolver(device)
 
 
 def usable_device(device: Any) -> str:
-    """Return the device's full name if `eigensolver_on` can use it, or raise what that raises."""
+    """Return the full name of a device that `eigensolver_on` can use; raise as that does."""
     return str(import_module(_DEVICES).usable_device(device))

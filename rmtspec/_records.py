@@ -1,4 +1,4 @@
-"""Values as files hold them: JSON's own types, and the versions that numbers depend on."""
+"""Values as files hold them: JSON types, and the versions that the numbers depend on."""
 
 import math
 import platform
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Return `value` in JSON's own types; nan and infinities, which JSON lacks, become None."""
+    """Return `value` in JSON types; nan and infinities, which JSON lacks, become None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -27,6 +27,6 @@ def plain(value: Any) -> Any:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Return the versions that numbers depend on, and those of the packages in `more`."""
+    """Return the versions that the numbers depend on, and those of the packages in `more`."""
     names = ("rmtspec", "numpy", "scipy", "numba", *more)
     return {**{name: version(name) for name in names}, "python": platform.python_version()}

@@ -1,8 +1,8 @@
-"""Words for people: aligned lines, counts of what was skipped, text that a terminal can take."""
+"""Text for people: aligned lines, counts of what was skipped, text that is safe on a terminal."""
 
-from collections.abc import Iterable
-
-import numpy as np
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
@@ -12,17 +12,17 @@ def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown)])
 
 
-def text(value: object) -> str:
-    """Return a short readable form: six digits for floats, yes and no for truth values."""
-    if isinstance(value, bool | np.bool_):
+def text(value: Any) -> str:
+    """Return a short readable form: six digits for floats, yes or no for truth values."""
+    if getattr(value, "shape", None) == ():  # a numpy scalar
+        value = value.item()
+    if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return f"{float(value):.6g}"
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return (reason, count and first names) of what was skipped, one entry per reason."""
+    """Return (reason, count and first names) of the skipped entries, one pair per reason."""
     by_reason: dict[str, list[str]] = {}
     for entry in skipped:
         by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
@@ -33,12 +33,18 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def listed(names: Iterable[str], *, most: int) -> str:
-    """Return the names, those past the first `most` as a number: "a, b and 3 more"."""
-    every = list(names)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    """Return the first `most` names and the number of the others: "a, b and 3 more"."""
+    all_names = list(names)
+    more = f" and {len(all_names) - most} more" if len(all_names) > most else ""
+    return ", ".join(all_names[:most]) + more
+
+
+def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> str:
+    """Return a hint with the names that may be meant or are similar, or ""."""
+    near = meant or difflib.get_close_matches(str(name), list(known), n=3)
+    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def printable(words: str) -> str:
-    """Return `words` with control characters, which a terminal would obey, spelled out."""
+    """Return `words` with control characters, which a terminal would obey, escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

@@ -1,24 +1,24 @@
-"""All that an adapter to a framework is written against.
+"""Everything that an adapter for a framework is written against.
 
-An adapter converts and calls; formulas, decisions and files are on this side. Three things are its
-own:
+An adapter converts and calls; formulas, decisions and files belong to this side. An adapter has
+three tasks of its own:
 
-**The weights.** It lists the weights of a model as named `Matrix` objects: callables that return
-an array of rows x columns and tell their kind, layer, shape and bytes an entry, why they cannot be
-read, and what must not be done to them. A subclass of `Target` with ``__call__`` is one. `Subject`
-takes the list and the user's `Selection`, and analyses what is left; nothing is read before its
-turn comes.
+**Listing the weights.** It lists the weights of a model as named `Matrix` objects: callables that
+return an array of rows x columns and state their kind, layer, shape and bytes per entry, why they
+cannot be read, and what must not be done to them. A subclass of `Target` with ``__call__`` is one.
+`Subject` takes the list and the user's `Selection`, and analyses the matrices that remain; each is
+read only when its turn comes.
 
 **Carrying out a plan.** `Task` turns a `Subject` and `PlanOptions` into a `Plan`; `adopt` checks
-one that was edited or read from a file. For each row of `Plan.cut` the adapter calls `split` (or
-`truncate`) on the matrix and puts the factors, ``outer @ inner``, in the place of the weight.
-Matrices of one layer are split at one rank. The product of the factors undoes it.
+a plan that was edited or read from a file. For each row of `Plan.cut` the adapter calls `split` or
+`truncate` on the matrix; after a split the factors, ``outer @ inner``, replace the weight. All
+matrices of a layer are split at the same rank. Multiplying the factors undoes a split.
 
 **Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
 
-Errors are those of `rmtspec.errors`; `checks` has the ones for options. The documentation page "How
-it is built" has a whole adapter, for a toy framework.
+Errors are those of `rmtspec.errors`; `checks` holds the checks of options. The documentation page
+"How it is built" shows a complete adapter for a toy framework.
 """
 
 from rmtspec import _checks as checks
@@ -46,51 +46,11 @@ from rmtspec.report.report import Report
 from rmtspec.terms import Action, Kind, Why
 
 __all__ = [
-    "DTYPES",
-    "RULES",
-    "SUFFIXES",
-    "Action",
-    "AnalysisOptions",
-    "Every",
-    "Float64Array",
-    "Kind",
-    "Manifest",
-    "MappedTensor",
-    "Matrix",
-    "NothingToAnalyzeError",
-    "Outgoing",
-    "PathLike",
-    "Pattern",
-    "Plan",
-    "PlanOptions",
-    "Progress",
-    "Report",
-    "Schedule",
-    "Selection",
-    "SplitEntry",
-    "SplitFactors",
-    "StoredTensor",
-    "Subject",
-    "Target",
-    "Task",
-    "Why",
-    "adopt",
-    "cause",
-    "checks",
-    "finished_file",
-    "finished_folder",
-    "format_dtype",
-    "grouped",
-    "listed",
-    "looks_like",
-    "model_folder",
-    "named_dtype",
-    "output_energies",
-    "report_on",
-    "settle",
-    "split",
-    "step_share",
-    "stored_tensors",
-    "truncate",
-    "versions",
-]
+    "DTYPES", "RULES", "SUFFIXES", "Action", "AnalysisOptions", "Every", "Float64Array", "Kind",
+    "Manifest", "MappedTensor", "Matrix", "NothingToAnalyzeError", "Outgoing", "PathLike",
+    "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection", "SplitEntry",
+    "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "Why", "adopt", "cause",
+    "checks", "finished_file", "finished_folder", "format_dtype", "grouped", "listed",
+    "looks_like", "model_folder", "named_dtype", "output_energies", "report_on", "settle",
+    "split", "step_share", "stored_tensors", "truncate", "versions",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Random matrices with a known truth: noise, noise with planted spikes, the paper's Example 3.3."""
+"""Random matrices with known properties: noise, planted spikes, the paper's Example 3.3."""
 
 import math
 from collections.abc import Sequence
@@ -23,17 +23,18 @@ def wishart(
     degrees: float = 5.0,
     rng: Any = None,
 ) -> Float64Array:
-    """Return a matrix of independent noise entries of mean 0.
+    """Return a matrix of independent noise entries with mean 0.
 
     Parameters
     ----------
     rows, columns : int
         Shape, each at least 1.
     variance : float
-        Of the entries.
+        Variance of the entries.
     entries : {"gaussian", "uniform", "rademacher", "student-t"}
-        Their law. All but Student's t with 4 or fewer degrees of freedom follow the
-        Marchenko-Pastur law up to its edge; with 4 or fewer, large single entries make spikes.
+        Distribution of the entries. With Student's t of 4 or fewer degrees of freedom, single
+        large entries cause spikes; with all others the spectrum follows the Marchenko-Pastur law
+        up to its edge.
     degrees : float
         Degrees of freedom of Student's t, above 2 (the variance must be finite).
     rng : None, int, or numpy.random.Generator
@@ -46,7 +47,8 @@ def wishart(
     Raises
     ------
     InvalidValueError
-        A side below 1, a variance that is not positive, an unknown law, too few degrees.
+        A side below 1, a variance that is not positive, an unknown distribution, or too few
+        degrees of freedom.
 
     Examples
     --------
@@ -89,18 +91,18 @@ def spiked(
 ) -> Float64Array:
     """Return noise plus a signal of low rank with random orthonormal directions.
 
-    The information-plus-noise model of the paper, eq. (7): W = R + S.
+    This is the information-plus-noise model of the paper, eq. (7): W = R + S.
 
     Parameters
     ----------
     rows, columns : int
         Shape.
     strengths : array_like of shape (rank,)
-        Singular values of the signal S divided by ``sqrt(n variance)``, n the larger side. In
-        these units the noise of a square matrix ends at 2, and a strength above (p / n)^(1/4) shows
-        beyond the edge in the limit of large matrices.
+        Singular values of the signal S divided by ``sqrt(n variance)``, where n is the larger
+        side. In these units the noise of a square matrix ends at 2, and in the limit of large
+        matrices a strength above (p / n)^(1/4) appears beyond the edge.
     variance, entries, degrees, rng
-        Of the noise: see `wishart`.
+        Options of the noise: see `wishart`.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def spiked(
     Raises
     ------
     InvalidValueError
-        More strengths than the smaller side, negative ones, nan, or what `wishart` refuses.
+        More strengths than the smaller side, negative ones, nan, or any error of `wishart`.
 
     Examples
     --------
@@ -127,8 +129,8 @@ def spiked(
     smaller = min(noise.shape)
     if values.ndim != 1 or values.size > smaller:
         raise InvalidValueError(
-            f"`strengths` has shape {values.shape}; expected at most {smaller} numbers in one "
-            "dimension (the smaller side of the matrix)."
+            f"`strengths` has shape {values.shape}; expected at most {smaller} numbers (the "
+            "smaller side of the matrix) in one dimension."
         )
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise InvalidValueError(f"`strengths` is {strengths!r}; expected finite numbers >= 0.")
@@ -142,9 +144,10 @@ def spiked(
 def example_3_3(n: int = 1000, rng: Any = None) -> Float64Array:
     """Return the matrix W = R + S of the paper's Example 3.3.
 
-    R has standard normal entries, S is the deterministic matrix of eq. (8),
-    ``S[i, j] = tan(pi / 2 + 1 / (j + 1)) + cos(i) log(i + j + 1) + sin(j) cos(i / j)``, indices
-    from 1 (j = 0 would divide by zero). Its largest eigenvalue is about 1e8 times the noise's.
+    R has standard normal entries. S is the deterministic matrix of eq. (8),
+    ``S[i, j] = tan(pi / 2 + 1 / (j + 1)) + cos(i) log(i + j + 1) + sin(j) cos(i / j)``, with
+    indices from 1 (j = 0 would divide by zero). The largest eigenvalue of W is about 1e8 times
+    that of the noise.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose.
+"""All errors that this package raises on purpose.
 
 ::
 
@@ -13,8 +13,8 @@
 
     RmtspecWarning (UserWarning)
 
-One ``except RmtspecError`` catches them all; each also derives from the built-in a caller would
-expect. An option that was given wrong is an `OptionError`; data that cannot be used is not.
+``except RmtspecError`` catches them all; each also derives from the built-in error that a caller
+would expect. A wrong option raises an `OptionError`; data that cannot be used does not.
 """
 
 
@@ -23,7 +23,7 @@ class RmtspecError(Exception):
 
 
 class InvalidValueError(RmtspecError, ValueError):
-    """A value outside its range, or an array whose content cannot be used."""
+    """A value outside its range, or an array whose contents cannot be used."""
 
 
 class InvalidTypeError(RmtspecError, TypeError):
@@ -31,18 +31,18 @@ class InvalidTypeError(RmtspecError, TypeError):
 
 
 class OptionError(RmtspecError):
-    """An option outside its range, of the wrong type, or that does not go with another one.
+    """An option outside its range, of the wrong type, or incompatible with another one.
 
     Attributes
     ----------
     problem : str
         What was given, options in backticks: "`n_jobs` is 0".
     expected : str
-        What was expected instead: "a whole number other than 0". It may be empty.
+        What was expected instead: "a whole number other than 0"; may be empty.
     hint : str
-        What to do, in whole sentences. It may be empty.
+        What to do, in full sentences; may be empty.
     command_hint : str
-        What to do on the command line, `hint` unless given.
+        What to do on the command line; `hint` by default.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class OptionError(RmtspecError):
 
 
 class InvalidOptionError(OptionError, InvalidValueError):
-    """An option outside its range, or that does not go with another one."""
+    """An option outside its range, or incompatible with another one."""
 
 
 class InvalidOptionTypeError(OptionError, InvalidTypeError):
@@ -63,12 +63,12 @@ class InvalidOptionTypeError(OptionError, InvalidTypeError):
 
 
 class FileError(RmtspecError, OSError):
-    """A file that cannot be read or written: missing, truncated, another format, no permission."""
+    """A file that cannot be read or written: missing, truncated, wrong format, no permission."""
 
 
 class MissingDependencyError(RmtspecError, ImportError):
-    """An optional package is needed; the message names the extra to install."""
+    """An optional package is missing; the message names the extra to install."""
 
 
 class RmtspecWarning(UserWarning):
-    """Something was left undone, or done another way than asked; the message says what to do."""
+    """Something was not done, or not done as asked; the message says what to do."""

@@ -1,13 +1,12 @@
-"""The figures of the paper about BEMA, drawn again: Example 3.3, Figures 2, 3a and 3b.
+"""The paper's figures on BEMA, drawn again: Example 3.3 and Figures 2, 3a and 3b.
 
-Each figure is drawn twice over: with the settings that the paper's numbers agree with (quantiles
-at k / p, no refinement), and with the defaults of this library. The conditions are written beside
-the picture. `rmtspec reproduce` is this module on the command line.
+The numbers of each figure are computed twice: with the settings that agree with the paper's
+numbers (quantiles at k / p, no refinement), and with the defaults of this library. The conditions
+are written next to the picture. `rmtspec reproduce` is the command for this module.
 """
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtspec import _checks, ensembles
-from rmtspec._files import output_folder, write_atomically
+from rmtspec._files import PathLike, output_folder, write_atomically
 from rmtspec._records import plain, versions
 from rmtspec.matrix.bema import bema
 from rmtspec.matrix.fit_test import fit_test
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
 
 FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
-#: What the paper's own numbers agree with, and what this library does unless told otherwise.
+#: The settings that agree with the paper's numbers, and the defaults of this library.
 SETTINGS: dict[str, dict[str, Any]] = {
     "as published": {"quantiles": "paper", "refine": False},
     "library defaults": {"quantiles": "midpoint", "refine": True},
 }
-#: The paper does not state N; the slope of its Figure 3b means that it was about 330.
+#: The paper does not state N; the slope of its Figure 3b implies about 330.
 _SIZES = (330, 1000)
 _ALPHA, _BETA = 0.25, 0.1
 _COLOURS = ("#0077bb", "#ee7733", "#009988")
@@ -42,14 +41,14 @@ _MARKERS = ("o", "s", "^")
 
 @dataclass(frozen=True, slots=True)
 class _Sweep:
-    """One of Figures 3a and 3b: the parameter that moves, its values, and the one that stays."""
+    """Figure 3a or 3b: the parameter that varies, its values, and the fixed parameter."""
 
     moving: str
     values: tuple[float, ...]
     fixed: dict[str, float]
 
     def at(self, value: float) -> dict[str, Any]:
-        """Return the options of `bema` with the moving parameter at `value`."""
+        """Return the options of `bema` with the varying parameter at `value`."""
         return {self.moving: value, **self.fixed}
 
 
@@ -60,12 +59,7 @@ _SWEEPS = {
 
 
 def reproduce_figure(
-    figure: str,
-    *,
-    n: int = 1000,
-    out: str | os.PathLike[str],
-    seed: int = 0,
-    seeds: int | None = None,
+    figure: str, *, n: int = 1000, out: PathLike, seed: int = 0, seeds: int | None = None
 ) -> list[Path]:
     """Draw a figure of the paper and write it, with all its numbers, into a folder.
 
@@ -74,17 +68,16 @@ def reproduce_figure(
     figure : {"example-3.3", "fig-2", "fig-3a", "fig-3b"}
         "example-3.3" and "fig-2" are the same figure: the eigenvalues of Example 3.3 with the
         fitted law (alpha 0.25, beta 0.1). "fig-3a" is lambda_+ (the threshold) against alpha at
-        beta 0.5; "fig-3b" the same against beta at alpha 0.25.
+        beta 0.5; "fig-3b" is the same against beta at alpha 0.25.
     n : int
         Side of the square matrix of Example 3.3, at least 16. The paper does not state it.
     out : path
-        Folder to write into; made if the folder above it exists. Files of the same name in it are
-        replaced.
+        Folder to write into; made if its parent exists. Files of the same names are replaced.
     seed : int
-        Of the noise, for `numpy.random.default_rng`.
+        Seed of the noise, for `numpy.random.default_rng`.
     seeds : int, optional
-        Repeat over this many seeds, from `seed` on, at N = 330, 1000 and `n`, and give mean and
-        standard deviation. Default: one seed at `n`.
+        Repeat over this many seeds, from `seed` on, at N = 330, 1000 and `n`, and give the mean
+        and standard deviation. Default: one seed at `n`.
 
     Returns
     -------
@@ -124,23 +117,17 @@ def reproduce_figure(
     else:
         results = _bulk_numbers(spectra, n)
         drawing = _draw_bulk(spectra[n][0], n, seed)
+    matrix = "Example 3.3: standard normal noise plus the signal of eq. (8)"
     record = {
-        "schema": 1,
-        "figure": figure,
-        "matrix": "Example 3.3: standard normal noise plus the signal of eq. (8)",
-        "n": n,
-        "seed": seed,
-        "seeds": list(numbers),
-        "sizes": sizes,
-        "settings": SETTINGS,
-        **results,
+        "schema": 1, "figure": figure, "matrix": matrix, "n": n, "seed": seed,
+        "seeds": list(numbers), "sizes": sizes, "settings": SETTINGS, **results,
         "versions": versions("matplotlib"),
-    }
+    }  # fmt: skip
     return _write(folder, figure, drawing, record)
 
 
 def _bulk_numbers(spectra: dict[int, list[Spectrum]], n: int) -> dict[str, Any]:
-    """Return the fits of every spectrum with every setting."""
+    """Return the fits of each spectrum with each of the settings."""
     results: dict[str, Any] = {"alpha": _ALPHA, "beta": _BETA, "fits": {}}
     for name, options in SETTINGS.items():
         by_size = {}
@@ -160,23 +147,20 @@ def _bulk_numbers(spectra: dict[int, list[Spectrum]], n: int) -> dict[str, Any]:
 
 
 def _sweep_numbers(sweep: _Sweep, spectra: dict[int, list[Spectrum]]) -> dict[str, Any]:
-    """Return lambda_+ of every spectrum at every value of the moving parameter."""
+    """Return lambda_+ of each spectrum at each value of the varying parameter."""
 
     def thresholds(spec: Spectrum, options: dict[str, Any]) -> list[float]:
         return [bema(spec, **sweep.at(value), **options).threshold for value in sweep.values]
 
-    return {
-        "moving": sweep.moving,
-        "fixed": sweep.fixed,
-        "values": list(sweep.values),
-        "lambda_plus": {
-            name: {
-                str(size): _spread([thresholds(spec, options) for spec in several])
-                for size, several in spectra.items()
-            }
-            for name, options in SETTINGS.items()
-        },
+    curves = {
+        name: {
+            str(size): _spread([thresholds(spec, options) for spec in several])
+            for size, several in spectra.items()
+        }
+        for name, options in SETTINGS.items()
     }
+    varied = {"moving": sweep.moving, "fixed": sweep.fixed, "values": list(sweep.values)}
+    return {**varied, "lambda_plus": curves}
 
 
 def _spread(values: list[Any]) -> dict[str, Any]:
@@ -184,8 +168,8 @@ def _spread(values: list[Any]) -> dict[str, Any]:
     table = np.array(values)
     alone = np.full(table.shape[1:], np.nan)
     deviation = table.std(axis=0, ddof=1) if len(table) > 1 else alone
-    found = {"mean": table.mean(axis=0), "standard_deviation": deviation, "each_seed": values}
-    return dict(plain(found))
+    spread = {"mean": table.mean(axis=0), "standard_deviation": deviation, "each_seed": values}
+    return dict(plain(spread))
 
 
 def _draw_bulk(spec: Spectrum, n: int, seed: int) -> "Figure":
@@ -229,7 +213,7 @@ def _draw_sweep(sweep: _Sweep, results: dict[str, Any], count: int) -> "Figure":
 
 
 def _write(folder: Path, name: str, drawing: "Figure", record: dict[str, Any]) -> list[Path]:
-    """Write picture and numbers; the same input gives the same bytes."""
+    """Write picture and numbers, with the same bytes for the same input."""
     import matplotlib
 
     picture, svg = png(drawing), io.BytesIO()

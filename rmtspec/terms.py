@@ -1,4 +1,4 @@
-"""The words of reports that a program may ask for; each is the string that is in the JSON."""
+"""The terms of reports that a program may look for; each is the string in the JSON."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What a matrix is, by the type of its layer, or in a file by the name of its tensor."""
+    """What a matrix is, by the type of its layer or, in a file, by the name of its tensor."""
 
     MATRIX = "matrix"
     LINEAR = "linear"
@@ -22,17 +22,17 @@ class Kind(StrEnum):
     EXPERT = "expert"
     RECURRENT = "recurrent"
     PARAMETER = "parameter"
-    TENSOR = "tensor"  # in a manifest: pruned in its file, whatever its layer
+    TENSOR = "tensor"  # in a manifest: pruned in its file, without regard to its layer
 
     @property
     def family(self) -> "Kind":
-        """What a file would tell of it: MATRIX of linear layers, CONV of convolutions."""
+        """The kind as far as a file shows it: MATRIX for linear layers, CONV for convolutions."""
         wide = {"linear": Kind.MATRIX, "conv": Kind.CONV}
         return next((kind for word, kind in wide.items() if word in self), self)
 
 
 class Action(StrEnum):
-    """What a plan does to a matrix; ``Action("leave")`` is ``Action("keep")``, as files have it."""
+    """What a plan does to a matrix; ``Action("leave")`` is the same as ``Action("keep")``."""
 
     SPLIT = "split"
     TRUNCATE = "truncate"
@@ -44,7 +44,7 @@ class Action(StrEnum):
 
 
 class Why(StrEnum):
-    """Why something was left as it is, skipped, or cannot be relied on: templates of the prose.
+    """Templates of the reasons why something was left, was skipped, or cannot be relied on.
 
     Examples
     --------
@@ -135,19 +135,19 @@ class Why(StrEnum):
     OTHER = "{words}"  # none of these: what an error said, or a user in a plan
 
     def words(self, **values: object) -> str:
-        """Return the prose: the template filled with values."""
+        """Return the reason: the template filled in with values."""
         return str(self.value).format(**values)
 
     @classmethod
     def of(cls, reason: str) -> tuple["Why", ...]:
-        """Return what a reason of a report is made of, in its order; nothing for an empty one."""
-        found = tuple(cls[str(match.lastgroup)] for match in _templates().finditer(reason))
-        return found or ((cls.OTHER,) if reason else ())
+        """Return the parts of a reason in a report, in order; none for an empty one."""
+        parts = tuple(cls[str(match.lastgroup)] for match in _templates().finditer(reason))
+        return parts or ((cls.OTHER,) if reason else ())
 
 
 @functools.cache
 def _templates() -> re.Pattern[str]:
-    """Return the expression of one part of a reason, the most specific template first."""
+    """Return an expression for one part of a reason, the most specific template first."""
     texts = {why.name: re.split("{.*?}", why) for why in Why if why is not Why.OTHER}
     ordered = sorted(texts, key=lambda name: (not texts[name][0], -len("".join(texts[name]))))
     groups = (f"(?P<{name}>{'.*?'.join(map(re.escape, texts[name]))})" for name in ordered)

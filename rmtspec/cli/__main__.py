@@ -1,4 +1,4 @@
-"""`python -m rmtspec.cli`, the command `rmtspec`."""
+"""`python -m rmtspec.cli`: the command `rmtspec`."""
 
 from rmtspec.cli.commands import main
 

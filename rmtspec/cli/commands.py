@@ -1,10 +1,11 @@
 """The command line: `rmtspec analyze`, `prune`, `merge`, `reproduce` and `demo`.
 
-Exit status: 0 done; 1 the input could not be used, or nothing in it could be analysed; 2 wrong
-usage; 130 interrupted.
+Exit status: 0 for success; 1 if the input cannot be used or nothing in it can be analysed; 2 for
+wrong usage; 130 if interrupted.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,32 +13,35 @@ from typing import Any
 import click
 
 from rmtspec import __version__
+from rmtspec._text import printable
 from rmtspec.cli.progress import progress_bar
-from rmtspec.cli.tables import one_line, show, show_costs
+from rmtspec.cli.tables import show, show_costs
 from rmtspec.cli.wording import Command, in_flags
 from rmtspec.errors import FileError, InvalidValueError, OptionError
 
 _RULES = ("bema", "energy", "fraction")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
-_RULE_HELP = "What decides the rank: the noise's edge, a share of the squares, a share of the rank."
-_BULK_KEEP_HELP = "Share of the bulk to keep, of rule bema."
+_PATH = click.Path(path_type=Path)
+_RULE_HELP = "What decides the rank: the noise edge, a share of the squares, a share of the rank."
+_BULK_KEEP_HELP = "Share of the bulk to keep (rule bema)."
+_ALPHA_HELP, _BETA_HELP = "Share left out on each side.", "Chance of a spike in pure noise."
+_REPORT_HELP = "Write the {} to this file too, in the format of its suffix: .html, .csv or .json."
+_FOLDER_HELP = "Folder to write into; made if its parent exists."
+_LEVELS_HELP = "Levels matched with the eigenvalues: (k - 1/2) / p, or k / p."
+_MODE_HELP = "Write two factors for each matrix, or their product in its place."
 
-#: Options that two commands have alike.
-_keep = click.option("--keep", type=float, help="Share to keep, of rules energy and fraction.")
-_include = click.option(
-    "--include", metavar="RE", help="Only names in which this expression is found."
-)
-_exclude = click.option(
-    "--exclude", metavar="RE", help="No names in which this expression is found."
-)
-_jobs = click.option(
-    "--jobs", "n_jobs", type=int, default=1, show_default=True, help="Processes; -1: all cores."
-)
+
+_default = functools.partial(click.option, show_default=True)  # the help shows the default
+
+
+#: Options that two commands share.
+_keep = click.option("--keep", type=float, help="Share to keep (rules energy and fraction).")
+_include = click.option("--include", metavar="RE", help="Only names that match this expression.")
+_exclude = click.option("--exclude", metavar="RE", help="No names that match this expression.")
+_jobs = _default("--jobs", "n_jobs", type=int, default=1, help="Processes; -1: all cores.")
 _threads = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="BLAS threads of each; the cores divided by default.",
+    "--threads", type=click.IntRange(min=1), help="BLAS threads of each; default: cores shared out."
 )
 
 
@@ -52,67 +56,37 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=_PATH)
+@click.option("--out", type=_PATH, help=_REPORT_HELP.format("report"))
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Write the report here too; the suffix says how: .html, .csv or .json.",
+    "--resume", "journal", metavar="FILE", type=_PATH, help="Keep a journal here, or resume it."
 )
-@click.option(
-    "--resume",
-    "journal",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Keep a journal here; where it is there already, go on with it.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what it would cost, from the headers alone.")
+@click.option("--dry-run", is_flag=True, help="Show what it would cost, from the headers alone.")
 @_jobs
 @_threads
-@click.option("--device", help="Compute on this device of torch, as cuda.")
-@click.option(
-    "--alpha", type=float, default=0.2, show_default=True, help="Share left out on each side."
-)
-@click.option(
-    "--beta", type=float, default=0.1, show_default=True, help="Chance of a spike in pure noise."
-)
-@click.option(
-    "--rule", type=click.Choice(_RULES), default="bema", show_default=True, help=_RULE_HELP
-)
-@click.option("--bulk-keep", type=float, default=0.0, show_default=True, help=_BULK_KEEP_HELP)
+@click.option("--device", help="Compute on this torch device, such as cuda.")
+@_default("--alpha", default=0.2, help=_ALPHA_HELP)
+@_default("--beta", default=0.1, help=_BETA_HELP)
+@_default("--rule", type=click.Choice(_RULES), default="bema", help=_RULE_HELP)
+@_default("--bulk-keep", default=0.0, help=_BULK_KEEP_HELP)
 @_keep
-@click.option(
-    "--quantiles",
-    type=click.Choice(["midpoint", "paper"]),
-    default="midpoint",
-    show_default=True,
-    help="Levels matched with the eigenvalues: (k - 1/2) / p, or k / p.",
+@_default(
+    "--quantiles", type=click.Choice(["midpoint", "paper"]), default="midpoint", help=_LEVELS_HELP
 )
 @click.option("--no-refine", is_flag=True, help="Fit once, spikes included.")
-@click.option(
-    "--fit-cutoff", "cutoff", type=float, help="Accept a fit by the paper's gamma instead."
-)
-@click.option(
-    "--level", type=float, default=0.05, show_default=True, help="Accept a fit at this p-value."
-)
+@click.option("--fit-cutoff", "cutoff", type=float, help="Accept a fit by the paper's gamma.")
+@_default("--level", default=0.05, help="Accept a fit at this p-value.")
 @_include
 @_exclude
 def analyze(
-    path: Path,
-    out: Path | None,
-    journal: Path | None,
-    dry_run: bool,
-    n_jobs: int,
-    threads: int | None,
-    device: str | None,
-    no_refine: bool,
-    include: str | None,
-    exclude: str | None,
-    **numbers: Any,
-) -> None:
+    path: Path, out: Path | None, journal: Path | None, dry_run: bool, n_jobs: int,
+    threads: int | None, device: str | None, no_refine: bool, include: str | None,
+    exclude: str | None, **numbers: Any,
+) -> None:  # fmt: skip
     """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
 
-    PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder with an index and its
-    shards, a single file, or .npy files. One matrix is in memory at a time.
+    PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder that holds an index and
+    its shards, a single file, or .npy files. Only one matrix is in memory at a time.
     """
     options = {**numbers, "refine": not no_refine}
     from joblib import effective_n_jobs
@@ -130,9 +104,9 @@ def analyze(
     if out is not None and journal is not None and out.resolve() == journal.resolve():
         raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
     if dry_run and out is not None:
-        raise click.UsageError("--out is of the analysis, which --dry-run leaves undone.")
+        raise click.UsageError("--dry-run does not analyse, so there is no report for --out.")
     if device is not None and n_jobs != 1:
-        raise click.UsageError("--device works in one process; leave --jobs out.")
+        raise click.UsageError("--device works in one process; leave out --jobs.")
     listed = checkpoint.matrices_in(path)
     chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
@@ -145,80 +119,56 @@ def analyze(
     device = _usable(device)
     operations = costs.operations_of(chosen.values())
     hint = (
-        f"What was done is in {journal}: the same command goes on with it."
+        f"The results so far are in {journal}: the same command resumes from them."
         if journal is not None
-        else "With --resume FILE a scan goes on where it was."
+        else "With --resume FILE a scan can be resumed."
     )
     with _hint(hint), progress_bar(operations) as progress:
-        found = analyze_checkpoint(
+        report = analyze_checkpoint(
             listed, include=include, exclude=exclude, journal=journal, n_jobs=n_jobs,
             threads=threads, device=device, progress=progress, **options,
         )  # fmt: skip
-    if not found.rows:
-        raise click.ClickException(nothing_in(path, found.skipped, selection.unmet))
+    if not report.rows:
+        raise click.ClickException(nothing_in(path, report.skipped, selection.unmet))
     if out is not None:
-        found.save(out)
-    show(found)
+        report.save(out)
+    show(report)
     if out is not None:
         click.echo(f"Report written to {out}")
 
 
 @main.command()
-@click.argument("path", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("out", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--as",
-    "mode",
-    type=click.Choice(["factors", "dense"]),
-    default="factors",
-    show_default=True,
-    help="Write two factors for each matrix, or their product in its place.",
+@click.argument("path", metavar="IN", type=_PATH)
+@click.argument("out", required=False, type=_PATH)
+@_default(
+    "--as", "mode", type=click.Choice(["factors", "dense"]), default="factors", help=_MODE_HELP
 )
 @click.option("--rule", type=click.Choice(_RULES), show_default="bema", help=_RULE_HELP)
 @click.option("--bulk-keep", type=float, show_default="0.45", help=_BULK_KEEP_HELP)
 @_keep
-@click.option("--fit-cutoff", type=float, help="Leave matrices alone whose statistic is above it.")
+@click.option("--fit-cutoff", type=float, help="Keep matrices with a fit statistic above this.")
 @_include
 @_exclude
-@click.option(
-    "--min-saving",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Leave matrices alone that save a smaller share of parameters.",
-)
-@click.option("--budget", type=float, help="Share of parameters to keep, in place of a rule.")
+@_default("--min-saving", default=0.0, help="Keep matrices that save less than this share.")
+@click.option("--budget", type=float, help="Share of parameters to keep, instead of a rule.")
 @click.option("--rank", "ranks", metavar="NAME=K", multiple=True, help="This rank for this name.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Carry out a plan, from a .json.")
-@click.option(
-    "--dry-run", is_flag=True, help="Show the plan and write nothing; OUT may be left out."
-)
+@click.option("--plan", type=_PATH, help="Carry out the plan in this .json file.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing; OUT is optional.")
 @_jobs
 @_threads
-@click.option("--alpha", type=float, show_default="0.2", help="Share left out on each side.")
-@click.option("--beta", type=float, show_default="0.1", help="Chance of a spike in pure noise.")
-@click.option(
-    "--report",
-    "report_file",
-    type=click.Path(path_type=Path),
-    help="Write the plan here too; the suffix says how: .html, .csv or .json.",
-)
+@click.option("--alpha", type=float, show_default="0.2", help=_ALPHA_HELP)
+@click.option("--beta", type=float, show_default="0.1", help=_BETA_HELP)
+@click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
 def prune(
-    path: Path,
-    out: Path | None,
-    ranks: tuple[str, ...],
-    plan: Path | None,
-    dry_run: bool,
-    threads: int | None,
-    report_file: Path | None,
-    **request: Any,
-) -> None:
+    path: Path, out: Path | None, ranks: tuple[str, ...], plan: Path | None, dry_run: bool,
+    threads: int | None, report_file: Path | None, **request: Any,
+) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
 
-    Killed at any point and run again in the same way, it goes on where it was.
+    If it is killed at any point, the same command resumes where it stopped.
     """
     if out is None and not dry_run:
-        raise click.UsageError("Missing argument 'OUT'; only --dry-run goes without.")
+        raise click.UsageError("Missing argument 'OUT'; only --dry-run works without it.")
     from rmtspec import checkpoint
     from rmtspec._files import empty_folder
     from rmtspec.checkpoint.companions import companions
@@ -242,7 +192,7 @@ def prune(
     _check_report(report_file, "--report")
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
     operations = operations_of(selection.choose(listed.matrices)[0].values())
-    hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command goes on."
+    hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command resumes."
     with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
         done = prune_checkpoint(
             listed, out, dry_run=dry_run, report=report_file, threads=threads, progress=progress,
@@ -262,8 +212,8 @@ def prune(
 
 
 @main.command()
-@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="IN", type=_PATH)
+@click.argument("out", type=_PATH)
 def merge(folder: Path, out: Path) -> None:
     """Multiply the factors in IN, written by prune, into dense weights in OUT, a new folder."""
     from rmtspec._files import empty_folder
@@ -278,18 +228,12 @@ def merge(folder: Path, out: Path) -> None:
 
 @main.command()
 @click.argument("figure", type=click.Choice(_FIGURES))
-@click.option("--n", type=int, default=1000, show_default=True, help="Side of the matrix.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    show_default="this folder",
-    help="Folder to write into; made if the one above it exists.",
-)
+@_default("--n", type=int, default=1000, help="Side of the matrix.")
+@click.option("--out", type=_PATH, default=Path(), show_default="this folder", help=_FOLDER_HELP)
 @click.option("--seeds", type=int, help="Repeat over this many seeds: mean and spread.")
-@click.option("--seed", type=int, default=0, show_default=True, help="First seed of the noise.")
+@_default("--seed", type=int, default=0, help="First seed of the noise.")
 def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> None:
-    """Draw a figure of the paper, with its numbers beside it."""
+    """Draw a figure of the paper and write its numbers next to it."""
     from rmtspec.reproduce import reproduce_figure as draw
 
     with _target("--out"):
@@ -299,13 +243,7 @@ def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> N
 
 
 @main.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("rmtspec-demo"),
-    show_default=True,
-    help="Folder to write into; made if the one above it exists.",
-)
+@_default("--out", type=_PATH, default=Path("rmtspec-demo"), help=_FOLDER_HELP)
 def demo(out: Path) -> None:
     """Show on two matrices what this package does, in under a minute."""
     from rmtspec.demo.tour import run_demo
@@ -316,22 +254,22 @@ def demo(out: Path) -> None:
 
 @contextlib.contextmanager
 def _target(argument: str) -> Iterator[None]:
-    """Take a place that cannot be written to for wrong usage of the argument that names it."""
+    """Report a place that cannot be written to as wrong usage of the argument that names it."""
     try:
         yield
     except OptionError:
         raise
     except (FileError, InvalidValueError) as error:
-        raise click.BadParameter(one_line(str(error)), param_hint=argument) from None
+        raise click.BadParameter(printable(str(error)), param_hint=argument) from None
 
 
 @contextlib.contextmanager
 def _hint(words: str) -> Iterator[None]:
-    """Say how to go on to who interrupts the work."""
+    """Tell a user who interrupts the work how to resume it."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\n{one_line(words)}" if words else "", err=True)
+        click.echo(f"\n{printable(words)}" if words else "", err=True)
         raise
 
 
@@ -347,7 +285,7 @@ def _check_report(file: Path | None, argument: str) -> None:
 
 
 def _usable(device: str | None) -> str | None:
-    """Return the device if it can be used; else say so and compute on the CPU."""
+    """Return the device if it can be used; otherwise say so and return None, for the CPU."""
     if device is None:
         return None
     from rmtspec._frameworks import usable_device
@@ -361,7 +299,7 @@ def _usable(device: str | None) -> str | None:
 
 
 def _ranks(given: tuple[str, ...]) -> dict[str, int]:
-    """Return the ranks of `--rank NAME=K` by name."""
+    """Return the ranks given as `--rank NAME=K` by name."""
     ranks: dict[str, int] = {}
     for words in given:
         name, equals, rank = words.rpartition("=")

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, lines in a log."""
+"""The progress of long work: a bar on a terminal, lines in a log."""
 
 import contextlib
 import sys
@@ -12,10 +12,11 @@ import click
 def progress_bar(
     operations: Mapping[str, int] | None = None, steps: Sequence[str] = ("analysing",)
 ) -> Iterator[Callable[[int, int | None, str], None]]:
-    """Give a callback that shows on stderr how far the work is: a bar, or lines in a log.
+    """Give a callback that shows the progress of the work on stderr: a bar, or lines in a log.
 
-    `operations` tells the cost of each matrix by name, which rate and remaining time of the first
-    of the `steps` go by; the others, which begin where the count does anew, go by the count.
+    `operations` are the costs of the matrices by name, from which rate and remaining time of the
+    first of the `steps` are computed. A step ends when the count restarts; the steps after the
+    first are measured by the count.
     """
     work = _Work(operations, steps)
     if not sys.stderr.isatty():
@@ -37,9 +38,9 @@ def progress_bar(
 
 
 class _Work:
-    """How far the work is: as a share, and in words."""
+    """The progress of the work: as a share, and in words."""
 
-    _START = 1.0  # seconds in which what a journal holds already goes by
+    _START = 1.0  # seconds in which the results that a journal holds already pass
 
     def __init__(self, operations: Mapping[str, int] | None, steps: Sequence[str]) -> None:
         self._steps = list(steps)
@@ -57,7 +58,7 @@ class _Work:
         return self._steps[0]
 
     def note(self, done: int, count: int | None, name: str) -> None:
-        """Take what a progress callback is told."""
+        """Take the arguments of a progress callback."""
         if done <= self._done:  # the next step begins
             self._steps = self._steps[1:] or self._steps
             self._begin(None)
@@ -84,7 +85,7 @@ class _Work:
 
 
 class _Log:
-    """Lines about long work, for people who read a log: none in the first half minute."""
+    """Lines about long work, for readers of a log; none in the first half minute."""
 
     _EVERY = 30.0  # seconds
 

@@ -1,4 +1,4 @@
-"""What the commands show: tables, messages, a progress bar for people."""
+"""What the commands show: tables and messages."""
 
 import sys
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rmtspec._text import grouped
 from rmtspec.cli.progress import duration
 
 if TYPE_CHECKING:
@@ -13,21 +14,19 @@ if TYPE_CHECKING:
     from rmtspec.runs.dry_run import DryRun
 
 
-def show(found: "Report") -> None:
-    """Print the table of a report, what was skipped, and what is kept."""
-    from rmtspec._text import grouped
-
-    header, lines = found.cells()
+def show(report: "Report") -> None:
+    """Print the table of a report, the share of parameters kept, and what was skipped."""
+    header, lines = report.cells()
     table(header, lines, numeric=("spikes", "rank", "kept"))
-    click.echo(f"{len(found.rows)} analysed, {len(found.skipped)} skipped; {found.kept()}")
-    for reason, names in grouped(found.skipped):
+    click.echo(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
+    for reason, names in grouped(report.skipped):
         click.echo(f"skipped {names}: {reason}")
 
 
 def table(
     header: Sequence[str], lines: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
 ) -> None:
-    """Print a table, as wide as it needs to be where no terminal limits it."""
+    """Print a table, at full width unless it goes to a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -43,39 +42,26 @@ def table(
     console.print(shown)
 
 
-def show_costs(found: "DryRun") -> None:
+def show_costs(costs: "DryRun") -> None:
     """Print what a scan would cost: a line for the matrices of each size, and the sums."""
-    from rmtspec._text import grouped
-
     header = ("matrices", "kind", "size", "dtype", "break-even", "operations", "time")
     lines = [
         (
-            str(group["matrices"]),
-            group["kind"],
-            f"{group['rows']} x {group['columns']}",
-            group["dtype"],
-            f"{group['break_even']:.1f}",
-            f"{group['operations']:.2g}",
+            str(group["matrices"]), group["kind"], f"{group['rows']} x {group['columns']}",
+            group["dtype"], f"{group['break_even']:.1f}", f"{group['operations']:.2g}",
             duration(group["seconds"]),
         )
-        for group in found.groups()
-    ]
+        for group in costs.groups()
+    ]  # fmt: skip
     table(header, lines, numeric=("matrices", "break-even", "operations", "time"))
-    several = f" with {found.n_jobs} processes" if found.n_jobs > 1 else ""
+    several = f" with {costs.n_jobs} processes" if costs.n_jobs > 1 else ""
     click.echo(
-        f"{len(found.rows)} matrices, {found.parameters:,} parameters, "
-        f"{found.operations:.3g} floating-point operations"
+        f"{len(costs.rows)} matrices, {costs.parameters:,} parameters, "
+        f"{costs.operations:.3g} floating-point operations"
     )
     click.echo(
-        f"Estimated for this machine{several}: {duration(found.seconds)}, "
-        f"{found.memory / 1e9:.1f} GB of memory"
+        f"Estimated for this machine{several}: {duration(costs.seconds)}, "
+        f"{costs.memory / 1e9:.1f} GB of memory"
     )
-    for reason, names in grouped(found.skipped):
+    for reason, names in grouped(costs.skipped):
         click.echo(f"will be skipped {names}: {reason}")
-
-
-def one_line(message: str) -> str:
-    """Return the message with control characters, which a terminal would obey, spelled out."""
-    from rmtspec._text import printable
-
-    return printable(message)

@@ -1,1 +1,1 @@
-"""What is decided before anything is touched: which matrices, which ranks, when."""
+"""What is decided before any weight is changed: which matrices, which ranks, when."""

@@ -1,4 +1,4 @@
-"""A budget of parameters, spread over layers where it buys the most."""
+"""A budget of parameters, spread over the layers where it buys the most."""
 
 import math
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from rmtspec.errors import InvalidOptionError
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """What rank costs in one layer, and what it buys.
+    """What each rank costs in one layer, and what it buys.
 
     Attributes
     ----------
     unit : int
-        Parameters of one rank: rows + columns, summed over the layer's matrices.
+        Parameters per rank: rows + columns, summed over the layer's matrices.
     dense : int
         Parameters of the layer as it is: rows * columns, summed likewise.
     energies : ndarray of shape (p,)
-        What each rank adds, descending: squared singular values of W, or of W C^(1/2) where
+        What each rank adds, descending: the squared singular values of W, or of W C^(1/2) if
         the inputs are known, as shares that sum to 1.
     """
 
@@ -31,12 +31,12 @@ class Purchase:
 
 
 def spread(layers: Mapping[str, Purchase], budget: float) -> dict[str, int | None]:
-    """Return the rank of each layer, None where it stays dense, within a share of parameters.
+    """Return the rank of each layer, or None if it stays dense, within a share of the parameters.
 
-    Each layer may keep 1, 2, ... ranks below its break-even, or stay as it is at no error.
-    Parameters go step by step where the error (the relative squared Frobenius error, summed over
-    layers) falls most per parameter, over the lower convex hull of each layer's choices; that is
-    optimal but for the last step that does not fit.
+    Each layer may keep any rank below its break-even, or stay as it is, without error. Step by
+    step, parameters go where the error (the relative squared Frobenius error, summed over layers)
+    falls most per parameter, along the lower convex hull of each layer's choices. This is optimal
+    except for the last step, which may not fit.
     """
     total = sum(layer.dense for layer in layers.values())
     allowed = budget * total
@@ -53,10 +53,10 @@ def spread(layers: Mapping[str, Purchase], budget: float) -> dict[str, int | Non
     for name, layer in layers.items():
         rate = math.inf
         for gain, cost, rank in _hull(layer) if ranks[name] is not None else ():
-            # Rounding may let a step seem better than the one it builds on; the order must hold.
+            # Rounding may make a step look better than the one it builds on; keep their order.
             rate = min(rate, gain / cost)
             steps.append((rate, name, rank, cost))
-    steps.sort(key=lambda step: -step[0])  # stable: ties stay in the order of layers and ranks
+    steps.sort(key=lambda step: -step[0])  # stable: ties keep the order of layers and ranks
     closed: set[str] = set()
     for _, name, rank, cost in steps:
         if name in closed:
@@ -66,7 +66,7 @@ def spread(layers: Mapping[str, Purchase], budget: float) -> dict[str, int | Non
             continue
         closed.add(name)
         layer, reached = layers[name], ranks[name]
-        if rank is None and reached is not None:  # whole: too much; what is left buys ranks
+        if rank is None and reached is not None:  # dense does not fit: the rest buys ranks
             more = min(_last(layer) - reached, int((allowed - spent) // layer.unit))
             ranks[name], spent = reached + more, spent + more * layer.unit
     return ranks
@@ -80,15 +80,15 @@ def _last(layer: Purchase) -> int:
 def _hull(layer: Purchase) -> list[tuple[float, int, int | None]]:
     """Return the steps (error removed, parameters, rank reached) of the lower convex hull.
 
-    The error falls convexly from rank to rank, so the hull follows the ranks until the straight
-    line to the dense layer (no error) is steeper, then takes that line.
+    The error is convex in the rank, so the hull follows the ranks until the straight line to the
+    dense layer (no error) is steeper, and then takes that line.
     """
     last = _last(layer)
     left = np.maximum(1.0 - np.cumsum(layer.energies), 0.0)[:last]  # error at ranks 1, 2, ...
-    rest = layer.dense - np.arange(1, last + 1) * layer.unit  # parameters from there to dense
+    rest = layer.dense - np.arange(1, last + 1) * layer.unit  # further parameters to be dense
     chord = left / np.maximum(rest, 1)
     step = np.append((left[:-1] - left[1:]) / layer.unit, -1.0)
-    leave = int(np.argmax(step <= chord))  # the first rank (from 0) that is better left for dense
+    leave = int(np.argmax(step <= chord))  # index of the first rank where dense is the next step
     steps: list[tuple[float, int, int | None]] = [
         (float(left[k] - left[k + 1]), layer.unit, k + 2) for k in range(leave)
     ]

@@ -1,47 +1,42 @@
-"""A plan that is given, edited or read from a file, checked against what it is to be applied to."""
+"""A given plan, edited or read from a file, checked against the matrices it is to be applied to."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmtspec import _checks
+from rmtspec._text import nearest
 from rmtspec.errors import InvalidTypeError, InvalidValueError, OptionError
 from rmtspec.planning.plan import Plan, plan_of, settle
-from rmtspec.planning.target import Target, nearest
+from rmtspec.planning.target import Target
 from rmtspec.report.report import Report
 from rmtspec.terms import Action, Kind, Why
 
 ACTIONS = tuple(action.value for action in Action)
-#: What a row must say to be carried out.
+#: Keys without which a row cannot be carried out.
 _PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before")
 
 
-def adopt(
-    plan: Report,
-    targets: Mapping[str, Target],
-    *,
-    owner: str,
-    dense: bool = False,
-) -> Plan:
-    """Return a plan in the terms of these matrices, if it can be carried out on them.
+def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: bool = False) -> Plan:
+    """Return a plan in terms of these matrices, if it can be carried out on them.
 
-    The plan of a model fits a file of its weights, and the reverse: a row may name a matrix by its
-    layer or an alias, and have the rows of a transposed linear layer as columns.
+    The plan of a model fits a file of its weights, and vice versa: a row may name a matrix by its
+    layer or by an alias, and the two sides of a transposed linear layer may be swapped.
 
     Parameters
     ----------
     plan : Report
-        The user's; not changed.
+        The user's plan; not changed.
     targets : mapping of str to Target
         What may be done to each matrix, by name.
     owner : str
         What the matrices belong to, for messages: "model.safetensors".
     dense : bool
-        Truncate what the plan splits.
+        Truncate the matrices that the plan splits.
 
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        No plan, a plan of something else, or an action or rank that is not possible.
+        Not a plan, a plan for something else, or an action or rank that is not possible.
     """
     if not isinstance(plan, Report):
         raise InvalidTypeError(
@@ -52,28 +47,28 @@ def adopt(
     for name, target in targets.items():
         for other in {target.layer, *target.aliases}:
             others.setdefault(other, []).append(name)
-    names: dict[str, str] = {}  # as the plan has them, by those of the matrices
+    names: dict[str, str] = {}  # the plan's names, by name of the matrix
     for row in rows:
         given = str(row.get("name"))
         meant = [given] if given in targets else others.get(given, [])
         if len(meant) != 1:
             raise InvalidValueError(
-                f"The plan names {given!r}, which is no matrix of {owner}; expected the plan that "
-                f"was made for it.{nearest(given, targets, meant)}"
+                f"The plan names {given!r}, which is not a matrix of {owner}; expected the plan "
+                f"that was made for it.{nearest(given, targets, meant)}"
             )
         name = meant[0]
         if name in names:
             raise InvalidValueError(f"The plan has two rows named {name!r}. Leave one out.")
         names[name] = given
         target = targets[name]
-        planned, found = (row.get("rows"), row.get("columns")), tuple(target.shape)
-        turned = Kind.TRANSPOSED_LINEAR in (row.get("kind"), target.kind)
-        if planned != found and not (turned and planned[::-1] == found):
+        planned, shape = (row.get("rows"), row.get("columns")), tuple(target.shape)
+        swapped = Kind.TRANSPOSED_LINEAR in (row.get("kind"), target.kind)
+        if planned != shape and not (swapped and planned[::-1] == shape):
             raise InvalidValueError(
                 f"The plan has {given!r} as {planned[0]} x {planned[1]}; in {owner} it "
-                f"is {' x '.join(map(str, found))}. Apply it to what it was made for."
+                f"is {' x '.join(map(str, shape))}. Apply it to what it was made for."
             )
-        row.update(name=name, rows=found[0], columns=found[1])
+        row.update(name=name, rows=shape[0], columns=shape[1])
         row.update(layer=target.layer, kind=target.kind)
         row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
         if dense and row.get("action") == Action.SPLIT:
@@ -81,20 +76,20 @@ def adopt(
         refusal = target.refusal(str(row.get("action")))
         if refusal and row.get("action") != Action.LEAVE:
             raise InvalidValueError(
-                f"The plan's action of {name!r} is {row.get('action')!r}, and it must stay as it "
-                f'is: {refusal}. Set its action to "keep".'
+                f"The plan's action for {name!r} is {row.get('action')!r}, but the matrix must "
+                f'stay as it is: {refusal}. Set its action to "keep".'
             )
     _check_rows(rows)
     for row in rows:
         kept = row["action"] == Action.LEAVE
         row["reason"] = (row.get("reason") or Why.KEPT_BY_PLAN.words()) if kept else ""
-        row["weight_error"] = row["output_error"] = None  # of the ranks before they were edited
+        row["weight_error"] = row["output_error"] = None  # the ranks may have been edited since
     matrices = {name: plan.matrices[was] for name, was in names.items() if was in plan.matrices}
     return plan_of(plan, rows=rows, matrices=matrices)
 
 
 def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
-    """Raise where an edited plan cannot be carried out; settle the rows that can."""
+    """Settle the rows of an edited plan; raise if one cannot be carried out."""
     shared: dict[str, tuple[str, int]] = {}
     for row in rows:
         name = row.get("name")
@@ -122,7 +117,7 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
             first = shared.setdefault(row["layer"], (str(name), row["rank"]))
             if first[1] != row["rank"]:
                 raise InvalidValueError(
-                    f"{first[0]!r} has rank {first[1]} and {name!r} {row['rank']}; the matrices of "
-                    "one layer are split at one rank. Set both to the same."
+                    f"{first[0]!r} has rank {first[1]} and {name!r} has {row['rank']}; the "
+                    "matrices of a layer are split at the same rank. Set both to the same."
                 )
         settle(row)

@@ -1,4 +1,4 @@
-"""What a user asks of a plan, as one value, checked before any work."""
+"""The options of a plan as one value, checked before any work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,21 +13,18 @@ from rmtspec.report.report import Report
 from rmtspec.terms import Action
 
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
-#: Share of the bulk that a plan keeps beside the spikes (rule "bema"), unless told otherwise; the
-#: paper's.
+#: Default share of the bulk that a plan keeps besides the spikes (rule "bema"), from the paper.
 BULK_KEEP = 0.45
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """The options of a plan, as `rmtspec.adapters.torch.prune` describes them.
-
-    A wrong one raises here, those of the analysis too.
+    """The options of a plan, described at `rmtspec.adapters.torch.prune`; a wrong one raises here.
 
     Attributes
     ----------
     plan : Report, optional
-        A plan to carry out, in place of everything but `mode`.
+        A plan to carry out; of the other options only `mode` may be given with it.
     more : mapping
         Further options of `rmtspec.analyze`, by name.
     analysis : AnalysisOptions
@@ -62,8 +59,8 @@ class PlanOptions:
         if self.fit_cutoff is not None:
             _checks.cutoff(self.fit_cutoff, "fit_cutoff")
         if not isinstance(self.ranks, Mapping | None):
-            kind = type(self.ranks).__name__
-            raise InvalidOptionTypeError(f"`ranks` is a {kind}", "a mapping {name: rank}")
+            given = type(self.ranks).__name__
+            raise InvalidOptionTypeError(f"`ranks` is a {given}", "a mapping {name: rank}")
         check_jobs(self.n_jobs)
         check_progress(self.progress)
         self.selection()
@@ -71,13 +68,13 @@ class PlanOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "PlanOptions":
-        """Return the options that are given by name; those of the analysis may be among them."""
+        """Return options from a mapping by name, which may include those of the analysis."""
         own = {f.name for f in fields(cls) if f.init} - {"plan", "more"}
         more = {name: value for name, value in given.items() if name not in own}
         return cls(**{name: given[name] for name in given if name in own}, more=more)
 
     def selection(self) -> Selection:
-        """Return the user's choice of matrices; it remembers which patterns met nothing."""
+        """Return the user's choice of matrices, which records the patterns that match nothing."""
         return Selection(self.include, self.exclude)
 
     def _analysis(self) -> AnalysisOptions:
@@ -91,15 +88,15 @@ class PlanOptions:
         return AnalysisOptions.of({**self.more, **decided})
 
     def _check_alone(self) -> None:
-        """Raise where anything is asked for beside a plan that is given."""
+        """Raise if anything else is given besides a plan."""
         names = ("rule", "bulk_keep", "fit_cutoff", "include", "exclude", "budget")
         given = {name: getattr(self, name) for name in names} | dict(self.more)
         given |= {"min_saving": self.min_saving or None, "ranks": self.ranks or None}
-        beside = next((name for name, value in given.items() if value is not None), None)
-        if beside is not None:
+        other = next((name for name, value in given.items() if value is not None), None)
+        if other is not None:
             raise InvalidOptionError(
-                f"`plan` and `{beside}` are both given",
-                "one of them, as the plan says what is done to each matrix",
+                f"`plan` and `{other}` are both given",
+                "one of them, because the plan states what is done to each matrix",
                 "Edit the plan, or make a new one.",
             )
 
@@ -113,12 +110,12 @@ class PlanOptions:
             )
         hint = "It is the share of parameters to keep."
         if _checks.inside(self.budget, "budget", 0.0, 1.0, closed=True, hint=hint) == 0.0:
-            raise InvalidOptionError("`budget` is 0", "a share above 0 to keep, as 0.5")
+            raise InvalidOptionError("`budget` is 0", "a share above 0 to keep, such as 0.5")
         given = {"rule": self.rule, "bulk_keep": self.bulk_keep, "keep": self.more.get("keep")}
         for name, value in given.items():
             if value is not None:
                 raise InvalidOptionError(
                     f"`budget` and `{name}` are both given",
-                    "one of them, as each decides the ranks",
+                    "one of them, because each decides the ranks",
                     "Leave one out.",
                 )

@@ -1,4 +1,4 @@
-"""Plans: what is done to each matrix of a model, and why, decided before anything is touched."""
+"""Plans: what is done to each matrix of a model, and why, decided before any is changed."""
 
 import dataclasses
 import math
@@ -21,9 +21,9 @@ from rmtspec.terms import Action, Why
 class Plan(Report):
     """A report whose rows also say what is done to each matrix.
 
-    Besides the columns of a report a row has "action" (`rmtspec.terms.Action`), "rank", sizes
-    before and after, and the reason where the matrix stays as it is. "action" and "rank" may be
-    edited before the plan is carried out; `Plan.from_json` reads one back.
+    Besides the columns of a report a row has "action" (`rmtspec.terms.Action`), sizes before and
+    after, and a reason if the matrix stays as it is. "action" and "rank" may be edited before the
+    plan is carried out; `Plan.from_json` reads a plan from its file.
     """
 
     @property
@@ -38,24 +38,11 @@ def make_plan(
     options: PlanOptions,
     energies: Mapping[str, Float64Array] | None = None,
 ) -> Plan:
-    """Return `report` as a plan: each row with its action, rank, sizes afterwards and reason.
+    """Return `report`, of an analysis with `options.analysis`, as a plan.
 
-    Parameters
-    ----------
-    report : Report
-        From `analyze_many` with `options.analysis`, with the `MatrixReport` of every row.
-    targets : mapping of str to Target
-        By name of the matrix; a name without a row (it could not be analysed) keeps its layer
-        as it is.
-    options : PlanOptions
-    energies : mapping of str to ndarray, optional
-        Squared singular values (descending) that the budget goes by; those of the matrix itself
-        where a name is missing.
-
-    Raises
-    ------
-    InvalidValueError
-        A rank that does not fit, or a budget too small.
+    A target without a row, which could not be analysed, keeps its layer as it is. `energies` are
+    the squared singular values (descending) that decide how the budget is spent, by name of the
+    matrix; its own by default.
     """
     case = _Case(report, targets, options)
     budget = options.budget
@@ -84,25 +71,17 @@ def make_plan(
             reason = _no_use(members, rank, options)
         for row in members:
             target = targets[row["name"]]
-            row["layer"] = target.layer
-            row["rule"] = rule
             if rule in ("given", "budget"):
                 row["keep"] = None
-            row["action"] = Action.LEAVE.value if reason else options.mode
-            row["rank"] = rank
-            row["reason"] = reason
-            row["weight_error"] = _weight_error(report.matrices[row["name"]], rank)
-            row["output_error"] = None
-            row["bytes_before"] = row["parameters_before"] * target.itemsize
+            row.update(
+                layer=target.layer, rule=rule, rank=rank, reason=reason,
+                action=Action.LEAVE.value if reason else options.mode,
+                weight_error=_weight_error(report.matrices[row["name"]], rank), output_error=None,
+                bytes_before=row["parameters_before"] * target.itemsize,
+            )  # fmt: skip
             settle(row)
-    settings = {
-        **report.settings,
-        "mode": options.mode,
-        "fit_cutoff": options.fit_cutoff,
-        "min_saving": options.min_saving,
-        "ranks": case.given,
-        "budget": budget,
-    }
+    settings = report.settings | {"mode": options.mode, "fit_cutoff": options.fit_cutoff}
+    settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
     if budget is not None:
         for decider in ("rule", "bulk_keep", "keep"):
             settings.pop(decider, None)
@@ -110,7 +89,7 @@ def make_plan(
 
 
 def plan_of(report: Report, **changes: Any) -> Plan:
-    """Return a report as a plan, with some of its fields changed."""
+    """Return a report as a plan with some fields changed."""
     same = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
     return Plan(**{**same, **changes})
 
@@ -122,7 +101,7 @@ def candidates(report: Report, targets: Mapping[str, Target], options: PlanOptio
 
 
 def settle(row: dict[str, Any]) -> None:
-    """Recompute what follows from a row's action and rank: sizes, and whether it saves."""
+    """Recompute what follows from a row's action and rank: its sizes, and whether it saves."""
     rows, columns, rank = row["rows"], row["columns"], row["rank"]
     before = rows * columns
     itemsize = row["bytes_before"] // before
@@ -141,9 +120,9 @@ def settle(row: dict[str, Any]) -> None:
 
 
 class _Case:
-    """A report with what may be done to its matrices, and the ranks that are given.
+    """A report with what may be done to its matrices, and the given ranks.
 
-    `refusals` tells for each row why the matrix stays as it is; "" where the rank decides.
+    `refusals` tells by name why a matrix stays as it is; "" if that depends on the rank.
     """
 
     def __init__(self, report: Report, targets: Mapping[str, Target], options: PlanOptions) -> None:
@@ -155,7 +134,7 @@ class _Case:
         self.refusals = {row["name"]: self._refusal(row) for row in report.rows}
 
     def unit(self, name: str) -> str:
-        """Return what shares one rank: the layer when it is split, else the matrix."""
+        """Return the name of what has one rank: the layer if it is split, else the matrix."""
         target = self._targets[name]
         together = self._options.mode == Action.SPLIT and not target.unsplittable
         return target.layer if together else name
@@ -182,7 +161,7 @@ class _Case:
         return ""
 
     def purchases(self, energies: Mapping[str, Float64Array]) -> dict[str, Purchase]:
-        """Return what rank costs and buys in each layer that is the budget's to cut."""
+        """Return what each rank costs and buys in the layers that the budget may cut."""
         layers: dict[str, list[str]] = {}
         for row in self._report.rows:
             layers.setdefault(self.unit(row["name"]), []).append(row["name"])
@@ -196,24 +175,21 @@ class _Case:
                 if curve is None:
                     curve = self._report.matrices[name].spectrum.eigenvalues[::-1]
                 total = float(np.sum(curve))
-                # A matrix of zeros is exact at rank 1, so that the first rank holds all there is.
+                # A matrix of zeros is exact at rank 1: the first rank holds everything.
                 curves.append(curve / total if total > 0.0 else np.eye(1, len(curve))[0])
             longest = max(map(len, curves))
             summed = np.sum([np.pad(c, (0, longest - len(c))) for c in curves], axis=0)
             sides = [self._targets[name].shape for name in names]
-            buys[layer] = Purchase(
-                unit=sum(map(sum, sides)),
-                dense=sum(map(math.prod, sides)),
-                energies=summed / len(names),
-            )
+            unit, dense = sum(map(sum, sides)), sum(map(math.prod, sides))
+            buys[layer] = Purchase(unit=unit, dense=dense, energies=summed / len(names))
         return buys
 
 
 def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> str:
-    """Return why a rank that a rule chose is not worth it, or ""."""
+    """Return why the rank that a rule chose is not worth a change, or "" if it is."""
     if rank == 0:
-        found = next((row["reason"] for row in members if row["reason"]), "")
-        return found or Why.NO_SIGNAL.words()
+        given = next((row["reason"] for row in members if row["reason"]), "")
+        return given or Why.NO_SIGNAL.words()
     before = sum(row["parameters_before"] for row in members)
     if options.mode == Action.TRUNCATE:
         full = min(members[0]["rows"], members[0]["columns"])
@@ -227,7 +203,7 @@ def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> s
 
 
 def _weight_error(matrix: MatrixReport, rank: int) -> float | None:
-    """Return ||W - W'|| / ||W|| of the best W' of that rank, from the spectrum."""
+    """Return ||W - W'|| / ||W|| for the best W' of this rank, from the spectrum."""
     values = matrix.spectrum.eigenvalues
     total = float(values.sum())
     if total == 0.0:

@@ -1,4 +1,4 @@
-"""After which epochs the pruner acts: every l epochs, l fixed or changing (the paper, 4.4)."""
+"""After which epochs the pruner acts: every l epochs, with l fixed or varying (the paper, 4.4)."""
 
 import math
 import numbers
@@ -12,36 +12,38 @@ Every = int | Iterable[int] | Callable[[int], int | None]
 
 
 class Schedule:
-    """Counts epochs and tells those after which a cycle ends.
+    """Counts epochs and tells after which of them a cycle ends.
 
     Parameters
     ----------
     every : int, iterable of int, or callable
-        Epochs in each cycle; those of the first, the second, ...; or a function of the cycle
-        (0, 1, ...) that returns them, None for no further one. An iterator may have no end.
+        Number of epochs in every cycle; in the first, the second, ...; or a function of the cycle
+        (0, 1, ...) that returns it, or None for no further cycle. An iterator may be endless.
 
     Attributes
     ----------
     epoch, cycle : int
-        Finished so far.
+        Numbers of epochs and cycles finished so far.
     next : int or None
-        The epoch that ends the present cycle; None after the last cycle.
+        The epoch that ends the current cycle; None after the last cycle.
     """
 
     def __init__(self, every: Every) -> None:
         self._length = _lengths(every)
-        self.epoch = 0
-        self.cycle = 0
-        self.next: int | None = None
-        self._begin()
+        self.epoch = self.cycle = 0
+        self.next = self._length(0)
+        if self.next is None:
+            raise InvalidValueError(
+                "`every` has no cycles; expected at least one length, such as every=[3]."
+            )
 
     def advance(self) -> bool:
-        """Count an epoch, and tell whether a cycle ended with it.
+        """Count an epoch, and tell whether it ended a cycle.
 
         Raises
         ------
         InvalidValueError, InvalidTypeError
-            The length of the next cycle is nonsense; nothing is counted then.
+            The length of the next cycle is invalid; the epoch is not counted.
         """
         if self.next is None or self.epoch + 1 < self.next:
             self.epoch += 1
@@ -53,20 +55,12 @@ class Schedule:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the schedule stands."""
+        """Return the position of the schedule."""
         return {"epoch": self.epoch, "cycle": self.cycle, "next": self.next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where `state` stood."""
+        """Continue from the position in `state`."""
         self.epoch, self.cycle, self.next = state["epoch"], state["cycle"], state["next"]
-
-    def _begin(self) -> None:
-        first = self._length(0)
-        if first is None:
-            raise InvalidValueError(
-                "`every` has no cycle at all; expected at least one length, as every=[3]."
-            )
-        self.next = first
 
 
 def _lengths(every: Every) -> Callable[[int], int | None]:
@@ -75,7 +69,7 @@ def _lengths(every: Every) -> Callable[[int], int | None]:
         return lambda cycle: _length_or_none(every(cycle), f"every({cycle})")
     if isinstance(every, Iterable) and not isinstance(every, str | bytes):
         lengths = _Lengths(every)
-        if isinstance(every, Sized):  # an iterator may have no end
+        if isinstance(every, Sized):  # an iterator may be endless
             lengths(len(every))
         return lengths
     fixed = _length(every, "every")
@@ -83,7 +77,7 @@ def _lengths(every: Every) -> Callable[[int], int | None]:
 
 
 class _Lengths:
-    """Checked lengths from an iterable, which is read no further than asked for."""
+    """Checked lengths from an iterable, which is read no further than needed."""
 
     def __init__(self, values: Iterable[int]) -> None:
         self._coming = iter(values)

@@ -1,4 +1,4 @@
-"""Which matrices a user means: `include` and `exclude`, patterns on names or predicates."""
+"""Which matrices a user chooses: `include` and `exclude`, patterns on names or predicates."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,42 +14,32 @@ Pattern = str | re.Pattern[str] | Predicate | Iterable[str | re.Pattern[str] | P
 
 
 class Named(Protocol):
-    """What can be chosen: it tells the names by which it is known beside its own."""
+    """An object that can be chosen: it has further names besides its own."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names that patterns may meet."""
+        """All names that patterns may match."""
 
 
 M = TypeVar("M", bound=Named)
 
 
 class Chosen(NamedTuple, Generic[M]):
-    """What a selection leaves of the matrices of a model.
-
-    Attributes
-    ----------
-    matrices : dict
-        The chosen ones by name.
-    left_out : list of dict
-        "name" and "reason" of the others.
-    named : set of str
-        Names of matrices that `include` asks for.
-    """
+    """What a selection leaves of the matrices of a model."""
 
     matrices: dict[str, M]
-    left_out: list[dict[str, str]]
-    named: set[str]
+    left_out: list[dict[str, str]]  # "name" and "reason" of the others
+    named: set[str]  # the matrices that `include` asks for
 
 
 class Selection:
-    """Names that pass `include` and do not meet `exclude`; remembers which patterns met nothing.
+    """Names that match `include` and not `exclude`; records which patterns matched nothing.
 
     Parameters
     ----------
     include, exclude : str, compiled pattern, predicate, several of these, or None
-        A regular expression found anywhere in the name (`re.search`), or a callable of
-        (name, object) that returns a truth value. No `include` admits all.
+        A regular expression to be found anywhere in the name (`re.search`), or a callable of
+        (name, object) that returns a truth value. Without `include` all names pass.
     """
 
     def __init__(self, include: Pattern | None = None, exclude: Pattern | None = None) -> None:
@@ -58,9 +48,9 @@ class Selection:
         self._met: set[int] = set()
 
     def refusal(self, names: Iterable[str], value: Any = None) -> str:
-        """Return why the object known under `names` is left out, or "" where it is not."""
+        """Return why the object known by `names` is left out, or "" if it is not."""
         listed = list(names)
-        # Every pattern is asked, so that one which another made superfluous still counts as met.
+        # Every pattern is tried: one that another made superfluous still counts as matched.
         included = self._include is None or self._any(self._include, listed, value)
         excluded = self._exclude is not None and self._any(self._exclude, listed, value)
         if not included:
@@ -68,7 +58,7 @@ class Selection:
         return Why.EXCLUDED.words() if excluded else ""
 
     def named(self, names: Iterable[str], value: Any = None) -> bool:
-        """Tell whether `include` was given and names the object: the user asked for it."""
+        """Tell whether `include` was given and matches: the user asked for the object."""
         return self._include is not None and self._any(self._include, list(names), value)
 
     def choose(
@@ -79,8 +69,8 @@ class Selection:
     ) -> "Chosen[M]":
         """Return the matrices that pass, and why the others are left out.
 
-        Predicates are given the matrix, or what `owner_of` returns for it. `leave` may tell of a
-        matrix that passes why it is left out all the same.
+        Predicates are given the matrix, or what `owner_of` returns for it. `leave` may return a
+        reason to leave out a matrix that passes.
         """
         chosen: Chosen[M] = Chosen({}, [], set())
         for name, matrix in matrices.items():
@@ -107,21 +97,18 @@ class Selection:
 
     @property
     def unmet(self) -> list[str]:
-        """The patterns that have met no name so far, as the user wrote them."""
+        """The patterns that have matched no name so far, as the user wrote them."""
         listed = [*(self._include or []), *(self._exclude or [])]
         return [shown for shown, test in listed if id(test) not in self._met]
 
     def _any(self, tests: list[tuple[str, Predicate]], names: list[str], value: Any) -> bool:
-        found = False
-        for _, test in tests:
-            if any(test(name, value) for name in names):
-                self._met.add(id(test))
-                found = True
-        return found
+        met = {id(test) for _, test in tests if any(test(name, value) for name in names)}
+        self._met |= met
+        return bool(met)
 
 
 def _tests(given: Pattern | None, name: str) -> list[tuple[str, Predicate]] | None:
-    """Return (how to show it, predicate) of each pattern; None where none was given."""
+    """Return (text to show, predicate) for each pattern; None if no pattern was given."""
     if given is None:
         return None
     if isinstance(given, Iterable) and not isinstance(given, str | re.Pattern):
@@ -135,7 +122,7 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
             one = re.compile(one)
         except re.error as error:
             raise InvalidOptionError(
-                f"`{name}` {one!r} is no regular expression: {error}.",
+                f"`{name}` {one!r} is not a regular expression: {error}.",
                 hint="Escape special characters with a backslash, or pass a predicate on (name, "
                 "module).",
                 command_hint="Escape special characters with a backslash.",
@@ -150,18 +137,15 @@ def _test(one: Any, name: str) -> tuple[str, Predicate]:
     if isinstance(one, type):
         lambda_of = f"lambda name, module: isinstance(module, {one.__name__})"
         raise InvalidOptionTypeError(
-            f"`{name}` is the class {one.__name__}", f"{expected}, as {lambda_of}"
+            f"`{name}` is the class {one.__name__}", f"{expected}, such as {lambda_of}"
         )
     raise InvalidOptionTypeError(f"`{name}` is {one!r} ({type(one).__name__})", expected)
 
 
 def nothing_in(path: object, skipped: list[dict[str, str]], unmet: Iterable[str]) -> str:
-    """Return the message for a checkpoint in which nothing can be analysed.
-
-    `unmet` are the patterns that met no name.
-    """
+    """Return the message for a checkpoint in which nothing can be analysed."""
     lines = [f"  skipped {names}: {reason}" for reason, names in grouped(skipped)]
     if not lines:
         return f"{path} holds no tensors; expected at least one matrix."
-    lines += [f"  no name meets {printable(pattern)}" for pattern in unmet]
+    lines += [f"  no name matches {printable(pattern)}" for pattern in unmet]
     return "\n".join([f"Nothing in {path} could be analysed.", *lines])

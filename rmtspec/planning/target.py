@@ -1,10 +1,10 @@
 """What may be done to each matrix of a model, whatever its spectrum says."""
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rmtspec import _checks
+from rmtspec._text import nearest
 from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
 from rmtspec.terms import Action
@@ -14,28 +14,28 @@ from rmtspec.terms import Action
 class Target:
     """What may be done to a matrix, whatever its spectrum says.
 
-    A subclass that returns the array when called is a `Matrix`, all that a model's weight needs.
+    A subclass that returns the array when called is a `Matrix`.
 
     Attributes
     ----------
     layer : str
-        The layer it belongs to. Matrices of one layer that are split get one rank.
+        The layer it belongs to. Matrices of one layer are split at the same rank.
     kind : str
         A `rmtspec.terms.Kind`.
     shape : tuple of int
         (rows, columns).
     itemsize : int
-        Bytes of an entry as stored.
+        Bytes per entry as stored.
     reason : str
-        Why it cannot be read at all; empty where it can.
+        Why it cannot be read at all; empty if it can.
     fixed : str
-        Why it can neither be split nor truncated; empty where one is possible.
+        Why it can be neither split nor truncated; empty if either is possible.
     unsplittable : str
-        Why it can only be truncated; empty where it can be split.
+        Why it can only be truncated; empty if it can be split.
     on_request : str
-        Why it is left alone unless the user names it; empty where it is not.
+        Why it is left alone unless the user names it; empty if it is not.
     named : bool
-        Whether the user named it (`include`).
+        Whether the user named it with `include`.
     aliases : tuple of str
         Other names that `ranks` and plans may use for it.
     """
@@ -53,43 +53,27 @@ class Target:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names that `include`, `exclude` and `ranks` may use, beside its own."""
+        """All names that `include`, `exclude` and `ranks` may use, besides its own."""
         return (self.layer, *self.aliases)
 
     def refusal(self, action: str) -> str:
-        """Return why an action is not possible, or ""."""
+        """Return why an action is not possible, or "" if it is."""
         return self.reason or self.fixed or (self.unsplittable if action == Action.SPLIT else "")
-
-
-def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> str:
-    """Return a hint that names what may be meant, or comes close to a name, or ""."""
-    near = meant or difflib.get_close_matches(str(name), list(known), n=3)
-    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def given_ranks(
     options: PlanOptions, targets: Mapping[str, Target], skipped: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Return `ranks` by name of the matrix (a layer's name stands for all its matrices), checked.
+    """Return the ranks given, checked, by matrix; a layer's name stands for all its matrices.
 
-    Parameters
-    ----------
-    options : PlanOptions
-    targets : mapping of str to Target
-    skipped : mapping of str to str, optional
-        Why matrices could not be analysed, by name.
-
-    Raises
-    ------
-    InvalidValueError
-        A name that is not known, or a rank that is not possible.
+    `skipped` tells why matrices could not be analysed, by name.
     """
-    found: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     for key, rank in (options.ranks or {}).items():
         names = [name for name, t in targets.items() if key in (name, *t.names)]
         if not names:
             raise InvalidOptionError(
-                f"`ranks` names {key!r}, which is no matrix among the {len(targets)} chosen."
+                f"`ranks` names {key!r}, which is not among the {len(targets)} chosen matrices."
                 f"{nearest(key, targets)}"
             )
         for name in names:
@@ -102,5 +86,5 @@ def given_ranks(
                 raise InvalidOptionError(
                     f"`ranks` names {name!r}, which stays as it is: {refusal}."
                 )
-            found[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, min(target.shape))
-    return found
+            ranks[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, min(target.shape))
+    return ranks

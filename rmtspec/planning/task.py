@@ -1,4 +1,6 @@
-"""One task on a model: the matrices that are meant, their analysis, and the plan that follows."""
+"""One task on a model: the matrices chosen, their analysis, and the plan that follows."""
+
+# ruff: noqa: D102  the members of Matrix are described by Target
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,49 +22,36 @@ from rmtspec.terms import Why
 
 
 class Matrix(Named, Protocol):
-    """What a framework supplies of a weight; calling it returns the array (rows x columns)."""
+    """A weight as a framework supplies it; calling it returns the array (rows x columns).
+
+    Its attributes are those of `Target` of the same names. It is called only where `reason` is
+    empty.
+    """
 
     @property
-    def kind(self) -> str:
-        """A `rmtspec.terms.Kind`, shown in reports."""
-
+    def kind(self) -> str: ...
     @property
-    def layer(self) -> str:
-        """The layer whose weight it is; its matrices are split at one rank."""
-
+    def layer(self) -> str: ...
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, columns)."""
-
+    def shape(self) -> tuple[int, ...]: ...
     @property
-    def itemsize(self) -> int:
-        """Bytes of an entry."""
-
+    def itemsize(self) -> int: ...
     @property
-    def reason(self) -> str:
-        """Why it cannot be read; empty where it can."""
-
+    def reason(self) -> str: ...
     @property
-    def fixed(self) -> str:
-        """Why it can neither be split nor truncated; empty where one is possible."""
-
+    def fixed(self) -> str: ...
     @property
-    def unsplittable(self) -> str:
-        """Why it can only be truncated; empty where it can be split."""
-
+    def unsplittable(self) -> str: ...
     @property
-    def on_request(self) -> str:
-        """Why it is left alone unless `include` names it; empty where it is not."""
-
-    def __call__(self) -> NDArray[Any]:
-        """Return the array; asked for only where there is no `reason`."""
+    def on_request(self) -> str: ...
+    def __call__(self) -> NDArray[Any]: ...
 
 
 M = TypeVar("M", bound=Matrix)
 
 
 class NothingToAnalyzeError(InvalidValueError):
-    """No matrix is left of those a user chose; `skipped` says why, as in a report."""
+    """None of the chosen matrices is left; `skipped` says why, as in a report."""
 
     def __init__(self, message: str, skipped: list[dict[str, str]]) -> None:
         super().__init__(message)
@@ -70,26 +59,26 @@ class NothingToAnalyzeError(InvalidValueError):
 
 
 class Subject(Generic[M]):
-    """The matrices of a model that a user means, and what may be done to them.
+    """The matrices of a model that a user chose, and what may be done to them.
 
     Parameters
     ----------
     matrices : mapping of str to Matrix
-        All of the model's, by name; also those that cannot be read, with the reason.
+        All matrices of the model by name, including those that cannot be read, with the reason.
     selection : Selection
     owner : str
         What the matrices belong to, for messages: "this MLP".
     owner_of, leave : callable, optional
-        Of `Selection.choose`.
+        See `Selection.choose`.
     hint : str
-        What a message about patterns that meet nothing says of the names.
+        Advice on names, for the message about patterns that match nothing.
 
     Attributes
     ----------
     matrices : dict of str to Matrix
-        The chosen ones; among them those that cannot be read.
+        The chosen matrices, including those that cannot be read.
     left_out : list of dict
-        "name" and "reason" of the others, and of patterns that meet nothing.
+        "name" and "reason" of the others, and of patterns that match nothing.
     targets : dict of str to Target
         What may be done to each chosen matrix.
 
@@ -118,14 +107,11 @@ class Subject(Generic[M]):
             unread = [{"name": n, "reason": m.reason} for n, m in self.matrices.items()]
             message = f"No weight matrix of {owner} is left to analyse"
             if unmet:
-                message += f"; nothing is met by {', '.join(unmet)}"
-            listed = grouped([*unread, *chosen.left_out])
-            message += "" if listed else ": it has no parameters"
-            lines = [f"  {names}: {why}" for why, names in listed]
-            raise NothingToAnalyzeError(
-                "\n".join([f"{message}. {hint}".rstrip(), *lines]),
-                [*unread, *self.left_out],
-            )
+                message += f"; no name matches {', '.join(unmet)}"
+            skipped = [*unread, *chosen.left_out]
+            message += "" if skipped else ": it has no parameters"
+            message = f"{message}. {hint}".rstrip()
+            raise NothingToAnalyzeError(_with_reasons(message, skipped), [*unread, *self.left_out])
         apart = {
             matrices[entry["name"]].layer: Why.LAYER_LEFT.words(**entry)
             for entry in chosen.left_out
@@ -133,51 +119,38 @@ class Subject(Generic[M]):
         }
         self.targets = {
             name: Target(
-                layer=matrix.layer,
-                kind=matrix.kind,
-                shape=matrix.shape,
-                itemsize=matrix.itemsize,
-                reason=matrix.reason,
-                fixed=matrix.fixed,
+                layer=matrix.layer, kind=matrix.kind, shape=matrix.shape, itemsize=matrix.itemsize,
+                reason=matrix.reason, fixed=matrix.fixed, on_request=matrix.on_request,
                 unsplittable=matrix.unsplittable or apart.get(matrix.layer, ""),
-                on_request=matrix.on_request,
-                named=name in chosen.named,
-                aliases=matrix.names,
+                named=name in chosen.named, aliases=matrix.names,
             )
             for name, matrix in self.matrices.items()
             if matrix.kind
-        }
+        }  # fmt: skip
 
     def analyze(
         self, options: AnalysisOptions, n_jobs: int | None = 1, progress: Progress | None = None
     ) -> Report:
-        """Return the report on the chosen matrices; raise where none can be analysed."""
+        """Return the report on the chosen matrices; raise if none can be analysed."""
         reasons = {name: matrix.reason for name, matrix in self.matrices.items() if matrix.reason}
         readable = {name: m for name, m in self.matrices.items() if name not in reasons}
         report = report_on_many(readable, options, n_jobs, progress)
         reasons |= {entry["name"]: entry["reason"] for entry in report.skipped}
         skipped = [{"name": n, "reason": reasons[n]} for n in self.matrices if n in reasons]
         if not report.rows:
-            lines = [f"  {names}: {reason}" for reason, names in grouped(skipped)]
-            raise InvalidValueError(
-                "\n".join([f"No weight matrix of {self._owner} could be analysed.", *lines])
-            )
+            message = f"No weight matrix of {self._owner} could be analysed."
+            raise InvalidValueError(_with_reasons(message, skipped))
         settings = {**report.settings, **self._settings}
         return dataclasses.replace(report, skipped=[*skipped, *self.left_out], settings=settings)
 
 
 class Task(Generic[M]):
-    """One pruning: what is asked, of which matrices, and the plan that follows.
-
-    Parameters
-    ----------
-    subject : Subject
-    options : PlanOptions
+    """One pruning: the options, the matrices, and the plan that follows.
 
     Raises
     ------
     InvalidValueError
-        A rank that is given and not possible: before all the work.
+        A given rank is not possible; this is checked before any work.
     """
 
     def __init__(self, subject: Subject[M], options: PlanOptions) -> None:
@@ -186,13 +159,17 @@ class Task(Generic[M]):
 
     def analyze(self) -> Report:
         """Return the report that `plan` needs."""
-        options = self.options
-        return self.subject.analyze(options.analysis, options.n_jobs, options.progress)
+        asked = self.options
+        return self.subject.analyze(asked.analysis, asked.n_jobs, asked.progress)
 
     def candidates(self, report: Report) -> list[str]:
         """Return the names of the matrices that the plan may split or truncate."""
         return candidates(report, self.subject.targets, self.options)
 
     def plan(self, report: Report, energies: Mapping[str, Float64Array] | None = None) -> Plan:
-        """Return what is done to each matrix; `energies` are of `make_plan`."""
+        """Return what is done to each matrix; for `energies` see `make_plan`."""
         return make_plan(report, self.subject.targets, self.options, energies)
+
+
+def _with_reasons(message: str, skipped: list[dict[str, str]]) -> str:
+    return "\n".join([message, *(f"  {names}: {reason}" for reason, names in grouped(skipped))])

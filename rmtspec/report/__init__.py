@@ -1,4 +1,4 @@
-"""What was found: about one matrix, and about many."""
+"""Reports: the results of an analysis, for one matrix and for many."""
 
 from rmtspec.report.many import analyze_many
 from rmtspec.report.matrix_report import MatrixReport, analyze

@@ -1,4 +1,4 @@
-"""Many matrices, each analysed as `analyze` does, in one report."""
+"""The analysis of many matrices, each as by `analyze`, in one report."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ from rmtspec.terms import Kind
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Why there is no report of a matrix; `unread` if another try may find its file."""
+    """Why there is no report on a matrix; `unread` if reading its file may succeed next time."""
 
     reason: str
     unread: bool = False
@@ -35,25 +35,26 @@ def analyze_many(
 ) -> Report:
     """Analyse many matrices, each as `analyze` does, and report on them together.
 
-    What cannot be analysed (nan entries, a vector, a file that breaks off) is listed in
-    `Report.skipped` with the reason, and the rest goes on.
+    A matrix that cannot be analysed (nan entries, a vector, a truncated file) is listed in
+    `Report.skipped` with the reason, and the others are analysed.
 
     Parameters
     ----------
     source : mapping of str to matrix, or iterable of (name, matrix) pairs or of matrices
         Matrices without a name are called "0", "1", ... A matrix is an array, a `Spectrum`, or a
-        callable without arguments that returns one: it is called when its turn comes, where
-        the work is done, so that all matrices are never in memory at once. Its attribute `kind`,
-        if it has one, goes into the report.
+        callable without arguments that returns either: it is called when its turn comes, in the
+        process that analyses it, so the matrices are never all in memory at once. Its attribute
+        `kind`, if it has one, appears in the report.
     n_jobs : int or None
-        Processes, through joblib: 1 works in this one, -1 takes all cores, None asks
-        ``joblib.parallel_config``, whose backend (Dask, Ray, ...) is used for all but 1.
-        With other than 1 the source is read to its end first: give callables where it is large.
+        Number of processes, through joblib: 1 works in this process, -1 uses all cores, None
+        leaves it to ``joblib.parallel_config``, whose backend (Dask, Ray, ...) is used unless
+        `n_jobs` is 1. Unless it is 1, the whole source is read first: pass callables if it is
+        large.
     progress : callable, optional
-        Called after each matrix with (done, total, name); total is None for a source that does
-        not tell its length.
+        Called after each matrix with (done, total, name); total is None for a source without a
+        length.
     **options
-        Of `analyze`, all but `name`.
+        Those of `analyze` except `name`.
 
     Returns
     -------
@@ -62,10 +63,10 @@ def analyze_many(
     Raises
     ------
     InvalidTypeError
-        A source that is no collection of matrices, or an unknown option.
+        A source that is not a collection of matrices, or an unknown option.
     InvalidValueError
-        An empty source, two matrices of one name, an option outside its range. Options are
-        checked before any work.
+        An empty source, two matrices of the same name, or an option outside its range. Options
+        are checked before any work.
 
     Examples
     --------
@@ -82,7 +83,7 @@ def analyze_many(
 def report_on_many(
     source: Any, options: AnalysisOptions, n_jobs: int | None, progress: Progress | None
 ) -> Report:
-    """Return what `analyze_many` does with these options."""
+    """Do what `analyze_many` does, with checked options."""
     n_jobs = check_jobs(n_jobs)
     check_progress(progress)
     total, items = named_items(source)
@@ -126,7 +127,7 @@ def report_of(
 
 
 def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
-    """Return the report of a named matrix, or the reason why it cannot be analysed."""
+    """Return the report on a named matrix, or the reason why it cannot be analysed."""
     name, value = item
     try:
         kind = options.kind or getattr(value, "kind", None)

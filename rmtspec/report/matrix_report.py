@@ -1,4 +1,4 @@
-"""Analysis of one matrix: spectrum, fit, test and rank in one call and one report."""
+"""The analysis of one matrix: spectrum, fit, test and rank in one call and one report."""
 
 import time
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from rmtspec.terms import Kind, Why
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Below this smaller side the laws of large matrices say little.
+#: If the smaller side is below this, the laws of large matrices say little.
 RELIABLE_FROM = 16
 _FITS = {"plain": "plain fit", "refined": "refined fit", "refused": "plain fit, refining refused"}
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class MatrixReport:
-    """Everything about one matrix.
+    """The results for one matrix.
 
     Attributes
     ----------
     name : str
-        Of the matrix.
+        Name of the matrix.
     kind : str
         A `rmtspec.terms.Kind`, or the caller's own word.
     spectrum : Spectrum
@@ -41,9 +41,10 @@ class MatrixReport:
     test : FitTest
     rank : RankDecision
     reliable : bool
-        False where the smaller side is below 16.
+        False if the smaller side is below 16.
     reason : str
-        Why numbers are missing, are unreliable, or no split would be made; empty when none applies.
+        Why numbers are missing or unreliable, or why no split would be made; empty if none of
+        these applies.
     seconds : float
         Wall time of the analysis.
     """
@@ -65,7 +66,7 @@ class MatrixReport:
 
     @property
     def parameters_after(self) -> int:
-        """Entries of the two factors at the chosen rank, or of the matrix where that saves none."""
+        """Entries of the two factors at the chosen rank, or of the matrix if that saves nothing."""
         if not self.rank.saves:
             return self.parameters_before
         return self.rank.rank * sum(self.spectrum.shape)
@@ -108,7 +109,7 @@ class MatrixReport:
         return aligned(f"MatrixReport {self.name}", pairs)
 
 
-#: The columns of a report in their order, and what stands in them.
+#: The columns of a report in order, and their values.
 COLUMNS: dict[str, Callable[[MatrixReport], Any]] = {
     "name": lambda m: m.name,
     "kind": lambda m: m.kind,
@@ -164,24 +165,24 @@ def analyze(
     keep: float | None = None,
     min_rank: int = 0,
 ) -> MatrixReport:
-    """Analyse one matrix: where its noise ends, what is signal, whether to believe it.
+    """Analyse one matrix: where its noise ends, what is signal, and whether to believe it.
 
-    Calls `spectrum`, `bema`, `fit_test` and `choose_rank`, which describe the options.
+    Calls `spectrum`, `bema`, `fit_test` and `choose_rank`, which describe their options.
 
     Parameters
     ----------
     W : array_like of shape (rows, columns), or Spectrum
-        The matrix, or a spectrum one already has.
+        The matrix, or its spectrum if that is known.
     name, kind : str
         Shown in the report.
     method, precision, eigensolver
-        Of `spectrum`.
+        See `spectrum`.
     alpha, beta, quantiles, refine
-        Of `bema`.
+        See `bema`.
     cutoff, level
-        Of `fit_test`.
+        See `fit_test`.
     rule, bulk_keep, keep, min_rank
-        Of `choose_rank`.
+        See `choose_rank`.
 
     Returns
     -------
@@ -190,7 +191,7 @@ def analyze(
     Raises
     ------
     RmtspecError
-        What the four functions raise.
+        Any error of the four functions.
 
     Examples
     --------
@@ -211,24 +212,20 @@ def analyze(
 def report_on(
     W: ArrayLike | Spectrum, name: str, kind: str, options: AnalysisOptions
 ) -> MatrixReport:
-    """Return what `analyze` does with these options."""
+    """Do what `analyze` does, with checked options."""
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
     start = time.perf_counter()
+    o = options
     if isinstance(W, Spectrum):
         spec = W
     else:
-        spec = spectrum(
-            W, options.method, precision=options.precision, eigensolver=options.eigensolver
-        )
-    fit = bema(
-        spec, options.alpha, options.beta, quantiles=options.quantiles, refine=options.refine
-    )
-    test = fit_test(spec, fit, cutoff=options.cutoff, level=options.level)
+        spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
+    fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
+    test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
     rank = choose_rank(
-        spec, fit, rule=options.rule, bulk_keep=options.bulk_keep, keep=options.keep,
-        min_rank=options.min_rank,
-    )  # fmt: skip
+        spec, fit, rule=o.rule, bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank
+    )
     reliable = spec.p >= RELIABLE_FROM
     small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
     return MatrixReport(

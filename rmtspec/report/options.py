@@ -1,4 +1,4 @@
-"""Options of an analysis as one value, checked before any work."""
+"""The options of an analysis as one value, checked before any work."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ Progress = Callable[[int, int | None, str], object]
 class AnalysisOptions:
     """The options of `rmtspec.analyze`, which describes them; a wrong one raises here.
 
-    `kind` is None where each matrix tells its own.
+    `kind` is None if each matrix states its own.
     """
 
     kind: str | None = None
@@ -45,37 +45,36 @@ class AnalysisOptions:
         check_levels(self.alpha, self.beta, self.quantiles)
         check_decision(self.cutoff, self.level)
         check_shares(self.rule, self.bulk_keep, self.keep)
-        _checks.integer(self.min_rank, "min_rank", 0)  # its upper end is each matrix's own
+        _checks.integer(self.min_rank, "min_rank", 0)  # the upper bound depends on the matrix
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":
-        """Return the options that are given by name, or raise for an unknown one."""
-        known = [field.name for field in fields(cls)]
+        """Return options from a mapping by name; raise for an unknown one."""
+        known = sorted(field.name for field in fields(cls))
         for name in given:
             if name not in known:
                 raise InvalidOptionTypeError(
-                    f"`{name}` is no option of the analysis", f"one of {', '.join(sorted(known))}"
+                    f"`{name}` is not an option of the analysis", f"one of {', '.join(known)}"
                 )
         return cls(**given)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The options as a report holds them."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.kind is None:
-            del found["kind"]
+            del options["kind"]
         solver = self.eigensolver
         if solver is not None:
-            found["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
-        result: dict[str, Any] = plain(found)
-        return result
+            options["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
+        return dict(plain(options))
 
 
 def check_jobs(n_jobs: Any) -> int | None:
-    """Return `n_jobs` if joblib can take it: a whole number but 0, or None."""
+    """Return `n_jobs` if joblib accepts it: a whole number other than 0, or None."""
     if n_jobs is None:
         return None
-    hint = "1 works in this process, -1 takes all cores."
+    hint = "1 works in this process, -1 uses all cores."
     number = _checks.integer(n_jobs, "n_jobs", -(2**31), hint=hint)
     if number == 0:
         raise InvalidOptionError("`n_jobs` is 0", "a whole number other than 0", hint)
@@ -83,6 +82,6 @@ def check_jobs(n_jobs: Any) -> int | None:
 
 
 def check_progress(progress: Any) -> None:
-    """Raise unless `progress` can be called, or is None."""
+    """Raise unless `progress` is callable or None."""
     if progress is not None and not callable(progress):
         raise InvalidOptionTypeError(f"`progress` is {progress!r}", "a callable, or None")

@@ -15,30 +15,27 @@ _GROUP_SECONDS = 1.0
 
 
 def each(
-    call: Callable[[Any], Any],
-    items: Iterable[Any],
-    *,
-    n_jobs: int | None,
+    call: Callable[[Any], Any], items: Iterable[Any], *, n_jobs: int | None,
     threads: int | None = None,
-) -> Iterator[tuple[int, Any]]:
-    """Yield the index and the result of ``call(item)`` for each item, in the order they end.
+) -> Iterator[tuple[int, Any]]:  # fmt: skip
+    """Yield the index and the result of ``call(item)`` for each item, in the order they finish.
 
     Parameters
     ----------
     call : callable
-        Of one item; picklable where `n_jobs` is not 1.
+        A function of one item; picklable unless `n_jobs` is 1.
     items : iterable
-        Read one at a time where `n_jobs` is 1, to the end before the first call otherwise.
+        Read one at a time if `n_jobs` is 1, otherwise to the end before the first call.
     n_jobs : int or None
-        1 works in this process; else joblib's, whose active backend decides where. None is what
-        ``joblib.parallel_config`` says, and where it names a cluster and no number, all of it.
+        1 works in this process; otherwise joblib's active backend decides where. None stands for
+        the number in ``joblib.parallel_config``, or for the whole of a cluster if it has none.
     threads : int, optional
-        BLAS threads of each call. By default this machine's cores are divided by the processes
-        on it, and BLAS is left as it is in this process and in backends of other machines.
+        BLAS threads per call. By default this machine's cores are divided by the processes on
+        it; in this process and on other machines BLAS is left as it is.
     """
     if n_jobs == 1:
         numbers = itertools.count()
-        for item in items:  # enumerate would keep it while the next one is made
+        for item in items:  # enumerate would keep it while the next item is made
             result = _limited(call, threads, item)
             del item
             yield next(numbers), result
@@ -51,9 +48,9 @@ def each(
     backend, configured = get_active_backend()
     name = type(backend).__name__
     if n_jobs is None and configured is None and name not in (*_LOCAL, "ThreadingBackend"):
-        n_jobs = -1  # backends of Ray and Spark would take one, and work in this process
-    if name in _LOCAL:
-        n_jobs = min(joblib.effective_n_jobs(n_jobs), max(1, len(listed)))  # all would be started
+        n_jobs = -1  # the backends of Ray and Spark would take 1, and work in this process
+    if name in _LOCAL:  # joblib would start all processes, however few the items
+        n_jobs = min(joblib.effective_n_jobs(n_jobs), max(1, len(listed)))
         if threads is None:
             threads = max(1, joblib.cpu_count() // n_jobs)
     work = joblib.delayed(functools.partial(_numbered, call, threads))
@@ -67,7 +64,7 @@ def each(
 
 
 def _streamed(results: Generator[Any, None, None]) -> Iterator[Any]:
-    """Yield results; where the caller stops early, without joblib's advice about it."""
+    """Yield results; if the caller stops early, suppress joblib's warning about it."""
     try:
         for result in results:  # noqa: UP028  `yield from` would close them before `finally`
             yield result
@@ -79,7 +76,7 @@ def _streamed(results: Generator[Any, None, None]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _told_of_failures(backend: Any) -> Iterator[None]:
-    """Have a task raise whose workers were killed; joblib 1.6 waits for ever for Dask to tell."""
+    """Have a task raise if its workers were killed; with Dask, joblib 1.6 would wait for ever."""
     submit = getattr(backend, "submit", None)
     if submit is None or type(backend).__name__ != "DaskDistributedBackend":
         yield
@@ -100,21 +97,21 @@ def _told_of_failures(backend: Any) -> Iterator[None]:
 
 
 def _raising(error: BaseException) -> Iterator[Any]:
-    """Raise as soon as somebody looks for results."""
+    """Raise as soon as results are asked for."""
     raise error
     yield
 
 
 def _in_groups(parallel: Any, tasks: list[Any], n_jobs: int | None) -> Iterator[Any]:
-    """Yield the results of a few tasks at a time, so that a kill costs no more than a few.
+    """Yield the results of a few tasks at a time, so that a kill loses no more than these.
 
-    One for each worker, and twice as many as before where those took no time.
+    A group has one task per worker, and doubles as long as groups are quick.
     """
     import joblib
     from joblib.parallel import MultiprocessingBackend, get_active_backend
 
-    # One pool for all groups: Ray takes seconds to start one. Spark's backend keeps its own, and
-    # would turn an interrupt into another error.
+    # One pool for all groups: Ray takes seconds to start one. Spark's backend keeps a pool of its
+    # own, and would turn an interrupt into another error.
     keeps = isinstance(get_active_backend()[0], MultiprocessingBackend)
     with parallel if keeps else contextlib.nullcontext():
         workers = max(1, joblib.effective_n_jobs(n_jobs))
@@ -140,11 +137,11 @@ def _limited(call: Callable[[Any], Any], threads: int | None, item: Any) -> Any:
 
 @contextlib.contextmanager
 def blas_threads(limit: int | None) -> Iterator[None]:
-    """Use at most so many BLAS threads; a lower limit that was set before holds."""
+    """Use at most `limit` BLAS threads; a lower limit set before remains in force."""
     if limit is None:
         yield
         return
-    import scipy.linalg.blas  # noqa: F401  only libraries that are loaded can be limited
+    import scipy.linalg.blas  # noqa: F401  only loaded libraries can be limited
     from threadpoolctl import ThreadpoolController
 
     pools = ThreadpoolController().select(user_api="blas")

@@ -1,7 +1,6 @@
-"""Reports over many matrices: `analyze_many` and the table, files and pages of its `Report`."""
+"""The report on many matrices, and its table, files and pages."""
 
 import csv
-import difflib
 import io
 import json
 import math
@@ -13,12 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rmtspec._files import PathLike, read_json, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import grouped, printable, text
-from rmtspec.errors import (
-    FileError,
-    InvalidValueError,
-    MissingDependencyError,
-)
+from rmtspec._text import grouped, nearest, printable, text
+from rmtspec.errors import FileError, InvalidValueError, MissingDependencyError
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
 
 if TYPE_CHECKING:
@@ -28,30 +23,30 @@ if TYPE_CHECKING:
 SCHEMA = 1
 #: Suffixes that `Report.save` knows.
 SUFFIXES = (".csv", ".json", ".html")
-#: Matrices shown by `repr`.
+#: Number of matrices shown by `repr`.
 _SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Report:
-    """What `analyze_many` found.
+    """The results of `analyze_many`.
 
     Attributes
     ----------
     rows : list of dict
         One flat JSON-ready row per matrix, in the order given (`MatrixReport.to_dict`); None
-        where a number could not be computed, the row's "reason" says why.
+        stands for a number that could not be computed, and the row's "reason" says why.
     skipped : list of dict
-        "name" and "reason" of what could not be analysed at all.
+        "name" and "reason" of each matrix that could not be analysed at all.
     settings : dict
-        Every option of the analysis.
+        All options of the analysis.
     versions : dict
-        Of rmtspec, numpy, scipy, numba and python.
+        Versions of rmtspec, numpy, scipy, numba and python.
     matrices : dict of str to MatrixReport
         The full results by name; empty for a report read from a file.
     totals : dict of str to int
-        Sizes of the whole model before and after, where an adapter knows it: "parameters_before",
-        "parameters_after", "bytes_before", "bytes_after"; else empty.
+        Sizes of the whole model before and after, if an adapter knows it: "parameters_before",
+        "parameters_after", "bytes_before", "bytes_after"; otherwise empty.
     """
 
     rows: list[dict[str, Any]]
@@ -63,23 +58,23 @@ class Report:
 
     @classmethod
     def from_json(cls, path: PathLike) -> Self:
-        """Read a report, or a plan, that `to_json` wrote.
+        """Read a report or plan written by `to_json`.
 
         Raises
         ------
         FileError
-            No such file, no JSON, no report, or one of a later version of the format.
+            The file does not exist, is not JSON or not a report, or has a later format version.
         """
         return cls.from_dict(read_json(path, "a report", SCHEMA), str(path))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], owner: str = "The mapping") -> Self:
-        """Return the report whose `to_dict` is given; `owner` is what an error calls it.
+        """Return the report whose `to_dict` is `content`; errors call it `owner`.
 
         Raises
         ------
         FileError
-            No report.
+            The mapping is not a report.
         """
         rows, skipped = content.get("rows"), content.get("skipped")
         settings, made_with = content.get("settings"), content.get("versions")
@@ -91,8 +86,8 @@ class Report:
             and isinstance(made_with, dict)
         ):
             raise FileError(
-                f"{owner} is no report: expected lists of rows and skipped, settings and versions. "
-                "Write one with Report.to_json."
+                f"{owner} is not a report: expected lists of rows and skipped, settings and "
+                "versions. Write one with Report.to_json."
             )
         return cls(rows, skipped, settings, made_with, {}, content.get("totals", {}))
 
@@ -107,34 +102,26 @@ class Report:
         for row in self.rows:
             if row["name"] == name:
                 return row
-        near = difflib.get_close_matches(str(name), [row["name"] for row in self.rows], n=3)
-        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        hint = nearest(name, (row["name"] for row in self.rows))
         raise InvalidValueError(f"No row is named {name!r}; there are {len(self.rows)}.{hint}")
 
     @property
     def parameters_before(self) -> int:
-        """Entries of all matrices in `rows`."""
+        """Number of entries of all matrices in `rows`."""
         return sum(int(row["parameters_before"]) for row in self.rows)
 
     @property
     def parameters_after(self) -> int:
-        """The same after the splits that save parameters."""
+        """The same number after the splits that save parameters."""
         return sum(int(row["parameters_after"]) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""
-        totals = {"totals": plain(self.totals)} if self.totals else {}
-        return {
-            "schema": SCHEMA,
-            "rows": plain(self.rows),
-            "skipped": plain(self.skipped),
-            "settings": plain(self.settings),
-            "versions": plain(self.versions),
-            **totals,
-        }
+        keys = ["rows", "skipped", "settings", "versions", *(["totals"] if self.totals else [])]
+        return {"schema": SCHEMA, **{key: plain(getattr(self, key)) for key in keys}}
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return the rows as a DataFrame, one column per key, nan where there is no number.
+        """Return the rows as a DataFrame, one column per key, nan for missing numbers.
 
         Raises
         ------
@@ -153,9 +140,9 @@ class Report:
         return pd.DataFrame(rows, columns=columns)
 
     def to_csv(self, path: PathLike | None = None) -> str:
-        """Return the rows as CSV with a header, empty where there is no number.
+        """Return the rows as CSV with a header, missing numbers empty; write it to `path` if given.
 
-        Written to `path` too, if given. What was skipped is in `skipped`, not in this table.
+        Skipped matrices are listed in `skipped`, not in this table.
         """
         stream = io.StringIO()
         writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
@@ -164,56 +151,46 @@ class Report:
         return _written(stream.getvalue(), path)
 
     def to_json(self, path: PathLike | None = None) -> str:
-        """Return the report as JSON (null where there is no number); written to `path`, if given.
+        """Return the report as JSON, missing numbers as null; write it to `path` if given.
 
-        The keys are schema (1), rows, skipped, settings and versions.
+        The keys are schema (1), rows, skipped, settings and versions, and totals if known.
         """
         content = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         return _written(content + "\n", path)
 
     def to_html(self, path: PathLike | None = None) -> str:
-        """Return the report as one HTML page that needs no other file; written to `path` too."""
+        """Return the report as one self-contained HTML page; write it to `path` if given."""
         from jinja2 import Environment, StrictUndefined
 
         file = resources.files("rmtspec.report").joinpath("report_template.html")
-        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-            file.read_text("utf-8")
-        )
+        environment = Environment(autoescape=True, undefined=StrictUndefined)
+        page = environment.from_string(file.read_text("utf-8"))
         header, cells = self.cells()
+        numbers = [
+            [(key, "" if value is None else text(value)) for key, value in row.items()]
+            for row in self.rows
+        ]
         content = page.render(
-            header=header,
-            cells=cells,
-            numbers=[
-                [(key, "" if value is None else text(value)) for key, value in row.items()]
-                for row in self.rows
-            ],
-            skipped=self.skipped,
-            settings=self.settings,
-            versions=self.versions,
-            kept=self.kept(),
+            header=header, cells=cells, numbers=numbers, skipped=self.skipped,
+            settings=self.settings, versions=self.versions, kept=self.kept(),
             n_split=sum(row["saves"] for row in self.rows),
             n_accepted=sum(row["accepted"] for row in self.rows),
-        )
+        )  # fmt: skip
         return _written(content, path)
 
     def save(self, path: PathLike) -> Path:
-        """Write the report in the format that the suffix of `path` names.
+        """Write the report in the format given by the suffix of `path`, and return the path.
 
         Parameters
         ----------
         path : path
-            Ends in .csv, .json or .html; its folder must exist. A file there is replaced in one
-            step, or left as it was if anything fails.
-
-        Returns
-        -------
-        Path
-            Of the file.
+            Ends in .csv, .json or .html; its folder must exist. An existing file is replaced in
+            one step, or left as it was if anything fails.
 
         Raises
         ------
         InvalidValueError
-            Another suffix.
+            Any other suffix.
         FileError
             The file cannot be written.
         """
@@ -223,17 +200,14 @@ class Report:
         return Path(path)
 
     def kept(self) -> str:
-        """Return in words the share of parameters kept: of the whole model where it is known."""
-        if self.totals:
-            before, after = self.totals["parameters_before"], self.totals["parameters_after"]
-            return (
-                f"{after:,} of the model's {before:,} parameters kept ({share_of(after, before)})"
-            )
-        before, after = self.parameters_before, self.parameters_after
-        return f"{after:,} of {before:,} parameters kept ({share_of(after, before)})"
+        """Return in words the share of parameters kept: of the whole model if that is known."""
+        before = self.totals.get("parameters_before", self.parameters_before)
+        after = self.totals.get("parameters_after", self.parameters_after)
+        whole = f"the model's {before:,}" if self.totals else f"{before:,}"
+        return f"{after:,} of {whole} parameters kept ({share_of(after, before)})"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the header and the lines of the short table that people read, as text."""
+        """Return the header and the lines of the short table for people, as text."""
         header = ["name", "size", "spikes", "rank", "fit", "kept", "reason"]
         if any("action" in row for row in self.rows):  # a plan
             header[-1:] = ["action", "error", "reason"]
@@ -264,12 +238,12 @@ class Report:
 
 
 def check_suffix(path: PathLike) -> str:
-    """Return the suffix of `path` in lower case if a report can be written in that format."""
+    """Return the suffix of `path` in lower case; raise if it names no format of a report."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise InvalidValueError(
             f"{path} has the suffix {suffix!r}; expected one of {', '.join(SUFFIXES)}, "
-            "which choose the format of the report."
+            "which decides the format of the report."
         )
     return suffix
 
@@ -281,7 +255,7 @@ def _written(content: str, path: PathLike | None) -> str:
 
 
 def row_cells(row: dict[str, Any]) -> list[str]:
-    """Return the cells of a row, all but the reason, which comes last."""
+    """Return the cells of a row except the last, the reason."""
     fitted = row["variance"] is not None
     before, after = row["parameters_before"], row["parameters_after"]
     return [
@@ -297,7 +271,7 @@ def row_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _error(row: dict[str, Any]) -> str:
-    """Return the relative error of the output, where inputs were given, else of the weight."""
+    """Return the relative error of the output if inputs were given, otherwise of the weight."""
     output, weight = row.get("output_error"), row.get("weight_error")
     if output is not None:
         return f"{output:.3f} (weight {weight:.3f})"
@@ -305,5 +279,5 @@ def _error(row: dict[str, Any]) -> str:
 
 
 def share_of(part: int, whole: int) -> str:
-    """Return part / whole in per cent, or a dash where there is no whole."""
+    """Return part / whole in per cent, or a dash if the whole is 0."""
     return f"{part / whole:.1%}" if whole else "-"

@@ -1,4 +1,4 @@
-"""What `analyze_many` is given, one name and value at a time; and how what was skipped is shown."""
+"""The source given to `analyze_many`, one name and value at a time."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
@@ -8,14 +8,14 @@ from rmtspec.matrix.spectrum import Spectrum
 
 
 def named_items(source: Any) -> tuple[int | None, Iterator[tuple[str, Any]]]:
-    """Return the length of the source, if it tells, and an iterator of named matrices."""
+    """Return the length of the source, if it has one, and an iterator of named matrices."""
     expected = "expected a mapping {name: matrix} or an iterable of (name, matrix) pairs"
     if isinstance(source, Spectrum) or (
         hasattr(source, "__array__") and not isinstance(source, Mapping)
     ):
         raise InvalidTypeError(
             f"`source` is one {type(source).__name__}; {expected}. For one matrix call "
-            "rmtspec.analyze(W); for a stack of them pass list(stack)."
+            "rmtspec.analyze(W); for a stack of matrices pass list(stack)."
         )
     if isinstance(source, str | bytes) or hasattr(source, "__fspath__"):
         raise InvalidTypeError(
@@ -42,7 +42,7 @@ def _named(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
                 )
         if name in seen:
             raise InvalidValueError(
-                f"`source` has two matrices named {name!r}; expected a name for each. Rename one."
+                f"`source` has two matrices named {name!r}; expected different names. Rename one."
             )
         seen.add(name)
         yield name, value

@@ -322,6 +322,6 @@ def _check_same(decided: Plan, work: WorkFolder) -> None:
 
 def _nothing(path: Path, entries: list[dict[str, str]], selection: Selection) -> InvalidValueError:
     reasons = [f"{reason}: {names}" for reason, names in grouped(entries)]
-    unmet = [f"no name meets {pattern}" for pattern in selection.unmet]
+    unmet = [f"no name matches {pattern}" for pattern in selection.unmet]
     why = "; ".join([*unmet, *reasons]) or "it holds no tensors"
     return InvalidValueError(f"Nothing in {path} would be cut, so nothing was written: {why}.")

@@ -140,7 +140,7 @@ def test_include_keeps_only_what_it_finds(weights):
         f"Error: Nothing in {weights} could be analysed.",
         "  skipped 1 (bias): 1 dimension: a vector has no spectrum",
         "  skipped 3 (planted, noise, broken): not in `include`",
-        "  no name meets include='nowhere'",
+        "  no name matches include='nowhere'",
     ]
     assert run("analyze", weights, "--include", "nowhere", "--dry-run").stderr == done.stderr
 
@@ -261,12 +261,12 @@ def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
     monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", stop)
     done = run("analyze", weights, "--out", tmp_path / "r.csv")
     assert done.exit_code == 130
-    assert "With --resume FILE a scan goes on where it was." in done.stderr
+    assert "With --resume FILE a scan can be resumed." in done.stderr
     assert "Interrupted." in done.stderr
     assert list(tmp_path.iterdir()) == [weights]
     done = run("analyze", weights, "--resume", tmp_path / "j")
     assert done.exit_code == 130
-    assert f"What was done is in {tmp_path / 'j'}: the same command goes on" in done.stderr
+    assert f"The results so far are in {tmp_path / 'j'}: the same command resumes" in done.stderr
     monkeypatch.undo()
     done = run("analyze", weights, "--resume", tmp_path / "j")
     assert (done.exit_code, done.stderr) == (0, "")

@@ -116,7 +116,7 @@ def test_a_prune_that_is_interrupted(folder, tmp_path, monkeypatch):
         patch.setattr("rmtspec.runs.pruned_tensors.split", stop)
         done = run("prune", folder, out, "--bulk-keep", 0)
     assert (done.exit_code, done.stdout) == (130, "")
-    assert f"Kept in {work}: the same command goes on." in done.stderr
+    assert f"Kept in {work}: the same command resumes." in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == [".small.rmtspec-work", "model"]
     done = run("prune", folder, out)  # other options
     assert (done.exit_code, done.stdout) == (1, "")
@@ -154,7 +154,7 @@ def test_prune_that_cannot_be_done_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dry-run", "--out", "r.json"), "--out is of the analysis"),
+        (("--dry-run", "--out", "r.json"), "--dry-run does not analyse"),
         (("--device", "cpu", "--jobs", "2"), "--device works in one process"),
     ],
 )

@@ -116,12 +116,18 @@ def test_a_wrong_value_is_told_in_the_words_of_the_command(
     ("words", "message"),
     [
         ("analyze m.safetensors --jobs 0", "--jobs is 0; expected a whole number other than 0. 1 "),
-        ("analyze m.safetensors --include (", "(' is no regular expression: missing ), untermin"),
+        (
+            "analyze m.safetensors --include (",
+            "(' is not a regular expression: missing ), untermin",
+        ),
         ("prune m.safetensors new --rank fc=500", "--rank 'fc' is 500; expected a whole number"),
         ("prune m.safetensors new --rank fc.weight=0", "--rank 'fc.weight' is 0; expected a whole"),
-        ("prune m.safetensors new --rank a=3", "--rank names 'a', which is no matrix among the 1"),
+        ("prune m.safetensors new --rank a=3", "--rank names 'a', which is not among the 1"),
         ("prune m.safetensors new --keep 2 --rule energy", "It is a share: --keep 0.9 to keep 90"),
-        ("prune m.safetensors new --exclude keep=(", "--exclude 'keep=(' is no regular expression"),
+        (
+            "prune m.safetensors new --exclude keep=(",
+            "--exclude 'keep=(' is not a regular expression",
+        ),
         ("prune m.safetensors file", "Invalid value for OUT: file is a file; expected a folder."),
         ("prune m.safetensors small", "Invalid value for OUT: small is not empty;"),
         ("merge small missing/new", "Invalid value for OUT: missing/new cannot be made"),

@@ -125,7 +125,7 @@ def test_matrices_of_one_layer_at_two_ranks(plan):
     more = {"a": {"layer": "rnn"}, "b": {"layer": "rnn"}}
     plan.row("a").update(action="split", rank=5)
     plan.row("b").update(action="split", rank=6)
-    with pytest.raises(InvalidValueError, match=r"'a' has rank 5 and 'b' 6;.* at one rank"):
+    with pytest.raises(InvalidValueError, match=r"rank 5 and 'b' has 6;.* at the same rank"):
         adopted(plan, **more)
     assert [row["rank"] for row in adopted(plan, dense=True, **more).rows][:2] == [5, 6]
     plan.row("b")["rank"] = 5

@@ -83,7 +83,7 @@ def test_a_length_of_another_type(given):
 
 def test_no_cycle_at_all():
     for every in ([], (), iter([]), lambda cycle: None):
-        with pytest.raises(InvalidValueError, match=r"no cycle at all.*every=\[3\]"):
+        with pytest.raises(InvalidValueError, match=r"no cycles.*every=\[3\]"):
             Schedule(every)
 
 

@@ -99,7 +99,9 @@ def test_choose_knows_matrices_under_all_their_names():
 
 
 def test_what_is_no_pattern():
-    with pytest.raises(InvalidValueError, match=r"`include` '\(' is no regular expression: .*Esc"):
+    with pytest.raises(
+        InvalidValueError, match=r"`include` '\(' is not a regular expression: .*Esc"
+    ):
         Selection("(")
     with pytest.raises(InvalidValueError, match="`exclude`"):
         Selection(None, ["a", "["])

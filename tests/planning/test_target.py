@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from planted import target
 
+from rmtspec._text import nearest
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.target import Target, given_ranks, nearest
+from rmtspec.planning.target import Target, given_ranks
 
 TARGETS = {
     "encoder.q": target("encoder", (40, 30), aliases=("encoder.in_proj",)),

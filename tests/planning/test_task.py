@@ -146,7 +146,7 @@ def test_nothing_is_met():
     with pytest.raises(NothingToAnalyzeError) as caught:
         subject(include="decoder", hint="Names are those of layers.")
     assert str(caught.value) == (
-        "No weight matrix of this model is left to analyse; nothing is met by "
+        "No weight matrix of this model is left to analyse; no name matches "
         "include='decoder'. Names are those of layers.\n"
         "  5 (attn.q, attn.k, table and 2 more): not in `include`"
     )

@@ -281,12 +281,12 @@ def test_a_solver_of_ones_own_in_two_processes_reads_there(folder, monkeypatch):
         ({"threads": 1.5}, InvalidTypeError, "`threads` is 1.5"),
         ({"progress": 3}, InvalidTypeError, "`progress` is 3"),
         ({"alpha": 0.9}, InvalidValueError, "`alpha` is 0.9"),
-        ({"name": "w"}, InvalidTypeError, "`name` is no option"),
-        ({"include": "("}, InvalidValueError, "no regular expression"),
+        ({"name": "w"}, InvalidTypeError, "`name` is not an option"),
+        ({"include": "("}, InvalidValueError, "not a regular expression"),
         (
             {"include": "nowhere"},
             InvalidValueError,
-            r"(?s)could be analysed.*no name meets include=",
+            r"(?s)could be analysed.*no name matches include=",
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_selection(listed):
     assert [row["name"] for row in found.rows] == ["a.weight", "b.weight", "half.weight"]
     assert {"name": "conv.weight", "reason": "in `exclude`"} in found.skipped
     with pytest.raises(
-        InvalidValueError, match=r"(?s)could be analysed.*no name meets include='x'"
+        InvalidValueError, match=r"(?s)could be analysed.*no name matches include='x'"
     ):
         dry_run(listed, Selection("x"), speed=SPEED)
 
@@ -140,7 +140,7 @@ def test_the_commands_table(tmp_path, monkeypatch):
     assert "will be skipped 1 (half.weight): in `exclude`" in done.stdout
     done = run("analyze", path, "--dry-run", "--include", "nowhere")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "no name meets include='nowhere'" in done.stderr
+    assert "no name matches include='nowhere'" in done.stderr
 
 
 def test_a_header_alone_is_enough(tmp_path, monkeypatch):

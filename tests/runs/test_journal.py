@@ -190,7 +190,7 @@ def test_places_that_cannot_be_written(path, tmp_path, monkeypatch):
         (tmp_path, "is a folder"),
         (tmp_path / "no" / "j", "does not exist"),
         (path / "j", "is a file, not a folder"),
-        ("/dev/null", "is no regular file"),
+        ("/dev/null", "is not a regular file"),
     ):
         with pytest.raises(FileError, match=message):
             entries(place)

@@ -390,7 +390,7 @@ def test_a_plan_of_splits_made_dense(model, tmp_path):
         ({"rank": 91}, "from 1 to 90"),
         ({"rank": 0}, "from 1 to 90"),
         ({"rank": "7"}, "expected a whole number"),
-        ({"name": "fd.weight"}, r"names 'fd\.weight', which is no .* Did you mean 'fc\.weight'"),
+        ({"name": "fd.weight"}, r"names 'fd\.weight', which is not .* Did you mean 'fc\.weight'"),
         ({"name": "head.weight"}, r"two rows named|as 120 x 90"),
         ({"columns": 91}, r"as 120 x 91; in .* it is 120 x 90"),
     ],
@@ -445,18 +445,18 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
             "`bulk_keep` is 0 and `rule` 'energy'; `bulk_keep` belongs to rule 'bema'",
         ),
         ({"rule": "magic", "bulk_keep": 0}, InvalidValueError, "`rule` is 'magic'"),
-        ({"include": "("}, InvalidValueError, "no regular expression"),
+        ({"include": "("}, InvalidValueError, "not a regular expression"),
         ({"exclude": 3}, InvalidTypeError, "`exclude` is 3"),
         ({"n_jobs": 0}, InvalidValueError, "`n_jobs` is 0"),
         ({"threads": 0}, InvalidValueError, "`threads` is 0"),
         ({"progress": 3}, InvalidTypeError, "`progress` is 3"),
         ({"alpha": 0.7}, InvalidValueError, "`alpha` is 0.7"),
         ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `fit_cutoff` here"),
-        ({"unheard": 1}, InvalidTypeError, "`unheard` is no option"),
+        ({"unheard": 1}, InvalidTypeError, "`unheard` is not an option"),
         ({"out": None}, InvalidTypeError, "`out` is None; expected a folder"),
         ({"ranks": {"fd": 3}}, InvalidValueError, "`ranks` names 'fd'"),
         ({"ranks": {"fc": 91}}, InvalidValueError, "from 1 to 90"),
-        ({"ranks": {"conv.bias": 3}}, InvalidValueError, "no matrix among the 6"),
+        ({"ranks": {"conv.bias": 3}}, InvalidValueError, "not among the 6 chosen"),
     ],
 )
 def test_wrong_options_are_said_before_any_work(
@@ -490,9 +490,9 @@ def test_nothing_to_cut(model, tmp_path):
             model, tmp_path / "out", include="^(head.weight|nowhere)$", exclude=["x", "he"]
         )
     shown = str(caught.value)
-    assert "would be cut, so nothing was written: no name meets exclude='x'; " in shown
+    assert "would be cut, so nothing was written: no name matches exclude='x'; " in shown
     assert "in `exclude`: 1 (head.weight)" in shown
-    with pytest.raises(InvalidValueError, match="no name meets include='nowhere'; "):
+    with pytest.raises(InvalidValueError, match="no name matches include='nowhere'; "):
         prune_checkpoint(model, tmp_path / "out", include="nowhere", dry_run=True)
     empty = write(tmp_path / "empty.safetensors", {})
     with pytest.raises(InvalidValueError, match=r"nothing was written: it holds no tensors\."):

@@ -107,13 +107,13 @@ def test_only_what_is_no_matrix():
 
 
 def test_everything_filtered_out(model):
-    words = refuse(model, "nothing is met by include='fisrt'", include="fisrt")
+    words = refuse(model, "no name matches include='fisrt'", include="fisrt")
     assert "not in `include`" in words
     assert "Names are those of model.named_modules()" in words
-    words = refuse(model, r"nothing is met by include='nowhere', exclude='\^x'",
+    words = refuse(model, r"no name matches include='nowhere', exclude='\^x'",
                    include=["nowhere"], exclude=["^x"])  # fmt: skip
     assert "in `exclude`" in refuse(model, "is left to analyse", exclude=".")
-    assert "met by" not in refuse(model, "is left to analyse", include="first", exclude="first")
+    assert "matches" not in refuse(model, "is left to analyse", include="first", exclude="first")
 
 
 def test_a_pattern_that_meets_nothing_is_reported_where_others_do(model):
@@ -381,7 +381,7 @@ def test_a_budget_of_everything_keeps_everything(model):
 @pytest.mark.parametrize(
     ("ranks", "kind", "words"),
     [
-        ({"frist": 3}, InvalidValueError, "`ranks` names 'frist', which is no matrix.*'first'"),
+        ({"frist": 3}, InvalidValueError, "`ranks` names 'frist', which is not among.*'first'"),
         ({"first": 0}, InvalidValueError, r"`ranks\['first'\]` is 0; .* from 1 to 64"),
         ({"first": 65}, InvalidValueError, r"`ranks\['first'\]` is 65; .* from 1 to 64"),
         ({"first": -1}, InvalidValueError, r"is -1"),
@@ -389,7 +389,7 @@ def test_a_budget_of_everything_keeps_everything(model):
         ({"first": True}, InvalidTypeError, "is True"),
         ({"first": "3"}, InvalidTypeError, "is '3'"),
         ({"conv": 33}, InvalidValueError, r"`ranks\['conv'\]` is 33; .* from 1 to 32"),
-        ({3: 3}, InvalidValueError, "names 3, which is no matrix"),
+        ({3: 3}, InvalidValueError, "names 3, which is not among"),
         ([("first", 3)], InvalidTypeError, r"`ranks` is a list; expected a mapping"),
         (5, InvalidTypeError, "`ranks` is a int"),
         ({"attn": 3}, InvalidValueError, "stays as it is: MultiheadAttention reads"),
@@ -415,14 +415,14 @@ def test_a_rank_for_a_tied_weight():
 
 
 def test_a_rank_for_what_is_left_out(model):
-    refuse(model, "`ranks` names 'second', which is no matrix among the 1 chosen",
+    refuse(model, "`ranks` names 'second', which is not among the 1 chosen",
            ranks={"second": 3}, include="^first$")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"bulkkeep": 0.3}, InvalidTypeError, "`bulkkeep` is no option of the analysis"),
+        ({"bulkkeep": 0.3}, InvalidTypeError, "`bulkkeep` is not an option of the analysis"),
         ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `fit_cutoff` here"),
         ({"rule": "magic"}, InvalidValueError, "`rule` is 'magic'"),
         ({"mode": "cut"}, InvalidValueError, "`mode` is 'cut'; expected one of split, truncate"),
@@ -446,8 +446,8 @@ def test_a_rank_for_what_is_left_out(model):
         ({"progress": "bar"}, InvalidTypeError, "`progress` is 'bar'"),
         ({"device": "cuda:99"}, InvalidValueError, "`device` 'cuda:99' cannot be used"),
         ({"device": "gpu"}, InvalidValueError, "`device` 'gpu' cannot be used"),
-        ({"include": "("}, InvalidValueError, r"`include` '\(' is no regular expression"),
-        ({"exclude": ["first", "["]}, InvalidValueError, r"`exclude` '\[' is no regular"),
+        ({"include": "("}, InvalidValueError, r"`include` '\(' is not a regular expression"),
+        ({"exclude": ["first", "["]}, InvalidValueError, r"`exclude` '\[' is not a regular"),
         ({"include": nn.Linear}, InvalidTypeError, r"lambda name, module: isinstance\(module, Lin"),
         ({"include": 3}, InvalidTypeError, r"`include` is 3 \(int\)"),
     ],
@@ -460,9 +460,9 @@ def test_wrong_options(model, options, kind, words):
 def test_unusable_device_and_options_of_analyze(model):
     with refused(model, "'gpu' cannot be used in float64"):
         rt.analyze(model, device="gpu")
-    with refused(model, "`bulkkeep` is no option", InvalidTypeError):
+    with refused(model, "`bulkkeep` is not an option", InvalidTypeError):
         rt.analyze(model, bulkkeep=1)
-    with refused(model, "no regular expression"):
+    with refused(model, "not a regular expression"):
         rt.analyze(model, include="*")
 
 

@@ -201,9 +201,9 @@ def test_a_refresh_that_fails_changes_nothing():
         ({"strength": float("nan")}, InvalidValueError, "`strength` is nan"),
         ({"strength": "1"}, InvalidTypeError, "`strength` is '1'"),
         ({"norm": "l3"}, InvalidValueError, "`norm` is 'l3'; expected one of l1, l2"),
-        ({"include": "nowhere"}, InvalidValueError, "nothing is met by include='nowhere'"),
+        ({"include": "nowhere"}, InvalidValueError, "no name matches include='nowhere'"),
         ({"alpha": 9}, InvalidValueError, "`alpha` is 9"),
-        ({"alfa": 0.2}, InvalidTypeError, "`alfa` is no option of the analysis"),
+        ({"alfa": 0.2}, InvalidTypeError, "`alfa` is not an option of the analysis"),
     ],
 )
 def test_bad_options(options, kind, message):

@@ -138,10 +138,12 @@ def test_other_sets_of_matrices_are_refused(tmp_path):
     file = tmp_path / "m.safetensors"
     safetensors.torch.save_file(model.state_dict(), file)
     plan = rt.plan(model, ranks={"0": 5})
-    with pytest.raises(InvalidValueError, match=r"names '0\[0\]', which is no matrix of .*m\.safe"):
+    with pytest.raises(
+        InvalidValueError, match=r"names '0\[0\]', which is not a matrix of .*m\.safe"
+    ):
         prune_checkpoint(file, tmp_path / "out", plan=plan)
     plan = prune_checkpoint(file, None, ranks={"0": 5}, dry_run=True)
-    message = r"names '0\.weight', which is no matrix of .* Did you mean '0\[0\]', '0\[1\]'\?"
+    message = r"names '0\.weight', which is not a matrix of .* Did you mean '0\[0\]', '0\[1\]'\?"
     with pytest.raises(InvalidValueError, match=message):
         rt.apply_plan(model, plan)
     model = nn.Sequential(nn.Linear(40, 50))

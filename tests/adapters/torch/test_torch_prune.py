@@ -121,7 +121,7 @@ def test_plan_can_be_edited_saved_and_applied(model, tmp_path):
         ({"rank": 0}, "rank of 0.*is 0"),
         ({"rank": 121}, "is 121"),
         ({"action": "cut"}, "'cut'; expected one of split, truncate, keep"),
-        ({"name": "1"}, "names '1', which is no matrix of this Sequential"),
+        ({"name": "1"}, "names '1', which is not a matrix of this Sequential"),
         ({"rows": 199}, "199 x 120; in this Sequential it is 200 x 120"),
     ],
 )
@@ -285,7 +285,7 @@ def test_groups_share_one_rank():
     assert smaller[0].inner.out_channels == 2 * ranks.pop()
     planned = rt.plan(nn.Sequential(conv), bulk_keep=0.3)
     planned.row("0[1]")["rank"] = 3
-    with pytest.raises(InvalidValueError, match="split at one rank"):
+    with pytest.raises(InvalidValueError, match="split at the same rank"):
         rt.apply_plan(nn.Sequential(conv), planned)
 
 

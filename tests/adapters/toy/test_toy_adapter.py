@@ -216,7 +216,7 @@ def test_patterns_that_meet_nothing_are_told():
     with pytest.raises(NothingToAnalyzeError) as caught:
         toy.prune(small_net(), include="attention")
     assert str(caught.value).splitlines() == [
-        "No weight matrix of this net is left to analyse; nothing is met by include='attention'.",
+        "No weight matrix of this net is left to analyse; no name matches include='attention'.",
         "  3 (layers.0, layers.1, layers.2): not in `include`",
     ]
     assert len(caught.value.skipped) == 4
