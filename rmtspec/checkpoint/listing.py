@@ -167,13 +167,12 @@ def _read(
             listed, skipped = npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file)
             unread += skipped
         for tensor in listed:
-            if tensor.name in tensors:
+            if tensors.setdefault(tensor.name, tensor) is not tensor:
                 raise FileError(
                     f"{file} and {Path(tensors[tensor.name].path).name} both hold a tensor named "
                     f"{tensor.name!r}; expected each name once. Name one of the files, or remove "
                     "the one that does not belong."
                 )
-            tensors[tensor.name] = tensor
     for name, place in (sources.names or {}).items():
         tensor = tensors.get(name)
         if tensor is None or Path(tensor.path) != place:

@@ -142,13 +142,12 @@ class Manifest:
                     f"{file} cannot be read: {cause(error)}; it is listed in {MANIFEST}. {_AGAIN}"
                 ) from error
             for tensor in stored:
-                if tensor.name in tensors:
+                if tensors.setdefault(tensor.name, tensor) is not tensor:
                     other = Path(tensors[tensor.name].path).name
                     raise FileError(
                         f"{file} and {other} both hold a tensor named {tensor.name!r}; expected "
                         f"each name once. {_AGAIN}"
                     )
-                tensors[tensor.name] = tensor
         return tensors
 
     def check_files(self, folder: PathLike) -> None:

@@ -70,7 +70,7 @@ def cost(rows: int, columns: int) -> Cost:
     >>> cost(4096, 1024)
     Cost(operations=5726623061, memory=25165824)
     """
-    n, p = max(rows, columns), min(rows, columns)
+    p, n = sorted((rows, columns))
     block = min(n, max(1, _BLOCK_BYTES // (8 * max(p, 1))))
     return Cost(n * p**2 + 4 * p**3 // 3, 8 * p * (p + block))
 
@@ -86,7 +86,7 @@ def seconds(rows: int, columns: int, speed: Speed, itemsize: int = 4) -> float:
     >>> f"{seconds(4096, 1024, speed):.2f}"
     '0.25'
     """
-    n, p = max(rows, columns), min(rows, columns)
+    p, n = sorted((rows, columns))
     reading = n * p / speed.read * _CONVERSION.get(itemsize, 1.0)
     solving = _eigenvalues(p, speed.reduction, speed.rest)
     return _OVERHEAD + reading + n * p**2 / speed.gram + solving

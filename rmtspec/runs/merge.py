@@ -81,9 +81,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     (['fc.weight'], (80, 60))
     """
     if not isinstance(folder, str | os.PathLike):
-        raise InvalidTypeError(
-            f"`folder` is a {type(folder).__name__}; expected the path of a folder."
-        )
+        given = type(folder).__name__
+        raise InvalidTypeError(f"`folder` is a {given}; expected the path of a folder.")
     place = Path(folder)
     manifest = Manifest.read(place)
     empty_folder(out)

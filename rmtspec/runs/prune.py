@@ -228,9 +228,8 @@ class _Task:
         totals = {
             "parameters_before": sum(math.prod(t.shape) for t in old),
             "parameters_after": sum(math.prod(t.shape) for t in new),
-            "bytes_before": sum(t.nbytes for t in old),
-            "bytes_after": sum(t.nbytes for t in new),
-        }
+            "bytes_before": sum(t.nbytes for t in old), "bytes_after": sum(t.nbytes for t in new),
+        }  # fmt: skip
         settings = {**decided.settings, **self.selection.settings, "form": self.form}
         return dataclasses.replace(decided, settings=settings, totals=totals), files
 
@@ -253,7 +252,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
             written.setdefault(entry["file"], set()).add(entry["tensor"])
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
     named = dict(zip(file_names(stem, len(files)), files, strict=True))
-    metadata = task.listed.metadata or DENSE_METADATA
+    text = task.listed.metadata or DENSE_METADATA
     for name, tensors in named.items():
         file = work.content / name
         if name in complete and file.exists():
@@ -267,9 +266,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
                     task.options.progress(len(errors), len(decided.cut), matrix)
             work.journal.add({"file": name, "tensor": tensor.name, "errors": measured})
 
-        sha256 = write_safetensors(
-            file, tensors, metadata, written=written.get(name, ()), note=note
-        )
+        sha256 = write_safetensors(file, tensors, text, written=written.get(name, ()), note=note)
         complete[name] = {"bytes": file.stat().st_size, "sha256": sha256}
         work.journal.add({"file": name, **complete[name]})
     for row in decided.rows:
