@@ -153,14 +153,15 @@ class _Layout:
 @cache
 def _layouts(section: str) -> tuple[_Layout, ...]:
     """Return the layouts of fused.toml for "matrices" or for "stacks"."""
-    table = tomllib.loads(resources.files("rmtspec.checkpoint").joinpath("fused.toml").read_text())
+    text = resources.files("rmtspec.checkpoint").joinpath("fused.toml").read_text("utf-8")
     return tuple(
         _Layout(
             frozenset(types.split()), tuple(f".{name}" for name in names.split()),
-            labels=tuple(entry["labels"].split()) or ("",), rule=_RULES.get(entry.get("rule")),
+            labels=tuple(entry["labels"].split()) or ("",),
+            rule=_RULES[entry["rule"]] if "rule" in entry else None,
             across=entry.get("across", False),
         )
-        for entry in table[section]
+        for entry in tomllib.loads(text)[section]
         for names, types in entry["types"].items()
     )  # fmt: skip
 
