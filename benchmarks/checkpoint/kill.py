@@ -1,12 +1,12 @@
-"""Killing `rmtspec analyze --resume` and `rmtspec prune`, and seeing them end as if nothing was.
+"""Kill `rmtspec analyze --resume` and `rmtspec prune`, resume them, and check the results.
 
     python benchmarks/checkpoint/kill.py [FOLDER] [--times 20] [--rows 5] [--seed 0]
 
-Each trial begins in an empty folder, is killed (SIGKILL, its whole process group) at a random
-moment, mostly after it has begun to write, once or several times in a row, is run to its end by the
-same command, and is compared with a run that nobody killed: all files byte for byte, of JSON all
-but the wall times (keys with "seconds" in them). Exit status 1 where one differs. kill_points.py
-hits the places that random moments miss.
+Each trial starts in an empty folder and is killed (SIGKILL, the whole process group) once or
+several times in a row, at random moments, mostly after it has begun to write. The same command then
+runs to its end, and the result is compared with that of an unbroken run: all files byte for byte,
+except for the wall times in JSON (keys that contain "seconds"). The exit status is 1 if a trial
+differs. kill_points.py covers the places that random moments miss.
 """
 
 import argparse
@@ -27,39 +27,39 @@ from typing import Any
 
 WHAT = ("analyze", "factors", "dense")
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-#: In the names of files that are written and then renamed.
+#: Occurs in the names of temporary files, which are renamed when complete.
 TOKEN = re.compile(r"(?<=\.rmtspec-)[0-9a-f]{16}(?=\.tmp$)")
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one fresh start, its kills and its last run.
+    """The outcome of one fresh start, its kills and its last run.
 
     Attributes
     ----------
     moments : tuple of str
-        When it was killed; "not killed" where it was quicker.
-    found : tuple of str
-        What was there after each kill.
+        When it was killed; "not killed" if it ended first.
+    states : tuple of str
+        What was on disk after each kill.
     differences : tuple of str
-        Files that differ from those of the run that nobody killed, or how else it ended badly.
+        Files that differ from those of the unbroken run, or a bad exit status.
     strays : tuple of str
-        Temporary files that were left beside the results.
+        Temporary files left next to the results.
     """
 
     moments: tuple[str, ...]
-    found: tuple[str, ...]
+    states: tuple[str, ...]
     differences: tuple[str, ...]
     strays: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether it ended as the unbroken run did."""
+        """Whether the result is that of the unbroken run."""
         return not self.differences
 
     def __str__(self) -> str:
-        kills = "; ".join(f"{m}: {f}" for m, f in zip(self.moments, self.found, strict=True))
+        kills = "; ".join(f"{m}: {s}" for m, s in zip(self.moments, self.states, strict=True))
         ending = "equal" if self.equal else f"DIFFERENT: {', '.join(self.differences)}"
         left = f" (left behind: {', '.join(self.strays)})" if self.strays else ""
         return f"{kills}; {ending}{left}"
@@ -73,21 +73,22 @@ def killed_runs(
     kills: int = 1,
     say: Say | None = None,
 ) -> list[Trial]:
-    """Kill a command at random moments of its run, resume it, compare.
+    """Kill a command at random moments, resume it, and compare the results.
 
     Parameters
     ----------
     command : sequence of str
-        Run in a fresh folder for each trial: the paths of what it reads are absolute, of what it
-        writes relative.
+        Run in a fresh folder for each trial; it reads from absolute paths and writes to relative
+        ones.
     times : int
-        Trials. A fifth are killed first before anything is written, which takes most of the time
-        of a small checkpoint; the others after, at moments one each from as many equal parts of
-        the time that is then left to the unbroken run, divided by `kills`.
+        Number of trials. In a fifth of them the first kill comes before anything is written, which
+        takes most of the time with a small checkpoint. In the others it comes later, at one random
+        moment in each of as many equal parts of the remaining time of the unbroken run, divided by
+        `kills`.
     seed : int
-        Of the moments.
+        Seed of the moments.
     kills : int
-        In a row, each of the run that goes on after the one before.
+        Number of kills in a row, each of the run that resumes the previous one.
     say : callable, optional
         Called with a line for each trial.
     """
@@ -111,7 +112,7 @@ def killed_runs(
 
 
 def _timed(command: Sequence[str], place: Path) -> tuple[dict[str, bytes], float, float]:
-    """Return what a run that nobody kills leaves, its seconds until it writes, and the others."""
+    """Return the result of an unbroken run, its seconds until it first writes, and the rest."""
     expected = unbroken(place / "first", lambda folder: _ended(command, folder))  # fills caches
     times = [time.perf_counter()]
 
@@ -123,20 +124,20 @@ def _timed(command: Sequence[str], place: Path) -> tuple[dict[str, bytes], float
 
     differ = _differences(unbroken(place / "second", timed), expected)
     if differ:
-        raise SystemExit(f"two runs that nobody killed differ: {', '.join(differ)}")
+        raise SystemExit(f"two unbroken runs differ: {', '.join(differ)}")
     return expected, times[1] - times[0], time.perf_counter() - times[1]
 
 
 def unbroken(folder: Path, run: Callable[[Path], int]) -> dict[str, bytes]:
-    """Return what a run that nobody kills leaves in a new folder."""
+    """Return what an unbroken run leaves in a new folder."""
     folder.mkdir()
     status = run(folder)
     if status:
-        raise SystemExit(f"a run that nobody killed failed with status {status}")
+        raise SystemExit(f"an unbroken run failed with status {status}")
     left = contents(folder)
     strays = [name for name in left if TOKEN.search(name)]
     if strays:
-        raise SystemExit(f"a run that nobody killed left temporary files: {', '.join(strays)}")
+        raise SystemExit(f"an unbroken run left temporary files: {', '.join(strays)}")
     return left
 
 
@@ -146,34 +147,34 @@ def concluded(
     expected: dict[str, bytes],
     run: Callable[[Path], int],
 ) -> Trial:
-    """Return the trial whose kills are `noted`: run to the end, and compare."""
+    """Run to the end after the `noted` kills, compare, and return the trial."""
     complete = all(name.endswith("/") for name in _differences(contents(folder), expected))
     status = run(folder)
     left = contents(folder)
     differences = _differences(left, expected)
-    # Killed at its very end, prune has left all files it should, and refuses to write there again.
+    # If prune is killed at its very end, all files are complete, and it refuses to replace them.
     if status and not complete:
         differences.append(f"status {status}")
     strays = tuple(name for name in left if _is_stray(name))
-    moments, found = zip(*noted, strict=True)
-    return Trial(moments, found, tuple(differences), strays)
+    moments, states = zip(*noted, strict=True)
+    return Trial(moments, states, tuple(differences), strays)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the files in a folder by name, of JSON the values without wall times."""
-    found = {}
+    """Return the content of the files in a folder by name, JSON without wall times."""
+    files = {}
     for place in sorted(folder.rglob("*")):
         name = place.relative_to(folder).as_posix()
         if place.is_dir():
-            found[f"{name}/"] = b""
+            files[f"{name}/"] = b""
             continue
         content = place.read_bytes()
         if place.suffix == ".json":
             content = _timeless(content)
-        elif place.suffix == ".jsonl":  # with several processes in no order
+        elif place.suffix == ".jsonl":  # in any order if there are several processes
             content = b"\n".join(sorted(map(_timeless, content.splitlines())))
-        found[name] = content
-    return found
+        files[name] = content
+    return files
 
 
 def _timeless(content: bytes) -> bytes:
@@ -184,14 +185,14 @@ def _timeless(content: bytes) -> bytes:
 
     try:
         return json.dumps(without(json.loads(content))).encode()
-    except ValueError:  # only a part of it
+    except ValueError:  # incomplete
         return content
 
 
 def _differences(left: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
-    """Return the files that are missing, too many or of other content.
+    """Return the files that are missing, unexpected or different.
 
-    Temporary files beside the results are none: a run cannot know those of an earlier one.
+    Temporary files next to the results do not count: a run does not know those of an earlier one.
     """
     names = sorted(left.keys() | expected.keys())
     return [n for n in names if left.get(n) != expected.get(n) and not _is_stray(n)]
@@ -202,7 +203,7 @@ def _is_stray(name: str) -> bool:
 
 
 def state(folder: Path) -> str:
-    """Return in words what a run has left so far."""
+    """Describe what a run has left so far."""
     said = []
     for journal in sorted(folder.rglob("*.jsonl")):
         *lines, rest = journal.read_bytes().split(b"\n")
@@ -235,7 +236,7 @@ def _ended(command: Sequence[str], folder: Path) -> int:
 def _killed_at(
     command: Sequence[str], folder: Path, writing: bool, seconds: float
 ) -> tuple[str, str]:
-    """Kill the command so long after its start, or its first change; return when, and the state."""
+    """Kill the command some seconds after its start or its first change; return when, and state."""
     before = _sizes(folder)
     process = _started(command, folder)
     if writing:
@@ -258,16 +259,16 @@ def _wait_for_change(
 
 
 def _sizes(folder: Path) -> dict[Path, int]:
-    found = {}
-    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+    sizes = {}
+    with contextlib.suppress(FileNotFoundError):  # removed in the meantime
         for place in folder.rglob("*"):
             if place.is_file() and not _is_stray(place.relative_to(folder).as_posix()):
-                found[place] = place.stat().st_size
-    return found
+                sizes[place] = place.stat().st_size
+    return sizes
 
 
 def arguments_of(checkpoint: Path) -> dict[str, list[str]]:
-    """Return the arguments of `rmtspec` that are tried, by what they do."""
+    """Return the arguments of `rmtspec` to test, by the name of the test."""
     path, prune = str(checkpoint.absolute()), ["--bulk-keep", "0.1", "--report", "report.json"]
     return {
         "analyze": ["analyze", path, "--resume", "scan.jsonl", "--out", "report.json"],
@@ -277,19 +278,21 @@ def arguments_of(checkpoint: Path) -> dict[str, list[str]]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with what both scripts take."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("folder", nargs="?", type=Path, help="a checkpoint; made if left out")
-    made.add_argument("--width", type=int, default=512, help="of one that is made (512)")
-    made.add_argument("--gb", type=float, default=0.1, help="size of one that is made (0.1)")
-    made.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="commands to kill")
-    made.add_argument("--seed", type=int, default=0, help="of the kills (0)")
-    return made
+    """Return a parser with the options of both scripts."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument(
+        "folder", nargs="?", type=Path, help="a checkpoint; one is made if left out"
+    )
+    options.add_argument("--width", type=int, default=512, help="width of the one made (512)")
+    options.add_argument("--gb", type=float, default=0.1, help="size of the one made (0.1)")
+    options.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="commands to kill")
+    options.add_argument("--seed", type=int, default=0, help="seed of the kills (0)")
+    return options
 
 
 @contextlib.contextmanager
 def checkpoint(given: argparse.Namespace) -> Iterator[Path]:
-    """Give the checkpoint that was named, or one made for the time being."""
+    """Yield the given checkpoint, or a temporary one."""
     if given.folder is not None:
         yield given.folder
         return
@@ -301,14 +304,14 @@ def checkpoint(given: argparse.Namespace) -> Iterator[Path]:
 
 
 def verdict(trials: Sequence[Trial]) -> int:
-    """Say how many trials differ; return the exit status."""
+    """Print how many trials differ; return the exit status."""
     different = sum(not trial.equal for trial in trials)
     print(f"{len(trials)} trials, {different} different")
     return 1 if different else 0
 
 
 def main() -> int:
-    """Kill, resume, compare; return 1 where something differs."""
+    """Kill, resume, compare; return 1 if something differs."""
     line = parser(__doc__.partition("\n")[0])
     line.add_argument("--times", type=int, default=20, help="trials with one kill (20)")
     line.add_argument("--rows", type=int, default=5, help="trials with several kills in a row (5)")

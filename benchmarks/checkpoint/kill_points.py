@@ -1,12 +1,12 @@
-"""The kills of kill.py at places instead of moments, so that no narrow one is missed.
+"""The kills of kill.py at places instead of moments, so that no short window is missed.
 
     python benchmarks/checkpoint/kill_points.py [FOLDER] [--kills 2] [--bytes 40]
 
-- before each change to the files: one is opened for writing, renamed or removed, a folder is made;
-- at a number of bytes: when any file would grow past it, in the middle of a line or of a tensor.
+- before each change to the files: opening one for writing, renaming, removing, making a folder;
+- at a number of bytes: when any file would grow beyond it, in the middle of a line or of a tensor.
 
-The runs are forked copies of one process that has everything loaded, so that hundreds of kills take
-minutes. They end by SIGKILL or SIGXFSZ, which nothing in them can catch.
+The runs are forked copies of one process that has everything loaded, so hundreds of kills take
+minutes. They end by SIGKILL or an unhandled SIGXFSZ.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ from kill import (
     verdict,
 )
 
-#: What the interpreter's audit hooks call a change; "open" is one only for writing.
+#: Names of changes in the audit hooks of the interpreter; "open" is one only for writing.
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod")
-#: Called in the copy with its folder; has it killed later.
+#: Called in the copy with its folder; arranges for it to be killed later.
 Killer = Callable[[Path], None]
 
 
@@ -45,7 +45,7 @@ def killed_at_changes(
 ) -> list[Trial]:
     """Kill `rmtspec` with these arguments before each change that it makes in its folder.
 
-    Where `kills` is more than one, the others are before random changes of the runs that go on.
+    Further kills come before random changes of the runs that resume.
     """
     rng = random.Random(seed)
     with _copies(arguments) as copies:
@@ -62,25 +62,25 @@ def killed_at_changes(
 def killed_at_bytes(
     arguments: Sequence[str], times: int, *, seed: int = 0, say: Say | None = None
 ) -> list[Trial]:
-    """Kill `rmtspec` with these arguments when a file would grow past a random number of bytes."""
+    """Kill `rmtspec` with these arguments when a file would exceed a random number of bytes."""
     rng = random.Random(seed)
     with _copies(arguments) as copies:
         largest = max(map(len, copies.expected.values()))
-        # As many small numbers as large ones: a journal is shorter than weights.
+        # Log-uniform, because a journal is much shorter than the weights.
         sizes = [int(largest ** rng.uniform(0.4, 1.0)) for _ in range(times)]
         return [copies.trial([(f"at {n} bytes", _past_bytes(n))], say) for n in sizes]
 
 
 class _Copies:
-    """Runs with the same arguments, each in a copy of this process and a folder of its own."""
+    """Runs with the same arguments, each in a copy of this process and in its own folder."""
 
     def __init__(self, arguments: Sequence[str], place: Path) -> None:
         self._arguments, self._place, self._number = arguments, place, 0
-        # The first one in this process: what it imports and compiles, the copies have.
+        # The first run is in this process, so that the copies have what it imports and compiles.
         self.expected = unbroken(place / "unbroken", self._here)
 
     def changes(self) -> list[str]:
-        """Return what a run changes in its folder, in words."""
+        """Return descriptions of the changes that a run makes in its folder."""
         folder = self._place / "changes"
         folder.mkdir()
         read, write = os.pipe()
@@ -90,7 +90,7 @@ class _Copies:
             return stream.read().splitlines()
 
     def trial(self, plan: list[tuple[str, Killer]], say: Say | None) -> Trial:
-        """Return what comes of being killed so, one after the other."""
+        """Return the trial of a run that is killed as planned, one kill after the other."""
         self._number += 1
         folder = self._place / str(self._number)
         folder.mkdir()
@@ -98,10 +98,10 @@ class _Copies:
         for words, killer in plan:
             ended = self._copy(folder, killer)
             noted.append((f"killed {words}" if ended < 0 else "not killed", state(folder)))
-        found = concluded(noted, folder, self.expected, self._copy)
+        trial = concluded(noted, folder, self.expected, self._copy)
         if say is not None:
-            say(f"{self._number:3}  {found}")
-        return found
+            say(f"{self._number:3}  {trial}")
+        return trial
 
     def _copy(self, folder: Path, killer: Killer | None = None) -> int:
         """Return how a run in a copy of this process ended: its status, or minus the signal."""
@@ -147,7 +147,7 @@ def _before_change(number: int) -> Killer:
 
 
 def _on_change(folder: Path, call: Callable[[str], object]) -> None:
-    """Have this process call before each change to a file in a folder, from now on."""
+    """From now on, have this process call `call` before each change to a file in the folder."""
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
         writes = event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -163,7 +163,7 @@ def _past_bytes(size: int) -> Killer:
     def killer(_: Path) -> None:
         import resource
 
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and raises
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it and raises
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
@@ -171,9 +171,9 @@ def _past_bytes(size: int) -> Killer:
 
 
 def main() -> int:
-    """Kill, resume, compare; return 1 where something differs."""
+    """Kill, resume, compare; return 1 if something differs."""
     line = parser(__doc__.partition("\n")[0])
-    line.add_argument("--kills", type=int, default=2, help="in a row before changes, at most (2)")
+    line.add_argument("--kills", type=int, default=2, help="most kills before changes in a row (2)")
     line.add_argument("--bytes", type=int, default=40, help="trials at a number of bytes (40)")
     given = line.parse_args()
     os.environ.update(ONE_THREAD)  # before NumPy loads

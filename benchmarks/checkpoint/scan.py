@@ -1,17 +1,17 @@
-"""A scan against the linear algebra it cannot do without: time, peak memory, two processes.
+"""A scan compared with the linear algebra it needs: time, peak memory, two processes.
 
     python benchmarks/checkpoint/scan.py [FOLDER] [--include RE] [--rounds 3] [--out scan.json]
 
-Without FOLDER the checkpoint of synthetic.py (1.5 GB) is made in a temporary place and deleted
-again. Every run is a fresh process with one BLAS thread, the files in the page cache before:
+Without FOLDER, the checkpoint of synthetic.py (1.5 GB) is made in a temporary folder and deleted
+afterwards. Each run is a fresh process with one BLAS thread; the files are in the page cache:
 
-- bare: each matrix mapped, converted to float64 in blocks, dsyrk, eigvalsh; no check, no law, no
-  report, and told where the matrices are;
-- scan: `rmtspec.analyze_checkpoint`, from the path to the report, what it imports on the way
-  included;
+- bare: each matrix is mapped, converted to float64 in blocks, dsyrk, eigvalsh; no checks, no law,
+  no report, and it is told where the matrices are;
+- scan: `rmtspec.analyze_checkpoint`, from the path to the report, including its imports;
 - the same scan with two processes of one thread each.
 
-bare and scan take turns, and the least time of each counts. Exit status 1 where a limit is missed.
+bare and scan alternate, and the shortest time of each counts. The exit status is 1 if a limit is
+missed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-#: Times the bare algebra; how many times faster with two processes.
+#: Limits of the time relative to the bare algebra, and of the speed-up by two processes.
 RATIO_LIMIT, SPEEDUP_LIMIT = 1.15, 1.6
 _BLOCK_BYTES = 2**24
 _SAMPLE_SECONDS = 0.05
@@ -39,11 +39,11 @@ _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")
 
 
 def memory_limit(side: int) -> float:
-    """Return the bytes that a scan may need whose largest smaller side is `side`."""
+    """Return the bytes that a scan may need if its largest smaller side is `side`."""
     return 0.5e9 + 4 * 8 * side**2
 
 
-# What runs in the fresh processes.
+# The parts that run in the fresh processes.
 
 
 def bare(request: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def scan(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], dict[str, list[float]]]) -> dict[str, Any]:
-    """Return what the work found, its seconds, and the peak memory of this process."""
+    """Return the result of the work, its seconds, and the peak memory of this process."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -103,7 +103,7 @@ def timed(work: Callable[[], dict[str, list[float]]]) -> dict[str, Any]:
 
 
 def status(process: str | int) -> dict[str, int]:
-    """Return the resident memory of a process in bytes, by kind; empty where there is no /proc."""
+    """Return the resident memory of a process in bytes by kind; empty if there is no /proc."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -116,7 +116,7 @@ def status(process: str | int) -> dict[str, int]:
 
 
 def run(what: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Do `what` in a fresh process; return what it measured, and its memory at its fullest."""
+    """Do `what` in a fresh process; return its measurements, and its largest resident memory."""
     before = os.getloadavg()[0]
     with tempfile.TemporaryFile("w+") as told:
         json.dump(request, told)
@@ -142,12 +142,12 @@ def run(what: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def sum_of(memory: dict[str, int]) -> int:
-    """Return the resident bytes of `status`."""
+    """Return the total of what `status` returned."""
     return memory.get("RssAnon", 0) + memory.get("RssFile", 0)
 
 
 def measure(folder: Path, include: str | None, rounds: int, jobs: int) -> dict[str, Any]:
-    """Return all that was measured on a checkpoint."""
+    """Return all measurements on a checkpoint."""
     matrices = chosen(folder, include)
     for file in sorted({file for _, file, _, _ in matrices}):
         read_once(Path(file))
@@ -165,7 +165,7 @@ def measure(folder: Path, include: str | None, rounds: int, jobs: int) -> dict[s
     compare(runs["bare"][0].pop("found"), [r.pop("found", None) for n in runs for r in runs[n]])
     seconds = {name: min(r["seconds"] for r in runs[name]) for name in runs}
     cpu = {name: min(r["cpu_seconds"] for r in runs[name]) for name in ("bare", "scan")}
-    # ru_maxrss of a process begins with that of the one which started it; VmHWM does not.
+    # ru_maxrss of a process starts from that of its parent; VmHWM does not.
     peak = max(r.get("VmHWM", r["maxrss"]) for r in runs["scan"])
     fullest = max((r["fullest"] for r in runs["scan"]), key=lambda m: sum_of(known(m)))
     side = max(min(shape) for *_, shape in matrices)
@@ -193,7 +193,7 @@ def chosen(folder: Path, include: str | None) -> list[tuple[str, str, int, tuple
 
     listed = Selection(include).choose(matrices_in(folder).matrices)[0]
     if not listed or any(m.tensor.dtype != "BF16" or m.part for m in listed.values()):
-        raise SystemExit("no matrices, or others than whole ones in bf16: use synthetic.py")
+        raise SystemExit("expected whole matrices in bf16 and nothing else: use synthetic.py")
     return [(name, m.tensor.path, m.tensor.begin, m.sides) for name, m in listed.items()]
 
 
@@ -205,7 +205,7 @@ def read_once(file: Path) -> None:
 
 
 def compare(expected: dict[str, list[float]], others: list[dict[str, list[float]] | None]) -> None:
-    """Raise where two runs did not find the same sums and largest ones of the eigenvalues."""
+    """Raise if the sums or the largest eigenvalues of two runs differ."""
     for found in filter(None, others):
         for name, values in expected.items():
             if not np.allclose(found[name], values, rtol=1e-10, atol=0):
@@ -213,7 +213,7 @@ def compare(expected: dict[str, list[float]], others: list[dict[str, list[float]
 
 
 def described(folder: Path, matrices: list[Any], include: str | None) -> dict[str, Any]:
-    """Return what the checkpoint is."""
+    """Describe the checkpoint."""
     counts: dict[tuple[int, int], int] = {}
     for *_, shape in matrices:
         counts[shape] = counts.get(shape, 0) + 1
@@ -230,7 +230,7 @@ def described(folder: Path, matrices: list[Any], include: str | None) -> dict[st
 
 def conditions(rounds: int) -> dict[str, Any]:
     """Return the machine, its packages and its load."""
-    import scipy.linalg.blas  # noqa: F401  so that its BLAS is listed
+    import scipy.linalg.blas  # noqa: F401  to have its BLAS listed
     from threadpoolctl import threadpool_info
 
     from rmtspec._records import versions
@@ -253,7 +253,7 @@ def conditions(rounds: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name, as far as the system tells it."""
+    """Return the name of the processor, if the system tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -262,12 +262,12 @@ def processor() -> str:
 
 
 def known(memory: dict[str, int | None]) -> dict[str, int]:
-    """Return the entries that are there."""
+    """Return the entries that are not None."""
     return {key: value for key, value in memory.items() if value is not None}
 
 
 def lines(result: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
-    """Yield what was measured, how much, its limit, and whether it keeps to it."""
+    """Yield each measured quantity, its value, its limit, and whether it is within the limit."""
     seconds, memory, ratio = result["seconds"], result["memory"], result["ratio"]
     peak, most = memory["peak"], memory["limit"]
     yield "bare algebra", f"{seconds['bare']:.2f} s", "", True
@@ -276,7 +276,7 @@ def lines(result: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
     yield "the same in processor time", f"{result['ratio_cpu']:.3f}", "", True
     yield "peak memory of the scan", gb(peak), f"at most {gb(most)}", peak <= most
     if memory["RssAnon"] is not None:
-        yield "  its own, when fullest", gb(memory["RssAnon"]), "", True
+        yield "  its own, at its largest", gb(memory["RssAnon"]), "", True
         yield "  mapped files", gb(memory["RssFile"]), "", True
     if "speedup" in result:
         jobs, speedup = result["jobs"], result["speedup"]
@@ -286,25 +286,25 @@ def lines(result: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
 
 
 def gb(size: float) -> str:
-    """Return a size in words."""
+    """Return a size as text."""
     return f"{size / 1e9:.2f} GB"
 
 
 def main() -> int:
-    """Measure, print, write; return 1 where a limit is missed."""
+    """Measure, print, write; return 1 if a limit is missed."""
     if sys.argv[1:2] == ["--worker"]:
         work = {"bare": bare, "scan": scan}[sys.argv[2]]
         print(json.dumps(work(json.load(sys.stdin))))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, help="a bf16 checkpoint; made if left out")
-    parser.add_argument("--gb", type=float, default=1.5, help="size of one that is made")
-    parser.add_argument("--include", metavar="RE", help="only matrices of such names")
+    parser.add_argument("--gb", type=float, default=1.5, help="size of the one that is made")
+    parser.add_argument("--include", metavar="RE", help="only matrices whose names match")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--jobs", type=int, default=2, help="processes to compare with 1; 1: none")
     parser.add_argument("--limit", action=argparse.BooleanOptionalAction, default=True,
                         help="whether a missed limit is an error")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="write all of it here, as JSON")
+    parser.add_argument("--out", type=Path, help="write all measurements here, as JSON")
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = given.folder
@@ -314,16 +314,16 @@ def main() -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
             make_checkpoint(folder, given.gb)
         result = measure(folder, given.include, given.rounds, given.jobs)
-    found = result["checkpoint"]
+    model = result["checkpoint"]
     loads = [load for runs in result["runs"].values() for run in runs for load in run["load"]]
-    print(f"\n{found['matrices']} matrices, {found['bytes']:,} bytes in bf16, one BLAS thread each")
+    print(f"\n{model['matrices']} matrices, {model['bytes']:,} bytes in bf16, one BLAS thread each")
     print(f"load average {min(loads)} to {max(loads)} on {os.cpu_count()} cores")
     good = True
     for what, value, limit, kept in lines(result):
         good &= kept
         print(f"  {what:<28} {value:>10}  {limit}{'' if kept else '  MISSED'}".rstrip())
     if "speedup" in result:
-        print(f"  (the last line means something only where {given.jobs} cores are free)")
+        print(f"  (the last line is meaningful only if {given.jobs} cores are free)")
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -1,9 +1,9 @@
-"""What scanning a language model takes: measured on a synthetic one, computed for larger ones.
+"""The cost of scanning a language model: measured for a synthetic one, computed for larger ones.
 
     python benchmarks/checkpoint/sizing.py
 
-reads results/scan.json, which scan.py wrote, and prints a table. Computed rows carry the measured
-seconds over by the count of floating-point operations.
+reads results/scan.json, which scan.py wrote, and prints a table. The computed rows scale the
+measured seconds by the number of floating-point operations.
 """
 
 import json
@@ -21,17 +21,17 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Transformer:
-    """Sizes of a decoder as in Llama: embedding and head apart, gate, up and down."""
+    """Sizes of a decoder like Llama: separate embedding and head; gate, up and down."""
 
     name: str
     layers: int
     width: int
     hidden: int
-    keys: int  # columns of k and v together with their heads' width
+    keys: int  # rows of k, and of v: their heads times the head size
     words: int
 
     def shapes(self) -> Iterator[tuple[int, Shape]]:
-        """Yield how many matrices there are of each shape."""
+        """Yield the number of matrices of each shape."""
         yield 2 * self.layers, (self.width, self.width)
         yield 2 * self.layers, (self.keys, self.width)
         yield 3 * self.layers, (self.hidden, self.width)
@@ -45,7 +45,7 @@ MODELS = (
 
 
 def computed(model: Transformer, rate: float, *, processes: int = 1) -> dict[str, Any]:
-    """Return the row of a model, at so many operations per second of each process."""
+    """Return the row of a model, at `rate` operations per second of each process."""
     operations = sum(count * cost(*shape).operations for count, shape in model.shapes())
     parameters = sum(count * rows * columns for count, (rows, columns) in model.shapes())
     memory = max(cost(*shape).memory for _, shape in model.shapes()) + BASE_BYTES
@@ -88,17 +88,17 @@ def table(scan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def beside(scan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what the scan takes beside reading, Gram matrices and eigenvalues alone."""
+    """Return the cost of the scan relative to reading, Gram matrices and eigenvalues alone."""
     seconds, processor, memory = scan["seconds"], scan["cpu_seconds"], scan["memory"]
     limits = scan["limits"]
     return [
         {
-            "": "processor time, of reading, Gram matrices and eigvalsh alone",
+            "": "processor time, relative to reading, Gram matrices and eigvalsh alone",
             "measured": processor["scan"] / processor["bare"],
             "limit": f"at most {limits['ratio']}",
         },
         {
-            "": "wall time, of the same",
+            "": "wall time, relative to the same",
             "measured": seconds["scan"] / seconds["bare"],
             "limit": f"at most {limits['ratio']}",
         },
@@ -116,7 +116,7 @@ def beside(scan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def hours(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time in a suitable unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

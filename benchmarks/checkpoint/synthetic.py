@@ -1,9 +1,9 @@
-"""A synthetic checkpoint in the shapes of a small Llama: noise and a few planted spikes, in bf16.
+"""A synthetic checkpoint with the shapes of a small Llama: noise and a few spikes, in bf16.
 
     python benchmarks/checkpoint/synthetic.py FOLDER --gb 1.5 --shards 8
 
-The same options and the same NumPy give the same bytes: no entry comes from a sum or a product
-whose order BLAS decides.
+The same options and NumPy version give the same bytes: no entry depends on the order in which BLAS
+sums or multiplies.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from rmtspec.checkpoint.index_writer import file_names, write_index
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.errors import RmtspecError
 
-#: The ratios to the width that make 5632, 32000 and 4096 x 11008 of 2048.
+#: Ratios to the width; for a width of 2048 they give 5632, 32000 and 4096 x 11008.
 HIDDEN, WORDS, LARGEST = 2.75, 15.625, (2, 5.375)
-#: The width must be a multiple of it, so that all sides are whole.
+#: The width must be a multiple of this, so that all sides are integers.
 STEP = 8
-#: Strengths of the planted signals, in units of the one that shows beyond the edge.
+#: Strengths of the planted signals; those above 1 show beyond the edge of the bulk.
 WEAKEST, STRONGEST = 0.8, 6.0
 _BLOCK_ENTRIES = 2**22
 Shape = tuple[int, ...]
@@ -43,15 +43,15 @@ def make_checkpoint(
     Parameters
     ----------
     folder : Path
-        It appears under this name when it is whole.
+        It appears under this name when it is complete.
     gigabytes : float
-        Size aimed at: as many layers as fit, at least one.
+        Target size: as many layers as fit, at least one.
     shards : int
-        Files; fewer where one tensor fills several.
+        Number of files; fewer if one tensor fills several.
     width : int
-        Of the layers, a multiple of 8; 2048 makes the sides named above.
+        Width of the layers, a multiple of 8.
     seed : int
-        Of the entries.
+        Seed of the entries.
     """
     if width < STEP or width % STEP:
         raise SystemExit(f"the width is {width}; expected a multiple of {STEP}")
@@ -77,7 +77,7 @@ def make_checkpoint(
 
 
 def tensor_shapes(gigabytes: float, width: int) -> dict[str, Shape]:
-    """Return the shape of each tensor by name, in the order of a Llama's files."""
+    """Return the shape of each tensor by name, in the order of a Llama checkpoint."""
     hidden = int(HIDDEN * width)
     layer: dict[str, Shape] = {
         "input_layernorm.weight": (width,),
@@ -103,7 +103,7 @@ def tensor_shapes(gigabytes: float, width: int) -> dict[str, Shape]:
 
 
 def divided(shapes: dict[str, Shape], shards: int) -> list[list[str]]:
-    """Return the names that each file holds, in their order, files of about the same size."""
+    """Return the names of the tensors of each file, in order; the files have similar sizes."""
     total = sum(map(nbytes, shapes.values()))
     starts = itertools.accumulate(map(nbytes, shapes.values()), initial=0)
     files: dict[int, list[str]] = {}
@@ -115,7 +115,7 @@ def divided(shapes: dict[str, Shape], shards: int) -> list[list[str]]:
 def entries(shape: Shape, seed: list[int]) -> Iterator[NDArray[Any]]:
     """Yield a tensor in blocks of rows: noise of variance 1 / columns and 3 to 8 signals.
 
-    The directions are vectors of signs: of known length without a sum, and nearly orthogonal.
+    The directions are vectors of signs: their length is known, and they are nearly orthogonal.
     """
     rng = np.random.default_rng(seed)
     if len(shape) == 1:
@@ -137,7 +137,7 @@ def entries(shape: Shape, seed: list[int]) -> Iterator[NDArray[Any]]:
 
 
 def config(width: int, layers: int) -> dict[str, Any]:
-    """Return what tells transformers, and us, which model this is."""
+    """Return the config that tells transformers and rmtspec which model this is."""
     heads = max(1, width // 64)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -159,12 +159,12 @@ def nbytes(shape: Shape) -> int:
 
 
 def main() -> int:
-    """Write a checkpoint and say what it holds."""
+    """Write a checkpoint and print what it holds."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--gb", type=float, default=1.5, help="size aimed at (default: 1.5)")
+    parser.add_argument("--gb", type=float, default=1.5, help="target size (default: 1.5)")
     parser.add_argument("--shards", type=int, default=8, help="files (default: 8)")
-    parser.add_argument("--width", type=int, default=2048, help="of the layers (default: 2048)")
+    parser.add_argument("--width", type=int, default=2048, help="width of layers (default: 2048)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:

@@ -1,7 +1,7 @@
-"""Weight files: which matrices they hold, each read when it is asked for, and writing new ones.
+"""Weight files: listing their matrices, reading each on demand, and writing new files.
 
-Nothing is ever unpickled here, and only headers are read until a matrix is called for. A file that
-torch.save wrote is read by the torch adapter, which runs no code in it either.
+Nothing is ever unpickled, and only headers are read until a matrix is called. Files written by
+torch.save are read by the torch adapter, which does not run any code in them either.
 """
 
 from rmtspec.checkpoint.listing import CONFIG, Checkpoint, matrices_in

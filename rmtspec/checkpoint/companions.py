@@ -1,4 +1,4 @@
-"""The other files of a checkpoint's folder: configs, tokenizers, licences."""
+"""The other files in the folder of a checkpoint: configs, tokenizers, licences."""
 
 import shutil
 from collections.abc import Iterable
@@ -8,20 +8,20 @@ from rmtspec._frameworks import SUFFIXES
 from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.paths import INDEX, PLAIN
 
-#: Suffixes of files that hold the same weights in other formats.
+#: Suffixes of files that may hold the same weights in another format.
 _WEIGHTS = (*PLAIN, *SUFFIXES, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
 
 
 def companions(path: Path, read: Iterable[Path] = ()) -> tuple[list[Path], list[str]]:
-    """Return the files to copy along, and the names of what stays behind but for those `read`.
+    """Return the files to copy along, and the names of what stays behind, except those in `read`.
 
-    Weights in other formats, folders and hidden files stay behind. A checkpoint that was given as
-    a file has no companions.
+    Weights in other formats, folders and hidden files stay behind. A checkpoint given as a file
+    has no companions.
     """
     if not path.is_dir():
         return [], []
     known = {file.name for file in read}
-    copied, left = [], []
+    copied, left_behind = [], []
     for place in sorted(path.iterdir()):
         name = place.name
         if name in known or name.endswith(INDEX) or name == MANIFEST or name.startswith("."):
@@ -29,11 +29,11 @@ def companions(path: Path, read: Iterable[Path] = ()) -> tuple[list[Path], list[
         if place.is_file() and place.suffix.lower() not in _WEIGHTS:
             copied.append(place)
         else:
-            left.append(f"{name}/" if place.is_dir() else name)
-    return copied, left
+            left_behind.append(f"{name}/" if place.is_dir() else name)
+    return copied, left_behind
 
 
 def copy_companions(path: Path, folder: Path) -> None:
-    """Copy them into a folder, what links point to in place of links."""
+    """Copy the companions into a folder; links are replaced by what they point to."""
     for place in companions(path)[0]:
         shutil.copyfile(place, folder / place.name)

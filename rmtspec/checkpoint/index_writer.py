@@ -1,4 +1,4 @@
-"""Names of the files of a sharded checkpoint, and the index that says which holds what."""
+"""Names of the files of a sharded checkpoint, and the index that maps tensors to files."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,14 @@ from rmtspec._files import write_atomically
 from rmtspec.checkpoint.paths import INDEX
 from rmtspec.checkpoint.safetensors_writer import Outgoing
 
-#: The file of dense weights where one is enough.
+#: The file of dense weights if one is enough.
 DENSE_WEIGHTS = "model.safetensors"
-#: Free text of new files where the old ones have none; transformers asks for it.
+#: Free text of new files if the old ones have none; transformers requires it.
 DENSE_METADATA = {"format": "pt"}
 
 
 def file_names(name: str, count: int) -> list[str]:
-    """Return `name` for one file, "stem-00001-of-00003.suffix" and so on for several."""
+    """Return `name` for one file; "stem-00001-of-00003.suffix" and so on for several."""
     if count == 1:
         return [name]
     stem, _, suffix = name.rpartition(".")
@@ -23,10 +23,7 @@ def file_names(name: str, count: int) -> list[str]:
 
 
 def write_index(folder: Path, name: str, files: Mapping[str, Iterable[Outgoing]]) -> None:
-    """Write the index of the checkpoint called `name` ("model.safetensors") if it needs one.
-
-    `files` has the tensors of each by name.
-    """
+    """Write the index of the checkpoint `name` ("model.safetensors") if it has several files."""
     if len(files) == 1:
         return
     placed = sorted((t.name, file, t.nbytes) for file, tensors in files.items() for t in tensors)

@@ -1,4 +1,4 @@
-"""Reading weight files: the matrices of a checkpoint of any size, each loaded when asked."""
+"""Listing weight files: the matrices of a checkpoint of any size, each loaded on demand."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec._files import cause
-from rmtspec._frameworks import SUFFIXES, reader_of
+from rmtspec._frameworks import reader_of
 from rmtspec._text import aligned
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
@@ -18,34 +18,34 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensor
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
 from rmtspec.errors import FileError, InvalidTypeError
 
-#: Beside the weights of a transformers model; says which tensors are fused.
+#: Next to the weights of a transformers model; says which tensors are fused.
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Checkpoint:
-    """The matrices of a file or folder, not loaded yet; iterating gives (name, matrix) pairs.
+    """The matrices of a file or folder, not yet loaded; iterating gives (name, matrix) pairs.
 
     Attributes
     ----------
     path : Path
-        The file, or the folder.
+        The file or the folder.
     files : tuple of Path
         The weight files.
     tensors : dict of str to StoredTensor
-        All tensors, those that are not matrices too.
+        All tensors, including those that are not matrices.
     matrices : dict of str to StoredMatrix
-        What can be analysed; `rmtspec.analyze_many` takes it.
+        The matrices that can be analysed, as `rmtspec.analyze_many` takes them.
     skipped : list of dict
-        "name" and "reason" of the other tensors, and of what is in `unread`.
+        "name" and "reason" of the other tensors, and of everything in `unread`.
     unread : list of dict
-        "name" and "reason" of what is in the files and not among `tensors`.
+        "name" and "reason" of what is in the files but not among `tensors`.
     metadata : dict of str to str
-        Free text in the files ("format": "pt"), which loaders of some frameworks want.
+        Free text in the files ("format": "pt"), which some loaders need.
     config : dict
-        The ``config.json`` beside the weights, or an empty one.
+        Content of the ``config.json`` next to the weights; empty if there is none.
     parts : bool
-        Whether fused tensors (qkv, gate_up) are taken apart.
+        Whether fused tensors (qkv, gate_up) are divided into their parts.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Checkpoint:
     parts: bool
 
     def with_parts(self, parts: bool) -> "Checkpoint":
-        """Return the same with fused tensors taken apart, or whole; no file is read again."""
+        """Return the same with fused tensors divided, or whole; no file is read again."""
         if parts == self.parts:
             return self
         matrices, skipped = group(self.tensors, self.config, parts=parts)
@@ -82,22 +82,22 @@ class Checkpoint:
 def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoint:
     """List the matrices in a weight file or a folder of them, each a callable that loads it.
 
-    Tensors of 2 dimensions are matrices; those of 4 and 5, and of 3 where they are not a stack of
-    experts, are read as convolution kernels, output channels x everything else. Each expert of a
-    stack is a matrix, and so are q, k, v, gate and up of a fused tensor where the name or the
-    ``config.json`` beside the weights says so. Vectors, biases, buffers, integer and empty
-    tensors are listed as skipped.
+    Tensors of 2 dimensions are matrices. Those of 4 and 5, and those of 3 that are not a stack of
+    experts, are read as convolution kernels: output channels x everything else. Each expert of a
+    stack is a matrix, and so are the q, k, v, gate and up of a fused tensor if its name or the
+    ``config.json`` next to the weights says that it is fused. Vectors, biases, buffers, integer
+    tensors and empty tensors are listed as skipped.
 
     Parameters
     ----------
     path : path
-        A .safetensors file (float16, bfloat16 and float8 included), .npz, .npy; a .pt, .pth, .bin
-        or .ckpt file of torch.save (needs torch); a folder: with an index
-        (``model.safetensors.index.json``) and its shards, with a single file, or of .npy files;
-        or the index itself. Of a folder with the same model in two formats the .safetensors are
+        A .safetensors file (including float16, bfloat16 and float8), .npz or .npy; a .pt, .pth,
+        .bin or .ckpt file of torch.save (requires torch); a folder that holds an index
+        (``model.safetensors.index.json``) and its shards, a single file, or .npy files; or the
+        index itself. If a folder holds the same model in two formats, the .safetensors files are
         read.
     parts : bool
-        False leaves fused tensors (qkv, gate_up) whole, as the layers they are.
+        Whether to divide fused tensors (qkv, gate_up); if False, each stays one matrix.
 
     Returns
     -------
@@ -106,10 +106,10 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
     Raises
     ------
     FileError
-        Missing, incomplete, of another format, truncated, damaged, pickled code, two tensors of
-        one name, or an index that leaves its folder.
+        A file is missing, incomplete, truncated, damaged, in another format or contains pickled
+        code, two tensors have one name, or an index names a file outside its folder.
     MissingDependencyError
-        A file of torch.save, and torch is not installed.
+        The file was written by torch.save, and torch is not installed.
 
     Examples
     --------
@@ -132,66 +132,62 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
         )
     place = Path(path)
     try:
-        found = weight_files(place)
-        tensors, unread, metadata = _read(found)
+        sources = weight_files(place)
+        tensors, unread, metadata = _read(sources)
     except FileError:
         raise
     except OSError as error:
         raise FileError(
-            f"{place} cannot be read: {cause(error)}. Check that you may read it."
+            f"{place} cannot be read: {cause(error)}. Check its permissions."
         ) from error
-    config = _config(found.folder)
+    config = _config(sources.folder)
     matrices, skipped = group(tensors, config, parts=parts)
     return Checkpoint(
-        path=place, files=found.files, tensors=tensors, matrices=matrices,
+        path=place, files=sources.files, tensors=tensors, matrices=matrices,
         skipped=[*unread, *skipped], unread=unread, metadata=metadata, config=config, parts=parts,
     )  # fmt: skip
 
 
 def _read(
-    found: WeightFiles,
+    sources: WeightFiles,
 ) -> tuple[dict[str, StoredTensor], list[dict[str, str]], dict[str, str]]:
-    """Return the tensors of all files, what in them cannot be read, and their free text."""
+    """Return the tensors of all files, what cannot be read in them, and their free text."""
     tensors: dict[str, StoredTensor] = {}
     unread: list[dict[str, str]] = []
     metadata: dict[str, str] = {}
-    for file in found.files:
+    for file in sources.files:
         listed: Sequence[StoredTensor]
         suffix = file.suffix.lower()
-        if suffix == ".npy":
-            listed = [npy_tensor(file)]
-        elif suffix == ".npz":
-            listed, skipped = npz_tensors(file)
-            unread += skipped
-        elif suffix in SUFFIXES:
-            listed, skipped = reader_of(suffix)(file)
-            unread += skipped
-        else:
+        if suffix == ".safetensors":
             listed = stored_tensors(file)
             metadata = stored_metadata(file) | metadata
+        elif suffix == ".npy":
+            listed = [npy_tensor(file)]
+        else:
+            listed, skipped = npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file)
+            unread += skipped
         for tensor in listed:
-            if tensor.name in tensors:
+            if tensors.setdefault(tensor.name, tensor) is not tensor:
                 raise FileError(
                     f"{file} and {Path(tensors[tensor.name].path).name} both hold a tensor named "
-                    f"{tensor.name!r}; expected each once. Name one of the files, or remove the "
-                    "one that does not belong."
+                    f"{tensor.name!r}; expected each name once. Name one of the files, or remove "
+                    "the one that does not belong."
                 )
-            tensors[tensor.name] = tensor
-    for name, place in (found.names or {}).items():
-        there = tensors.get(name)
-        if there is None or Path(there.path) != place:
-            where = f"it is in {Path(there.path).name}" if there else "no file has it"
+    for name, place in (sources.names or {}).items():
+        tensor = tensors.get(name)
+        if tensor is None or Path(tensor.path) != place:
+            actual = f"it is in {Path(tensor.path).name}" if tensor else "no file has it"
             raise FileError(
-                f"{found.folder} is damaged: its index says that {name!r} is in {place.name}, and "
-                f"{where}. Download or save the checkpoint again."
+                f"{sources.folder} is damaged: its index says that {name!r} is in {place.name}, "
+                f"but {actual}. Download or save the checkpoint again."
             )
     return tensors, unread, metadata
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Return the model's config.json, or an empty one: without it nothing is taken apart."""
+    """Return the content of config.json, empty if there is none: then nothing is divided."""
     try:
-        found = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}

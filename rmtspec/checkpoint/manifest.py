@@ -1,4 +1,4 @@
-"""The manifest beside the weights of a split model: what was split, and what the files must be."""
+"""The manifest next to the weights of a split model: what was split, and checksums of files."""
 
 import contextlib
 import hashlib
@@ -20,29 +20,29 @@ WEIGHTS = "rmtspec.safetensors"
 SCHEMA = 1
 _FORMAT = "rmtspec split model"
 _AGAIN = "Copy the folder again, or save the model again."
-_MADE_BY = "a folder written by the torch adapter's `save` or by `rmtspec prune`"
+_MADE_BY = "a folder written by `rmtspec prune` or by `save` of the torch adapter"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitEntry:
-    """A layer that was split: its weight, as the original layer stores it, is outer x inner.
+    """A layer that was split: its weight, as the original layer stores it, is outer @ inner.
 
     Attributes
     ----------
     name : str
         Fully qualified name of the layer; "" for a model that is one layer.
     kind : str
-        "linear", "conv1d", "conv2d", "conv3d", "embedding", "transposed linear" (transformers'
-        Conv1D), or "tensor": split by the command from a file, which does not tell the layer's
-        type.
+        "linear", "conv1d", "conv2d", "conv3d", "embedding", "transposed linear" (the Conv1D of
+        transformers), or "tensor" if the command split it in a file, which does not tell the
+        type of the layer.
     rank : int
-        Of the product.
+        Rank of the product.
     shape : tuple of int
-        Of the dense weight as the original layer stores it.
+        Shape of the dense weight as the original layer stores it.
     original : str
-        The layer's class, "torch.nn.modules.linear.Linear"; empty where it is not known.
+        The class of the layer, "torch.nn.modules.linear.Linear"; empty if it is not known.
     groups : int
-        Of a convolution.
+        Groups of a convolution.
     """
 
     name: str
@@ -55,7 +55,7 @@ class SplitEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `rmtspec.json` says of the folder it is in.
+    """What `rmtspec.json` says about the folder that holds it.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Manifest:
     files : dict of str to dict
         "bytes" and "sha256" by file name.
     versions : dict of str to str
-        Of the packages that wrote it.
+        Versions of the packages that wrote it.
     """
 
     splits: tuple[SplitEntry, ...]
@@ -82,12 +82,12 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: PathLike) -> "Manifest":
-        """Read the manifest in `folder`; the files it names are not looked at.
+        """Read the manifest in `folder`, without checking the files that it names.
 
         Raises
         ------
         FileError
-            No such folder, no manifest in it, or one that cannot be right.
+            The folder does not exist, or its manifest is missing or not valid.
         """
         place = Path(folder)
         if not place.is_dir():
@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def weight_files(self) -> list[str]:
-        """The names of the files of weights."""
+        """The names of the weight files."""
         return [name for name in self.files if name.endswith(".safetensors")]
 
     def tensors(self, folder: PathLike) -> dict[str, MappedTensor]:
@@ -124,13 +124,13 @@ class Manifest:
         Raises
         ------
         FileError
-            No weight files, one that cannot be read, or a tensor that two of them have.
+            There are no weight files, one cannot be read, or two hold a tensor of the same name.
         """
         if not self.weight_files:
             raise FileError(
-                f"{folder} has no files of weights in its manifest; expected one or more. {_AGAIN}"
+                f"{folder} has no weight files in its manifest; expected one or more. {_AGAIN}"
             )
-        found: dict[str, MappedTensor] = {}
+        tensors: dict[str, MappedTensor] = {}
         for name in self.weight_files:
             file = Path(folder, name)
             try:
@@ -139,66 +139,62 @@ class Manifest:
                 raise
             except OSError as error:
                 raise FileError(
-                    f"{file} cannot be read: {cause(error)}; {MANIFEST} beside it names it. "
-                    f"{_AGAIN}"
+                    f"{file} cannot be read: {cause(error)}; it is listed in {MANIFEST}. {_AGAIN}"
                 ) from error
             for tensor in stored:
-                if tensor.name in found:
+                if tensors.setdefault(tensor.name, tensor) is not tensor:
+                    other = Path(tensors[tensor.name].path).name
                     raise FileError(
-                        f"{file} and {Path(found[tensor.name].path).name} both hold a tensor named "
-                        f"{tensor.name!r}; expected each once. {_AGAIN}"
+                        f"{file} and {other} both hold a tensor named {tensor.name!r}; expected "
+                        f"each name once. {_AGAIN}"
                     )
-                found[tensor.name] = tensor
-        return found
+        return tensors
 
     def check_files(self, folder: PathLike) -> None:
-        """Raise `FileError` where a file is missing or is not what was written."""
+        """Raise `FileError` if a file is missing or is not as it was written."""
         for name, entry in self.files.items():
             file = Path(folder, name)
+            expected, digest = entry["bytes"], ""
             try:
-                size = file.stat().st_size
-                if size < entry["bytes"]:
-                    raise FileError(
-                        f"{file} is truncated: {size} bytes, and {MANIFEST} says "
-                        f"{entry['bytes']}. {_AGAIN}"
-                    )
                 with file.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                    size = file.stat().st_size
+                    if size == expected:
+                        digest = hashlib.file_digest(stream, "sha256").hexdigest()
             except FileNotFoundError:
-                raise FileError(
-                    f"{file} does not exist, and {MANIFEST} beside it names it. {_AGAIN}"
-                ) from None
-            except FileError:
-                raise
+                words = f"{file} does not exist, but {MANIFEST} lists it. {_AGAIN}"
+                raise FileError(words) from None
             except OSError as error:
+                words = f"{file} cannot be read: {cause(error)}. Check its permissions."
+                raise FileError(words) from error
+            if size < expected:
                 raise FileError(
-                    f"{file} cannot be read: {cause(error)}. Check that it is a file you may read."
-                ) from error
-            if size != entry["bytes"] or digest != entry["sha256"]:
+                    f"{file} is truncated: {size} bytes, but {MANIFEST} says {expected}. {_AGAIN}"
+                )
+            if digest != entry["sha256"]:
+                what = "size" if size != expected else "SHA-256"
                 raise FileError(
-                    f"{file} has changed since it was saved: its "
-                    f"{'size' if size != entry['bytes'] else 'SHA-256'} is not the one in "
+                    f"{file} has changed since it was saved: its {what} is not the one in "
                     f"{MANIFEST}. {_AGAIN}"
                 )
 
 
 def damaged(file: Path, what: str) -> FileError:
-    """Return the error of a manifest, or of its folder, that cannot be right."""
+    """Return the error for a manifest, or its folder, that is not valid."""
     return FileError(f"{file} is damaged: {what}. {_AGAIN}")
 
 
 def _field(file: Path, content: dict[str, Any], key: str, kind: type) -> Any:
-    found = content.get(key)
-    if not isinstance(found, kind):
-        raise damaged(file, f"its {key!r} is {str(found)[:80]}; expected a {kind.__name__}")
-    return found
+    value = content.get(key)
+    if not isinstance(value, kind):
+        raise damaged(file, f"its {key!r} is {str(value)[:80]}; expected a {kind.__name__}")
+    return value
 
 
 def _words(file: Path, content: dict[str, Any], key: str) -> dict[str, str]:
-    found: dict[str, str] = _field(file, content, key, dict)
-    if not all(isinstance(value, str) for value in found.values()):
-        raise damaged(file, f"its {key!r} is {str(found)[:80]}; expected text by name")
-    return found
+    words: dict[str, str] = _field(file, content, key, dict)
+    if not all(isinstance(value, str) for value in words.values()):
+        raise damaged(file, f"its {key!r} is {str(words)[:80]}; expected text by name")
+    return words
 
 
 @contextlib.contextmanager
@@ -216,15 +212,16 @@ def model_folder(
     Parameters
     ----------
     folder : path
-        Does not exist yet, or is empty. It appears under its name only when it is whole; until
-        then the folder that is given here may get further files.
+        A folder that does not exist yet or is empty. It appears under its name only when it is
+        complete; until then, the folder that is yielded takes further files.
     tensors : sequence of Outgoing
-        Each is called when its turn comes.
+        The tensors; each is loaded when it is written.
     splits : sequence of SplitEntry
+        The layers that were split.
     tied : dict of str to str, optional
         Names that share the values of another tensor.
     versions, metadata : dict of str to str, optional
-        Of the packages, for the manifest; free text, for the weights.
+        Versions of packages for the manifest; free text for the weight file.
 
     Raises
     ------
@@ -234,36 +231,33 @@ def model_folder(
     with finished_folder(folder) as work:
         digest = write_safetensors(work / WEIGHTS, tensors, metadata)
         files = {WEIGHTS: {"bytes": (work / WEIGHTS).stat().st_size, "sha256": digest}}
-        made_with = _records.versions() if versions is None else versions
-        Manifest(splits=tuple(splits), tied=tied or {}, files=files, versions=made_with).write(work)
+        used = _records.versions() if versions is None else versions
+        Manifest(tuple(splits), tied or {}, files, used).write(work)
         yield work
 
 
 def _entry(file: Path, entry: Any) -> SplitEntry:
-    """Return the entry of a layer, if it can be right; keys of later versions are left aside."""
+    """Return the entry of a layer if it is valid; keys of later versions are ignored."""
     try:
-        made = SplitEntry(**{key: entry[key] for key in SplitEntry.__slots__ if key in entry})
-        sides = (*made.shape, made.rank, made.groups)
-        good = all(isinstance(word, str) for word in (made.name, made.kind, made.original))
-        good = good and isinstance(made.shape, list) and 2 <= len(made.shape) <= 5
-        good = good and all(type(number) is int and number >= 1 for number in sides)
+        split = SplitEntry(**{key: entry[key] for key in SplitEntry.__slots__ if key in entry})
+        numbers = (*split.shape, split.rank, split.groups)
+        valid = all(isinstance(word, str) for word in (split.name, split.kind, split.original))
+        valid = valid and isinstance(split.shape, list) and 2 <= len(split.shape) <= 5
+        valid = valid and all(type(number) is int and number >= 1 for number in numbers)
     except (TypeError, KeyError):
-        good = False
-    if not good:
-        raise damaged(
-            file,
-            f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape",
-        )
-    return replace(made, shape=tuple(made.shape))
+        valid = False
+    if not valid:
+        words = f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape"
+        raise damaged(file, words)
+    return replace(split, shape=tuple(split.shape))
 
 
 def _check_file_entry(file: Path, name: str, entry: Any) -> None:
-    # Only a plain name stays inside the folder, on every system.
+    # Only a plain name stays inside the folder on every system.
     if name in ("", ".", "..") or any(c in name for c in "/\\:\0"):
         raise damaged(file, f"it names the file {name!r}; expected a name without a folder")
     size = entry.get("bytes") if isinstance(entry, dict) else None
     digest = entry.get("sha256") if isinstance(entry, dict) else None
     if type(size) is not int or size < 0 or not isinstance(digest, str) or len(digest) != 64:
-        raise damaged(
-            file, f"its entry of {name!r} is {str(entry)[:80]}; expected bytes and sha256"
-        )
+        shown = str(entry)[:80]
+        raise damaged(file, f"its entry of {name!r} is {shown}; expected bytes and sha256")

@@ -17,12 +17,12 @@ _MAGIC = b"\x93NUMPY"
 
 
 def npy_tensor(file: Path) -> MappedTensor:
-    """Return the array of a .npy file, called as the file is, or raise where it cannot be right."""
+    """Return the array of a .npy file, named after the file, or raise if the file is damaged."""
     with file.open("rb") as stream:
         start = stream.read(8)
         stream.seek(0)
         if not start.startswith(_MAGIC):
-            raise FileError(f"{file} is no .npy file{looks_like(start)}")
+            raise FileError(f"{file} is not a .npy file{looks_like(start)}")
         try:
             shape, fortran, dtype = _header(stream)
         except (ValueError, EOFError) as error:
@@ -31,20 +31,20 @@ def npy_tensor(file: Path) -> MappedTensor:
             ) from error
         begin = stream.tell()
         size = stream.seek(0, os.SEEK_END)
+    nbytes = math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise FileError(
-            f"{file} holds pickled Python objects, which are never opened here. Save an array of "
+            f"{file} holds pickled Python objects, which are never opened. Save an array of "
             "numbers: numpy.save(path, array.astype(float))."
         )
-    end = begin + math.prod(shape) * dtype.itemsize
-    if size < end:
+    if size < begin + nbytes:
         raise FileError(
-            f"{file} is truncated: {size} bytes, and its header announces {end}. "
+            f"{file} is truncated: {size} bytes, but its header announces {begin + nbytes}. "
             "Copy or save the file again."
         )
     return MappedTensor(
         path=str(file), name=file.stem, dtype=dtype.str, numpy_name=dtype.str, shape=shape,
-        begin=begin, end=end, order="F" if fortran else "C",
+        nbytes=nbytes, begin=begin, order="F" if fortran else "C",
     )  # fmt: skip
 
 
@@ -56,13 +56,13 @@ def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
-                found = _member(file, archive, member)
+                tensor = _member(file, archive, member)
                 if name in tensors:
-                    found = Why.SECOND_ARRAY.words()
-                if isinstance(found, str):
-                    skipped.append({"name": name, "reason": found})
+                    tensor = Why.SECOND_ARRAY.words()
+                if isinstance(tensor, str):
+                    skipped.append({"name": name, "reason": tensor})
                 else:
-                    tensors[name] = found
+                    tensors[name] = tensor
     except zipfile.BadZipFile as error:
         with file.open("rb") as stream:
             start = stream.read(8)
@@ -70,7 +70,7 @@ def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
             raise FileError(
                 f"{file} is truncated or damaged: {error}. Copy or save the file again."
             ) from error
-        raise FileError(f"{file} is no .npz file{looks_like(start)}") from error
+        raise FileError(f"{file} is not an .npz file{looks_like(start)}") from error
     return list(tensors.values()), skipped
 
 
@@ -86,13 +86,13 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Zi
     if dtype.hasobject:
         return Why.PICKLED.words()
     return ZippedTensor(
-        path=str(file), name=member.filename.removesuffix(".npy"), dtype=dtype.str, shape=shape,
+        path=str(file), name=member.filename.removesuffix(".npy"), dtype=dtype.str,
+        numpy_name=dtype.str, shape=shape, nbytes=math.prod(shape) * dtype.itemsize,
         member=member.filename, checksum=member.CRC,
     )  # fmt: skip
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
+    if np.lib.format.read_magic(stream) == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
     return np.lib.format.read_array_header_2_0(stream)

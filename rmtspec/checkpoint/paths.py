@@ -1,4 +1,4 @@
-"""Which weight files a path means: one file, or the shards of a folder, as its index says."""
+"""Which weight files a path means: one file, or the shards that the index of a folder lists."""
 
 import json
 import re
@@ -9,22 +9,21 @@ from rmtspec._frameworks import SUFFIXES
 from rmtspec._text import listed
 from rmtspec.errors import FileError
 
-#: Suffixes that are read without a framework.
+#: Suffixes of files that are read without a framework.
 PLAIN = (".safetensors", ".npz", ".npy")
 INDEX = ".index.json"
 #: "model-00001-of-00008.safetensors"
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
-#: In a folder without an index, the files that hold the weights, the first found.
+#: Weight files of a folder without an index; the first that exists is used.
 _USUAL = ("model.safetensors", "pytorch_model.bin")
-#: Files of torch.save beside a model's weights that are none.
+#: Files of torch.save next to the weights of a model that are not weights.
 _STATE = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|random_states)")
 
 
 class WeightFiles(NamedTuple):
-    """What a path means.
+    """What a path means: the weight files, and the folder of these and the model's other files.
 
-    `files` are the weight files, `folder` is where they and the model's other files are, `names`
-    tells the file of each tensor where an index lists them.
+    `names` gives the file of each tensor if there is an index.
     """
 
     files: tuple[Path, ...]
@@ -43,7 +42,7 @@ def weight_files(path: Path) -> WeightFiles:
     if path.suffix.lower() not in (*PLAIN, *SUFFIXES):
         raise FileError(f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}.")
     if not path.is_file():
-        raise FileError(f"{path} is no regular file; expected {EXPECTED}. Save it as one.")
+        raise FileError(f"{path} is not a regular file; expected {EXPECTED}. Save it as one.")
     return WeightFiles((path,), path.parent, None)
 
 
@@ -51,13 +50,13 @@ EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(SUFFIXES)} file or a folder of the
 
 
 def _in_folder(folder: Path) -> WeightFiles:
-    # Not `is_file`: a link that leads nowhere is to be missed.
+    # Not `is_file`, so that a broken link is reported as missing.
     names = sorted(child.name for child in folder.iterdir() if not child.is_dir())
     for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt"):
-        found = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
+        files = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
         indices = [n for n in names if n.endswith(suffix + INDEX)]
         if suffix in SUFFIXES:
-            found = [n for n in found if not _STATE.match(n)]
+            files = [n for n in files if not _STATE.match(n)]
         if len(indices) > 1:
             usual = [n for n in indices if n.removesuffix(suffix + INDEX).endswith("model")]
             if len(usual) != 1:
@@ -68,31 +67,30 @@ def _in_folder(folder: Path) -> WeightFiles:
             indices = usual
         if indices:
             return _indexed(folder / indices[0])
-        usual = [name for name in _USUAL if name in found]
-        found = usual[:1] or found
-        if found:
-            _check_numbers(folder, found)
-            if len(found) > 1 and suffix in (*SUFFIXES, ".npz"):
+        files = [name for name in _USUAL if name in files][:1] or files
+        if files:
+            _check_numbers(folder, files)
+            if len(files) > 1 and suffix in (*SUFFIXES, ".npz"):
                 raise FileError(
-                    f"{folder} has {len(found)} {suffix} files and no index: "
-                    f"{listed(found, most=4)}. Name one of them."
+                    f"{folder} has {len(files)} {suffix} files and no index: "
+                    f"{listed(files, most=4)}. Name one of them."
                 )
-            return WeightFiles(tuple(folder / name for name in found), folder, None)
+            return WeightFiles(tuple(folder / name for name in files), folder, None)
     inner = sorted(
         child.name
         for child in folder.iterdir()
         if child.is_dir() and any(f.suffix.lower() in (*PLAIN, *SUFFIXES) for f in child.iterdir())
     )
-    hint = f" There are some in {listed(inner, most=4)}: name one of these." if inner else ""
+    hint = f" There are some in {listed(inner, most=4)}: name one of those." if inner else ""
     raise FileError(f"{folder} is a folder without weight files; expected {EXPECTED}.{hint}")
 
 
 def _indexed(index: Path) -> WeightFiles:
-    """Return the shards that an index lists, all of which must be there."""
+    """Return the shards that an index lists; all must exist."""
     try:
         content: Any = json.loads(index.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _damaged(index, f"it is no JSON ({error})") from None
+        raise _damaged(index, f"it is not JSON ({error})") from None
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise _damaged(index, "it has no 'weight_map' that names a file for each tensor")
@@ -103,8 +101,8 @@ def _indexed(index: Path) -> WeightFiles:
         place = PurePosixPath(file)
         if place.is_absolute() or ".." in place.parts or "\\" in file or ":" in file:
             raise FileError(
-                f"{index} is refused: it names {file!r} as the file of {name!r}, which leaves the "
-                "folder; expected files in it. Do not use it, or mend the index."
+                f"{index} is refused: it names {file!r} as the file of {name!r}, which is "
+                "outside the folder; expected files in it. Do not use it, or correct the index."
             )
         places[name] = str(place)  # one spelling
     folder = index.parent
@@ -112,7 +110,7 @@ def _indexed(index: Path) -> WeightFiles:
     missing = [file for file, place in files.items() if not place.is_file()]
     if missing:
         raise FileError(
-            f"{folder} is incomplete: {index.name} lists {len(files)} files, of which "
+            f"{folder} is incomplete: {index.name} lists {len(files)} files, but "
             f"{listed(missing, most=4)} {'is' if len(missing) == 1 else 'are'} missing. "
             "Download or copy what is missing."
         )
@@ -124,19 +122,19 @@ def _indexed(index: Path) -> WeightFiles:
 
 
 def _check_numbers(folder: Path, names: list[str]) -> None:
-    """Raise where numbered shards are not all there."""
+    """Raise if a shard is missing from a numbered set."""
     sets: dict[tuple[str, int], set[int]] = {}
     for name in names:
         match = _NUMBERED.match(name.rpartition(".")[0])
         if match:
             key = (match["stem"], int(match["count"]))
             sets.setdefault(key, set()).add(int(match["number"]))
-    for (stem, count), there in sets.items():
-        missing = [number for number in range(1, count + 1) if number not in there]
+    for (stem, count), numbers in sets.items():
+        missing = [number for number in range(1, count + 1) if number not in numbers]
         if missing:
             raise FileError(
                 f"{folder} is incomplete: of the {count} files of {stem!r}, {len(missing)} are "
-                f"missing, the first is number {missing[0]}. Download or copy what is missing."
+                f"missing, the first of them number {missing[0]}. Download or copy what is missing."
             )
 
 

@@ -1,6 +1,6 @@
-"""Writing a .safetensors file tensor by tensor, each made when its turn comes.
+"""Writing a .safetensors file tensor by tensor, each computed when it is written.
 
-The safetensors package wants all tensors in memory at once, and takes neither bfloat16 from numpy
+The safetensors package needs all tensors in memory at once, and accepts neither bfloat16 arrays
 nor tensors of a dtype that numpy lacks.
 """
 
@@ -20,7 +20,7 @@ from rmtspec.checkpoint.safetensors_reader import DTYPES, METADATA
 from rmtspec.checkpoint.stored import named_dtype
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
-#: Header and tensors begin at multiples of it.
+#: The header and the tensors begin at multiples of this many bytes.
 _ALIGNMENT = 8
 
 
@@ -31,20 +31,20 @@ class Outgoing:
     Attributes
     ----------
     name : str
-        As the file shall call it.
+        Its name in the file.
     dtype : str
-        The format's own name of the dtype ("BF16").
+        The format's name of the dtype ("BF16").
     shape : tuple of int
         Its sides.
     load : callable
-        Called without arguments when its turn comes; returns an array whose bytes are right, or
-        an iterable of arrays whose bytes one after the other are.
+        Called without arguments when the tensor is written; returns an array with its bytes, or
+        an iterable of arrays that hold its bytes in order.
     stored_bytes : int, optional
         Its size; needed only for a dtype that numpy lacks.
     costly : bool
-        Whether `load` computes more than it copies.
+        Whether `load` computes rather than copies.
     errors : dict of str to float
-        Relative error of each matrix in it that `load` lowers in rank; empty until it was written.
+        Relative error of each of its matrices whose rank `load` lowers; filled during writing.
     """
 
     name: str
@@ -57,29 +57,29 @@ class Outgoing:
 
     @classmethod
     def of(cls, name: str, array: NDArray[Any]) -> "Outgoing":
-        """Return an array that is in memory as a tensor to be written."""
+        """Return an array in memory as a tensor to be written."""
         return cls(name, format_dtype(array.dtype), array.shape, lambda: array)
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in the file."""
+        """Its size in the file in bytes."""
         if self.dtype in DTYPES:
             return math.prod(self.shape) * named_dtype(DTYPES[self.dtype]).itemsize
         if self.stored_bytes is None:
             raise InvalidTypeError(
-                f"The tensor {self.name!r} has dtype {self.dtype!r}, whose size is not known here; "
-                f"expected one of {', '.join(DTYPES)}. Give `stored_bytes`."
+                f"The tensor {self.name!r} has dtype {self.dtype!r}, whose size is not known; "
+                f"expected one of {', '.join(DTYPES)}. Pass `stored_bytes`."
             )
         return self.stored_bytes
 
 
 def format_dtype(dtype: np.dtype[Any]) -> str:
-    """Return the format's name of a dtype of numpy or ml_dtypes ("BF16"), or raise."""
+    """Return the format's name ("BF16") of a dtype of numpy or ml_dtypes, or raise."""
     for name, numpy_name in DTYPES.items():
         if named_dtype(numpy_name) == dtype:
             return name
     raise InvalidTypeError(
-        f"The dtype is {dtype!r}, which .safetensors files do not have; expected one of "
+        f"The dtype is {dtype!r}, which .safetensors files cannot hold; expected one of "
         f"{', '.join(DTYPES.values())}. Convert the array first."
     )
 
@@ -94,28 +94,27 @@ def write_safetensors(
 ) -> str:
     """Write the file, one tensor in memory at a time, and return its SHA-256 in hexadecimal.
 
-    Tensors are ordered by the size of their entries, large ones first, then by name, so that
-    each is aligned. The file is on the disk when this returns; it is left unfinished where
-    something fails, so write into `finished_folder` or `work_folder`.
+    Tensors are ordered by the size of their entries, the largest first, then by name, so that each
+    is aligned. The file has been flushed to disk when this returns. After a failure it is left
+    incomplete, so write into `finished_folder` or `work_folder`.
 
     Parameters
     ----------
     path : Path
-        The file; replaced if it is there, unless `written` says that it is to be gone on with.
+        The file; an existing one is replaced, or continued according to `written`.
     tensors : sequence of Outgoing
-        What it shall hold.
+        Its tensors.
     metadata : dict of str to str, optional
-        Free text of its header.
+        Free text for its header.
     written : collection of str
-        Names of tensors that an earlier call wrote: those that come first in the order are not
-        made again.
+        Names of tensors that an earlier call wrote. Those that come first in the order are kept.
     note : callable, optional
-        Called with each tensor when it is on the disk.
+        Called with each tensor once it is on disk.
 
     Raises
     ------
     InvalidValueError
-        Two tensors of one name, or one whose array has another size than announced.
+        Two tensors have the same name, or the size of an array differs from the announced size.
     """
     ordered = sorted(tensors, key=lambda tensor: (-_entry_bytes(tensor), tensor.name))
     start = _start(path, ordered, metadata)
@@ -126,48 +125,46 @@ def write_safetensors(
         count, kept = 0, len(start)
     with path.open("r+b") as stream:
         stream.truncate(kept)
-        digest = hashlib.file_digest(stream, "sha256")  # reads up to where it is gone on with
+        digest = hashlib.file_digest(stream, "sha256")  # reads up to where writing resumes
         pending: list[Outgoing] = []
         for index, tensor in enumerate(ordered[count:], count):
             _append(tensor, stream, digest)
             pending.append(tensor)
-            # What cost work is made safe at once, what was copied with the next of these.
+            # Computed tensors are flushed at once, copied ones together with the next computed one.
             if note is not None and (tensor.costly or index == len(ordered) - 1):
                 _to_disk(stream)
-                for made in pending:
-                    note(made)
+                for finished in pending:
+                    note(finished)
                 pending = []
         _to_disk(stream)
     return digest.hexdigest()
 
 
 def _start(path: Path, ordered: Sequence[Outgoing], metadata: dict[str, str] | None) -> bytes:
-    """Return the first bytes of the file: the length of the header, and the header."""
+    """Return the first bytes of the file: the length of the header, then the header."""
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     position = 0
     for tensor in ordered:
         if tensor.name == METADATA:
             raise InvalidValueError(
-                f"A tensor is named {METADATA!r}, which the format keeps for itself. Rename it."
+                f"A tensor is named {METADATA!r}, which the format reserves. Rename it."
             )
         if tensor.name in header:
             raise InvalidValueError(
                 f"{path.name} cannot hold two tensors named {tensor.name!r}. Rename one."
             )
-        end = position + tensor.nbytes
+        offsets = [position, position + tensor.nbytes]
         header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets
+        }  # fmt: skip
+        position += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
 def _append(tensor: Outgoing, stream: IO[bytes], digest: Any) -> None:
-    """Load a tensor and write it; its memory is free when this returns."""
+    """Load a tensor and write it; its memory is released when this returns."""
     loaded = tensor.load()
     pieces: Iterable[NDArray[Any]] = (loaded,) if isinstance(loaded, np.ndarray) else loaded
     size, shown = 0, ""
@@ -180,7 +177,7 @@ def _append(tensor: Outgoing, stream: IO[bytes], digest: Any) -> None:
         content = array.reshape(-1).view(np.uint8).data
         stream.write(content)
         digest.update(content)
-        del piece, array, content  # before the next one is made
+        del piece, array, content  # before the next piece is computed
     if size != tensor.nbytes:
         raise InvalidValueError(
             f"The tensor {tensor.name!r} is {size} bytes{shown}; expected the {tensor.nbytes} "
@@ -194,7 +191,7 @@ def _to_disk(stream: IO[bytes]) -> None:
 
 
 def _entry_bytes(tensor: Outgoing) -> int:
-    """Return the bytes of an entry; 0 for those smaller than a byte."""
+    """Return the bytes per entry; 0 if an entry is smaller than a byte."""
     if tensor.dtype in DTYPES:
         return named_dtype(DTYPES[tensor.dtype]).itemsize
     return tensor.nbytes // max(1, math.prod(tensor.shape))

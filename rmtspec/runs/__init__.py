@@ -1,1 +1,1 @@
-"""Long work on weight files: analysing, pruning, merging; killed at any point, it goes on."""
+"""Long runs over weight files: analysing, pruning, merging; they resume after a kill."""

@@ -1,10 +1,10 @@
-"""Analysing a checkpoint of any size: one matrix in memory, a journal to go on from."""
+"""Analysing a checkpoint of any size: one matrix in memory, a journal to resume from."""
 
 import base64
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +27,6 @@ from rmtspec.runs.fingerprint import fingerprint
 from rmtspec.runs.journal import Journal, open_journal
 from rmtspec.runs.read_ahead import read_ahead
 
-if TYPE_CHECKING:
-    from rmtspec.matrix.eigenvalues import Eigensolver
-
 
 def analyze_checkpoint(
     path: PathLike | Checkpoint,
@@ -43,35 +40,35 @@ def analyze_checkpoint(
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Analyse the matrices of a weight file or folder, larger than memory or not.
+    """Analyse the matrices of a weight file or folder, which may be larger than memory.
 
-    Each matrix is read when its turn comes, the costliest first, and let go before the next: the
-    memory needed is that of the largest smaller side squared, in float64, for each process.
+    Each matrix is read for its analysis, the costliest first, and released before the next. Each
+    process needs memory for the square of the largest smaller side, in float64.
 
     Parameters
     ----------
     path : path or Checkpoint
-        Of `rmtspec.checkpoint.matrices_in`, which lists what is read.
+        A path that `rmtspec.checkpoint.matrices_in` takes, or what it returns.
     include, exclude : pattern, predicate or several, optional
-        On the names of tensor ("fc.weight") and layer ("fc").
+        Applied to the names of tensors ("fc.weight") and layers ("fc").
     journal : path, optional
-        A file to which each matrix is added as soon as it is done. Where it is there already,
-        what it holds is not done again: a run that was killed goes on when called the same way,
-        and ends with the same report.
+        A file to which each matrix is added as soon as it is done. If it exists, the matrices in
+        it are not analysed again: a run that was killed resumes when it is called the same way,
+        and gives the same report.
     n_jobs : int or None
-        Processes, through joblib: 1 works in this one, -1 takes all cores, None asks
-        ``joblib.parallel_config``, whose backend (Dask, Ray, Spark) is used for all but 1. They
-        open the files themselves, under the same path.
+        Number of processes, through joblib: 1 uses this process, -1 all cores, None the setting
+        of ``joblib.parallel_config``, whose backend (Dask, Ray, Spark) is used unless it is 1.
+        The processes open the files themselves, under the same path.
     threads : int, optional
-        BLAS threads of each process; the cores divided by the processes by default. The last
+        BLAS threads of each process; by default, the cores divided by the processes. The last
         digits of a result depend on it.
     device : optional
-        A device of torch that has float64, as "cuda": products and eigenvalues are computed
-        there while the next matrix is read. Not with more than one process.
+        A torch device that supports float64, such as "cuda": products and eigenvalues are computed
+        there while the next matrix is read. Only with one process.
     progress : callable, optional
         Called after each matrix with (done, total, name).
     **options
-        Of `analyze`, all but `name`.
+        Options of `analyze`, except `name`.
 
     Returns
     -------
@@ -81,9 +78,10 @@ def analyze_checkpoint(
     Raises
     ------
     FileError
-        Files that cannot be read, or a journal of another checkpoint, other options, or in use.
+        The files cannot be read, or the journal is in use or belongs to another checkpoint or to
+        other options.
     InvalidValueError, InvalidTypeError
-        A wrong option, or nothing to analyse.
+        An option is not valid, or there is nothing to analyse.
 
     Examples
     --------
@@ -120,13 +118,11 @@ def analyze_checkpoint(
     if journal is None:
         return report_of(run(), settings, skipped)
     header = {
-        "command": "analyze",
-        "checkpoint": fingerprint(listed),
-        "settings": settings,
+        "command": "analyze", "checkpoint": fingerprint(listed), "settings": settings,
         "versions": versions(),
-    }
-    with open_journal(journal, header) as written:
-        return report_of(run(journal=written), settings, skipped)
+    }  # fmt: skip
+    with open_journal(journal, header) as opened:
+        return report_of(run(journal=opened), settings, skipped)
 
 
 def outcomes(
@@ -138,36 +134,36 @@ def outcomes(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> list[tuple[str, Outcome]]:
-    """Return what came of each matrix, in their order; what the journal holds is not done again.
+    """Return the outcome of each matrix, in order; those in the journal are not computed again.
 
-    A matrix that could not be read is not in the journal: its disk may be back the next time.
+    A matrix that could not be read is not added to the journal: the next run may be able to.
     """
-    found: dict[str, Outcome] = {}
+    results: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
         if entry.get("name") in matrices and ("spectrum" in entry or "skipped" in entry):
-            found[entry["name"]] = _from_entry(entry, matrices[entry["name"]], options)
+            results[entry["name"]] = _from_entry(entry, matrices[entry["name"]], options)
             if progress is not None:
-                progress(len(found), len(matrices), entry["name"])
-    missing = [(name, matrix) for name, matrix in matrices.items() if name not in found]
-    # The costliest first, so that processes end together.
+                progress(len(results), len(matrices), entry["name"])
+    missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
+    # The costliest first, so that all processes finish at about the same time.
     missing.sort(key=lambda item: -cost(*item[1].sides).operations)
     work = functools.partial(outcome_of, options)
-    # On a device the next matrix is read meanwhile; elsewhere reading is not what takes time.
+    # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
     for index, outcome in each(work, items, n_jobs=n_jobs, threads=threads):
         name = missing[index][0]
-        found[name] = outcome
+        results[name] = outcome
         if journal is not None and not (isinstance(outcome, Skipped) and outcome.unread):
             journal.add(_entry(name, outcome))
         if progress is not None:
-            progress(len(found), len(matrices), name)
-    return [(name, found[name]) for name in matrices]
+            progress(len(results), len(matrices), name)
+    return [(name, results[name]) for name in matrices]
 
 
 def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
-    """Return the line of a matrix: its row to read, and the spectrum, from which all follows."""
+    """Return the line of a matrix: its row, for reading, and the spectrum that determines it."""
     if isinstance(outcome, Skipped):
         return {"name": name, "skipped": outcome.reason}
     values = np.ascontiguousarray(outcome.spectrum.eigenvalues, dtype="<f8")
@@ -179,28 +175,24 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
 def _from_entry(
     entry: Mapping[str, Any], matrix: StoredMatrix, options: AnalysisOptions
 ) -> Outcome:
-    """Return what an earlier run found, to the last digit."""
+    """Return the outcome of an earlier run, exact to the last digit."""
     if "skipped" in entry:
         return Skipped(str(entry["skipped"]))
     try:
-        kept, seconds = entry["spectrum"], float(entry["row"]["seconds"])
-        values = np.frombuffer(base64.b64decode(kept["eigenvalues"]), dtype="<f8")
-        spectrum = Spectrum.from_dict({**kept, "eigenvalues": values})
+        stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
+        values = np.frombuffer(base64.b64decode(stored["eigenvalues"]), dtype="<f8")
+        spectrum = Spectrum.from_dict({**stored, "eigenvalues": values})
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
-            f"The journal's line of {entry['name']!r} is damaged ({error}). Delete that line, or "
-            "the journal, and run again."
+            f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
+            "or the journal, and run again."
         ) from None
     report = report_on(spectrum, entry["name"], options.kind or matrix.kind, options)
     return dataclasses.replace(report, seconds=seconds)
 
 
-def _on_device(device: Any, n_jobs: int | None) -> "Eigensolver":
+def _on_device(device: Any, n_jobs: int | None) -> Any:
     if n_jobs != 1:
-        raise InvalidOptionError(
-            f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given",
-            "one process for a device",
-            "Leave `n_jobs` at 1.",
-        )
-    solver: Eigensolver = eigensolver_on(device)
-    return solver
+        given = f"`device` {str(device)!r} and `n_jobs` {n_jobs} are both given"
+        raise InvalidOptionError(given, "one process for a device", "Leave `n_jobs` at 1.")
+    return eigensolver_on(device)

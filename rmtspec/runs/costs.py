@@ -1,4 +1,4 @@
-"""What the analysis of a matrix costs, from its sides: operations, memory, time on this machine."""
+"""The cost of analysing a matrix of given sides: operations, memory, time on this machine."""
 
 import time
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Bytes of one float64 block of rows; the eigenvalues' module reads in these (a test compares).
+#: Bytes of one float64 block of rows, as in matrix/eigenvalues.py (a test compares them).
 _BLOCK_BYTES = 2**24
-#: Sides at which the reduction is timed: in the core's cache, in the shared one, in memory.
+#: Sides at which the reduction is timed: in the cache of a core, the shared cache, and memory.
 _SIDES = (256, 1024, 3072)
-#: Columns that LAPACK reduces before it updates the rest of the matrix.
+#: Number of columns that LAPACK reduces before it updates the rest of the matrix.
 _PANEL = 32
-#: Seconds beside the eigenvalues, the same at any side: calls, fit, test, rank.
+#: Seconds besides those for the eigenvalues, independent of the sides: calls, fit, test, rank.
 _OVERHEAD = 5e-4
-#: Time to convert and check an entry of so many bytes over that of one of 4 bytes. One byte is an
-#: 8-bit float, which is converted in software; of 8 bytes the range is looked at instead.
+#: Time to convert and check an entry of so many bytes, relative to one of 4 bytes. 8-bit floats are
+#: converted in software; float64 is not converted, but its range is checked.
 _CONVERSION = {1: 6.0, 2: 1.5, 8: 1.25}
 
 
@@ -24,13 +24,9 @@ _CONVERSION = {1: 6.0, 2: 1.5, 8: 1.25}
 class Cost:
     """What the analysis of one matrix needs on any machine.
 
-    Attributes
-    ----------
-    operations : int
-        Floating-point operations: Gram matrix and eigenvalues.
-    memory : int
-        Peak, in bytes, beyond the matrix itself: the Gram matrix and a block of rows in float64.
-        A float64 matrix may need less, its blocks being no copies.
+    `operations` counts the floating-point operations of the Gram matrix and the eigenvalues.
+    `memory` is the peak in bytes, besides the matrix itself: the Gram matrix and a block of rows in
+    float64. A float64 matrix may need less, because its blocks are not copied.
     """
 
     operations: int
@@ -39,21 +35,21 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast this machine is, with the BLAS threads it was measured with.
+    """How fast this machine is, with the number of BLAS threads used for the measurement.
 
     Attributes
     ----------
     gram : float
         Operations per second of the Gram matrix (dsyrk).
     reduction : tuple of (side, float)
-        Operations per second, at several sides ascending, of the reduction to tridiagonal form:
-        half are matrix-vector products (dsymv), bound by memory once the matrix has left the
-        cache, half updates of rank 2k (dsyr2k).
+        Operations per second of the reduction to tridiagonal form, at several ascending sides. Half
+        of them are matrix-vector products (dsymv), limited by memory once the matrix does not fit
+        the cache, and half updates of rank 2k (dsyr2k).
     rest : float
-        Seconds per squared side of what is left of the eigenvalues: the reduction within panels,
-        and the tridiagonal matrix.
+        Seconds per squared side for the rest of the eigenvalue computation: the reduction within
+        panels, and the tridiagonal matrix.
     read : float
-        Entries per second of 4 bytes, converted to float64 and checked, from memory.
+        Entries of 4 bytes per second, converted from memory to float64 and checked.
     """
 
     gram: float
@@ -63,47 +59,26 @@ class Speed:
 
 
 def cost(rows: int, columns: int) -> Cost:
-    """Return what the analysis of a matrix needs.
+    """Return what the analysis of a matrix with these sides, in either order, needs.
 
-    With n the larger side and p the smaller: n p^2 operations make the Gram matrix, 4/3 p^3
-    reduce it to tridiagonal form; lower powers are left out. The SVD route, which is taken where
+    With n the larger side and p the smaller, the Gram matrix takes n p^2 operations, and its
+    reduction to tridiagonal form 4/3 p^3; lower powers are neglected. The SVD, which is used if a
     few eigenvalues dwarf the others, costs several times as much.
-
-    Parameters
-    ----------
-    rows, columns : int
-        Of the matrix, in either order.
-
-    Returns
-    -------
-    Cost
 
     Examples
     --------
     >>> cost(4096, 1024)
     Cost(operations=5726623061, memory=25165824)
     """
-    n, p = max(rows, columns), min(rows, columns)
+    p, n = sorted((rows, columns))
     block = min(n, max(1, _BLOCK_BYTES // (8 * max(p, 1))))
     return Cost(n * p**2 + 4 * p**3 // 3, 8 * p * (p + block))
 
 
 def seconds(rows: int, columns: int, speed: Speed, itemsize: int = 4) -> float:
-    """Return the estimated time of the analysis of a matrix on this machine.
+    """Return the estimated seconds that the analysis of a matrix takes at this speed.
 
-    Parameters
-    ----------
-    rows, columns : int
-        Of the matrix, in either order.
-    speed : Speed
-        Of `calibrate`.
-    itemsize : int
-        Bytes of an entry.
-
-    Returns
-    -------
-    float
-        Seconds, reading from memory: what a disk or a network adds is not known beforehand.
+    The matrix is assumed to be in memory; what a disk or a network adds is not known in advance.
 
     Examples
     --------
@@ -111,26 +86,22 @@ def seconds(rows: int, columns: int, speed: Speed, itemsize: int = 4) -> float:
     >>> f"{seconds(4096, 1024, speed):.2f}"
     '0.25'
     """
-    n, p = max(rows, columns), min(rows, columns)
+    p, n = sorted((rows, columns))
     reading = n * p / speed.read * _CONVERSION.get(itemsize, 1.0)
     solving = _eigenvalues(p, speed.reduction, speed.rest)
     return _OVERHEAD + reading + n * p**2 / speed.gram + solving
 
 
 def calibrate() -> Speed:
-    """Return the speed of this machine with as many BLAS threads as are set now.
+    """Return the speed of this machine with the current number of BLAS threads.
 
-    Takes about 0.3 s and 110 MB. The fastest of a few repetitions counts, as if no other process
-    wanted the core: where one does, an analysis takes longer than its estimate.
-
-    Returns
-    -------
-    Speed
+    Takes about 0.3 s and 110 MB. The fastest of a few repetitions counts, so an analysis that
+    shares its cores with other processes takes longer than the estimate.
     """
     from scipy.linalg import eigvalsh
     from scipy.linalg.blas import dsyrk
 
-    # Ones, not zeros: pages that were never written are all the same one, in the cache.
+    # Ones, not zeros: pages that were never written would all map to one page, in the cache.
     memory = np.ones(max(_SIDES) ** 2)
     reduction = tuple((side, _reduction(side, memory)) for side in _SIDES)
 
@@ -152,10 +123,10 @@ def calibrate() -> Speed:
 
 
 def _eigenvalues(side: int, reduction: tuple[tuple[int, float], ...], rest: float) -> float:
-    """Return the seconds of the eigenvalues of a symmetric matrix.
+    """Return the seconds that the eigenvalues of a symmetric matrix take.
 
-    The reduction goes through all sides j from the matrix's own to 1, with 4 j^2 operations each,
-    at the speed the machine has at that side.
+    The reduction passes through all sides j from that of the matrix down to 1, with 4 j^2
+    operations each, at the speed of the machine at that side.
     """
     if side < 1:
         return 0.0
@@ -167,7 +138,7 @@ def _eigenvalues(side: int, reduction: tuple[tuple[int, float], ...], rest: floa
 
 
 def _reduction(side: int, memory: NDArray[np.float64]) -> float:
-    """Return the operations per second of one column's share of the reduction."""
+    """Return the operations per second of the reduction of one column."""
     from scipy.linalg.blas import dsymv, dsyr2k
 
     matrix = memory[: side**2].reshape((side, side), order="F")
@@ -178,10 +149,10 @@ def _reduction(side: int, memory: NDArray[np.float64]) -> float:
 
 
 def _fastest(call: Callable[[], object], budget: float = 0.02) -> float:
-    """Return the least seconds of several calls: three, and more while the budget lasts.
+    """Return the shortest time of at least three calls, more while the budget lasts.
 
-    On one thread the processor's time counts, which runs only while this process has the core. On
-    several theirs add up, and the wall's is less. (A coarse clock may show none at all.)
+    With one thread, processor time is used, which excludes other processes. With several threads it
+    adds up, and wall time is shorter. (A coarse clock may show no processor time at all.)
     """
     times: list[float] = []
     start = time.perf_counter()

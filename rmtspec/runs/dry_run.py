@@ -1,4 +1,4 @@
-"""What analysing a checkpoint would cost, from its headers alone."""
+"""The cost of analysing a checkpoint, from its headers alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ from rmtspec.planning.selection import Selection, nothing_in
 from rmtspec.report.parallel import blas_threads
 from rmtspec.runs.costs import Speed, calibrate, cost, seconds
 
-#: Memory of a process that has numpy, scipy and numba loaded and analysed a small matrix.
+#: Memory of a process that has loaded numpy, scipy and numba and analysed a small matrix.
 BASE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DryRun:
-    """What a scan would do, and what it would cost.
+    """The matrices that a scan would analyse, and what it would cost.
 
     Attributes
     ----------
     rows : list of dict
         One per matrix: "name", "kind", "rows", "columns", "dtype", "break_even", "operations"
-        (floating point), "seconds" (estimated), "memory" (bytes beyond the file's own pages).
+        (floating-point), "seconds" (estimated), "memory" (bytes besides the mapped file).
     skipped : list of dict
-        "name" and "reason" of what is no matrix, or was left out.
+        "name" and "reason" of everything that is not a matrix or was left out.
     operations : int
-        Of all matrices.
+        Total over all matrices.
     seconds : float
-        Estimated wall time with `n_jobs` processes, if each has a core of its own.
+        Estimated wall time with `n_jobs` processes, if each has its own core.
     memory : int
-        Estimated peak of all processes, in bytes, mapped pages of the files not counted.
+        Estimated peak of all processes in bytes, without the mapped pages of the files.
     parameters : int
-        Entries of all matrices.
+        Number of entries of all matrices.
     n_jobs : int
-        Processes.
+        Number of processes.
     """
 
     rows: list[dict[str, Any]]
@@ -50,33 +50,24 @@ class DryRun:
     n_jobs: int
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return a row for the matrices of each size and kind: how many, and what they cost."""
-        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        """Return one row per size and kind: the number of matrices, and what they cost."""
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in self.rows:
-            key = (row["kind"], row["rows"], row["columns"], row["dtype"])
-            group = found.setdefault(
-                key,
-                {
-                    "matrices": 0,
-                    **{k: row[k] for k in ("kind", "rows", "columns", "dtype", "break_even")},
-                    "operations": 0,
-                    "seconds": 0.0,
-                    "memory": row["memory"],
-                },
-            )
+            same = {key: row[key] for key in ("kind", "rows", "columns", "dtype", "break_even")}
+            empty = {"matrices": 0, **same, "operations": 0, "seconds": 0.0}
+            group = groups.setdefault(tuple(same.values()), {**empty, "memory": row["memory"]})
             group["matrices"] += 1
             group["operations"] += row["operations"]
             group["seconds"] += row["seconds"]
-        return sorted(found.values(), key=lambda group: -group["operations"])
+        return sorted(groups.values(), key=lambda group: -group["operations"])
 
     def __repr__(self) -> str:
         pairs: list[tuple[str, object]] = [
-            ("matrices", len(self.rows)),
-            ("parameters", f"{self.parameters:,}"),
+            ("matrices", len(self.rows)), ("parameters", f"{self.parameters:,}"),
             ("operations", f"{self.operations:.3g}"),
             ("seconds", f"{self.seconds:.3g} (estimated, {self.n_jobs} processes)"),
             ("memory", f"{self.memory / 1e9:.2g} GB (estimated)"),
-        ]
+        ]  # fmt: skip
         pairs += [("skipped", f"{names}: {reason}") for reason, names in grouped(self.skipped)]
         return aligned("DryRun", pairs)
 
@@ -89,10 +80,10 @@ def dry_run(
     threads: int | None = None,
     speed: Speed | None = None,
 ) -> DryRun:
-    """Return what analysing the chosen matrices would cost on this machine.
+    """Return what analysing the selected matrices would cost on this machine; no tensor is read.
 
-    `speed` is measured in half a second where it is not given, with as many BLAS threads as each
-    process would have. No tensor is read.
+    If `speed` is not given, it is measured in half a second, with as many BLAS threads as each
+    process would have.
     """
     chosen, left_out, _ = selection.choose(listed.matrices)
     skipped = [*listed.skipped, *left_out]
@@ -106,33 +97,25 @@ def dry_run(
     total = sum(row["seconds"] for row in rows)
     longest = max(row["seconds"] for row in rows)
     largest = sorted((row["memory"] for row in rows), reverse=True)[:n_jobs]
+    processes = n_jobs + (n_jobs > 1)  # the parent too
     return DryRun(
-        rows,
-        skipped,
-        operations=sum(row["operations"] for row in rows),
-        seconds=max(longest, total / n_jobs),
-        memory=n_jobs * BASE_BYTES + sum(largest) + (BASE_BYTES if n_jobs > 1 else 0),
-        parameters=sum(row["rows"] * row["columns"] for row in rows),
-        n_jobs=n_jobs,
-    )
+        rows, skipped, operations=sum(row["operations"] for row in rows),
+        seconds=max(longest, total / n_jobs), memory=processes * BASE_BYTES + sum(largest),
+        parameters=sum(row["rows"] * row["columns"] for row in rows), n_jobs=n_jobs,
+    )  # fmt: skip
 
 
 def _row(matrix: StoredMatrix, speed: Speed) -> dict[str, Any]:
     rows, columns = matrix.sides
-    found = cost(rows, columns)
+    needed = cost(rows, columns)
     return {
-        "name": matrix.name,
-        "kind": matrix.kind,
-        "rows": rows,
-        "columns": columns,
+        "name": matrix.name, "kind": matrix.kind, "rows": rows, "columns": columns,
         "dtype": named_dtype(matrix.tensor.numpy_name).name,
-        "break_even": rows * columns / (rows + columns),
-        "operations": found.operations,
-        "seconds": seconds(rows, columns, speed, matrix.itemsize),
-        "memory": found.memory,
-    }
+        "break_even": rows * columns / (rows + columns), "operations": needed.operations,
+        "seconds": seconds(rows, columns, speed, matrix.itemsize), "memory": needed.memory,
+    }  # fmt: skip
 
 
 def operations_of(matrices: Iterable[StoredMatrix]) -> dict[str, int]:
-    """Return the floating-point operations of each matrix by name."""
+    """Return the number of floating-point operations of each matrix by name."""
     return {matrix.name: cost(*matrix.sides).operations for matrix in matrices}

@@ -1,4 +1,4 @@
-"""A journal of long work: a line of JSON for each piece that is done, so that a kill costs one."""
+"""A journal of a long run: one line of JSON per finished piece, so a kill costs one piece."""
 
 import contextlib
 import json
@@ -12,17 +12,15 @@ from rmtspec.errors import FileError
 
 SCHEMA = 1
 _FORMAT = "rmtspec journal"
-#: Keys of the first line that must be the same for a run to go on, and what they are.
+#: Keys of the first line that must be equal for a run to resume, and what differs otherwise.
 _SAME = {
-    "command": "another command",
-    "checkpoint": "another checkpoint",
-    "settings": "other options",
-    "versions": "other versions of the packages",
-}
+    "command": "another command", "checkpoint": "another checkpoint",
+    "settings": "other options", "versions": "other versions of the packages",
+}  # fmt: skip
 
 
 class Journal:
-    """Lines that were there when it was opened, and a way to add one."""
+    """The lines that were there when the journal was opened, and a way to add one."""
 
     def __init__(self, path: Path, entries: list[dict[str, Any]], stream: IO[bytes]) -> None:
         self.path = path
@@ -30,13 +28,13 @@ class Journal:
         self._stream = stream
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Append a line; it is with the system when this returns, whatever becomes of us."""
+        """Append a line; it survives the death of this process once this returns."""
         try:
             _write(self._stream, _line(entry))
         except OSError as error:
             raise FileError(
-                f"{self.path} cannot be written: {cause(error)}. What was done so far is in it; "
-                "free space and run the same command again."
+                f"{self.path} cannot be written: {cause(error)}. It holds what was done so "
+                "far: free some space and run the same command again."
             ) from error
 
 
@@ -47,30 +45,23 @@ def open_journal(
     *,
     way_out: str = "name another file, or delete this one",
 ) -> Iterator[Journal]:
-    """Open a journal to go on with, or begin one.
+    """Open a journal to resume from, or begin one; its folder must exist.
 
-    A last line that a kill cut short is taken off: what it stood for is done again.
-
-    Parameters
-    ----------
-    path : path
-        The file; its folder must exist.
-    header : mapping
-        "command", "checkpoint", "settings" and "versions" of the run, JSON-ready.
-    way_out : str
-        What to do where it cannot be used, for messages.
+    `header` has the "command", "checkpoint", "settings" and "versions" of the run, JSON-ready;
+    `way_out` is what error messages suggest if the journal cannot be used. A last line that a kill
+    cut short is removed, and its piece is done again.
 
     Raises
     ------
     FileError
-        No journal of ours, one of other work (the message says what differs and what to do), one
-        that another run has open, damaged in the middle, or that cannot be read or written.
+        The file is not a journal of rmtspec, belongs to another run (the message says what
+        differs and what to do), is in use, is damaged in the middle, or cannot be read or written.
     """
     target = file_target(path)
     first = {"schema": SCHEMA, "format": _FORMAT, **header}
     try:
-        # Not for appending: a line that was cut is overwritten. Without a buffer: closing it would
-        # try once more to write what a full disk has not taken.
+        # Not in append mode: a line that was cut short is overwritten. Unbuffered: closing would
+        # otherwise try again to write what a full disk has refused.
         stream = os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise _unusable(target, error) from error
@@ -90,60 +81,59 @@ def open_journal(
 
 
 def _unusable(path: Path, error: OSError) -> FileError:
-    return FileError(
-        f"{path} cannot be used: {cause(error)}. Choose another place for the journal."
-    )
+    return FileError(f"{path} cannot be used: {cause(error)}. Keep the journal somewhere else.")
 
 
 def _read(
     stream: IO[bytes], path: Path, first: dict[str, Any], way_out: str
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the entries of a journal after its first line, and where the whole lines end."""
+    """Return the entries of a journal after its first line, and where the complete lines end."""
     content = stream.read()
     end = content.rfind(b"\n") + 1
     lines = content[:end].splitlines()
     if not lines:
         if content and not _line(first).startswith(content):
-            raise _no_journal(path, way_out)
+            raise _not_a_journal(path, way_out)
         return [], 0
     parsed = []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             if not isinstance(entry, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
         except (ValueError, RecursionError):
             if number == 1:
-                raise _no_journal(path, way_out) from None
-            if number == len(lines):  # a file system may have kept only part of the last one
+                raise _not_a_journal(path, way_out) from None
+            if number == len(lines):  # the file system may have kept only part of it
                 end -= len(line) + 1
                 break
             raise FileError(
-                f"{path} is damaged at line {number}. Delete it, or cut it off before that "
-                "line, and run again."
+                f"{path} is damaged at line {number}. Delete the file, or that line and all that "
+                "follow, and run again."
             ) from None
         if number == 1 and entry.get("format") != _FORMAT:
-            raise _no_journal(path, way_out)
+            raise _not_a_journal(path, way_out)
         parsed.append(entry)
-    found, entries = parsed[0], parsed[1:]
-    if found.get("schema") != SCHEMA:
+    header, entries = parsed[0], parsed[1:]
+    if header.get("schema") != SCHEMA:
         raise FileError(
-            f"{path} has schema {found.get('schema')}; this version of rmtspec writes {SCHEMA}. "
+            f"{path} has schema {header.get('schema')}; this version of rmtspec writes {SCHEMA}. "
             f"{_sentence(way_out)}"
         )
     for key, what in _SAME.items():
-        if found.get(key) != first.get(key):
+        old, new = header.get(key), first.get(key)
+        if old != new:
             raise FileError(
-                f"{path} is the journal of {what}{_difference(found.get(key), first.get(key))}. "
-                f"Run the same command on the same checkpoint to go on with it; else {way_out}."
+                f"{path} is the journal of {what}{_difference(old, new)}. Run the same command on "
+                f"the same checkpoint to resume it; otherwise {way_out}."
             )
     return entries, end
 
 
-def _no_journal(path: Path, way_out: str) -> FileError:
+def _not_a_journal(path: Path, way_out: str) -> FileError:
     return FileError(
-        f"{path} is no journal of rmtspec; expected a file that does not exist yet or one that an "
-        f"earlier run wrote. {_sentence(way_out)}"
+        f"{path} is not a journal of rmtspec; expected a file that does not exist yet or one that "
+        f"an earlier run wrote. {_sentence(way_out)}"
     )
 
 
@@ -152,7 +142,7 @@ def _sentence(words: str) -> str:
 
 
 def _difference(old: Any, new: Any) -> str:
-    """Return the first thing that differs, in words, where it is short enough to say."""
+    """Return the first difference in words; empty if there is nothing short to say."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return ""
     for key in sorted({*old, *new}):
@@ -162,17 +152,17 @@ def _difference(old: Any, new: Any) -> str:
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    # ASCII: the name of a file or tensor may have what UTF-8 has not.
+    # ASCII: names of files and tensors may have characters that UTF-8 cannot encode.
     return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def _write(stream: IO[bytes], content: bytes) -> None:
-    while content:  # what has no buffer may take less than it is given
+    while content:  # an unbuffered stream may write less than it is given
         content = content[stream.write(content) :]
 
 
 def _lock(stream: IO[bytes], path: Path, way_out: str) -> None:
-    """Keep two runs from writing into one journal, where the system can."""
+    """Keep two runs from writing to the same journal, if the system can."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -181,7 +171,7 @@ def _lock(stream: IO[bytes], path: Path, way_out: str) -> None:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FileError(
-            f"{path} is in use by another run. Wait for its end, or {way_out.partition(',')[0]}."
+            f"{path} is in use by another run. Wait until it ends, or {way_out.partition(',')[0]}."
         ) from None
     except OSError:  # a file system without locks
         return

@@ -1,4 +1,4 @@
-"""Undoing a split on disk: the factors in a folder multiplied out into a plain checkpoint."""
+"""Undoing a split on disk: the factors in a folder are multiplied into a plain checkpoint."""
 
 import dataclasses
 import os
@@ -11,13 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec import _checks
-from rmtspec._files import (
-    PathLike,
-    check_outside,
-    check_space,
-    empty_folder,
-    finished_folder,
-)
+from rmtspec._files import PathLike, check_outside, check_space, empty_folder, finished_folder
 from rmtspec.checkpoint.companions import companions, copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry, damaged
@@ -26,9 +20,9 @@ from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 
-#: Entries of a product that are in memory before they are rounded.
+#: Number of entries of a product that are in memory before they are rounded.
 _ENTRIES = 2**23
-#: Of layers whose weight has the inputs first, and of all that can be split.
+#: Kinds of layers whose weight is inputs x outputs, and all kinds that can be split.
 _TURNED = ("embedding", "transposed linear")
 _KINDS = ("tensor", "linear", "conv1d", "conv2d", "conv3d", *_TURNED)
 
@@ -36,19 +30,19 @@ _KINDS = ("tensor", "linear", "conv1d", "conv2d", "conv3d", *_TURNED)
 def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     """Undo a split on disk: multiply the factors in a folder into dense weights in a new one.
 
-    Every layer gets its weight and bias under their original names; all else is copied as it is.
-    Tied tensors, which `folder` has once, are written under each of their names, so that any
+    Each layer gets its weight and bias back under their original names; everything else is copied.
+    Tied tensors, which `folder` stores once, are written under each of their names, so that any
     loader finds them. One matrix is in memory at a time, and torch is not needed.
 
     Parameters
     ----------
     folder : path
-        Written by `rmtspec.prune_checkpoint` with factors, or by the torch adapter's `save`, with
-        or without splits in it. It is only read.
+        A folder written by `rmtspec.prune_checkpoint` with factors, or by `save` of the torch
+        adapter, with or without splits. It is only read.
     out : path
-        A folder that does not exist yet or is empty. It gets ``model.safetensors``, or as many
+        A folder that does not exist yet or is empty. It receives ``model.safetensors``, or as many
         shards as `folder` has and their index, and the other files of `folder` (configs,
-        tokenizers). It appears under its name only when it is whole.
+        tokenizers). It appears under its name only when it is complete.
 
     Returns
     -------
@@ -58,17 +52,17 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     Raises
     ------
     FileError
-        `folder` does not exist, has no manifest, or is not as it was written (a file changed, a
-        factor missing or of another shape); `out` is in it, is not empty, or cannot be written.
-        Nothing is left there then.
+        `folder` does not exist, has no manifest, or is not as it was written (a file has changed, a
+        factor is missing or has another shape); or `out` is in it, is not empty, or cannot be
+        written. In each case nothing is left in `out`.
     InvalidTypeError
-        `folder` or `out` is no path.
+        `folder` or `out` is not a path.
 
     Notes
     -----
-    The product is that of the factors as stored, rounded once to their dtype. It is summed in
-    float64, and in float32 where an entry has 16 bits or less. A layer that was split twice
-    becomes one again.
+    The product is that of the stored factors, rounded once to their dtype. It is computed in
+    float64, or in float32 if an entry has at most 16 bits. A layer that was split twice becomes one
+    layer again.
 
     Examples
     --------
@@ -87,9 +81,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     (['fc.weight'], (80, 60))
     """
     if not isinstance(folder, str | os.PathLike):
-        raise InvalidTypeError(
-            f"`folder` is a {type(folder).__name__}; expected the path of a folder."
-        )
+        given = type(folder).__name__
+        raise InvalidTypeError(f"`folder` is a {given}; expected the path of a folder.")
     place = Path(folder)
     manifest = Manifest.read(place)
     empty_folder(out)
@@ -99,46 +92,49 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     old = [place / name for name in manifest.weight_files]
     files: dict[Path, list[Outgoing]] = {file: [] for file in old}
     for name, tensor in tensors.items():
-        files[Path(tensor.path)].append(_outgoing(name, tensor))
-    # A factor may have been alone in its file: that one is not needed any more.
+        load = tensor.rounded if isinstance(tensor, _Product) else tensor
+        outgoing = Outgoing(name, tensor.dtype, tensor.shape, load, stored_bytes=tensor.nbytes)
+        files[Path(tensor.path)].append(outgoing)
+    # A file that held only a factor is no longer needed.
     files = {file: each for file, each in files.items() if each} or {old[0]: []}
     size = sum(tensor.nbytes for each in files.values() for tensor in each)
-    beside = sum(file.stat().st_size for file in companions(place)[0])
-    check_space(out, size + beside)
-    manifest.check_files(place)  # reads everything, so it comes last
-    names = file_names(DENSE_WEIGHTS, len(files))
+    check_space(out, size + sum(file.stat().st_size for file in companions(place)[0]))
+    manifest.check_files(place)  # last, because it reads everything
+    named = dict(zip(file_names(DENSE_WEIGHTS, len(files)), files, strict=True))
     with finished_folder(out) as work:
-        for name, (file, each) in zip(names, files.items(), strict=True):
-            write_safetensors(work / name, each, stored_metadata(file) or DENSE_METADATA)
-        write_index(work, DENSE_WEIGHTS, dict(zip(names, files.values(), strict=True)))
+        for name, file in named.items():
+            write_safetensors(work / name, files[file], stored_metadata(file) or DENSE_METADATA)
+        write_index(work, DENSE_WEIGHTS, {name: files[file] for name, file in named.items()})
         copy_companions(place, work)
     return products
 
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """The weight of a layer that was split, multiplied out when it is asked for.
+    """The weight of a layer that was split, multiplied out on demand.
 
-    A factor is a tensor in a file or, where it was split again, a product itself. The rest is as
-    in `MappedTensor`: file and dtype are those of the outer factor.
+    A factor is a tensor in a file or, if it was split again, another product. The other fields are
+    as in `StoredTensor`; file and dtype are those of the outer factor.
     """
 
     entry: SplitEntry
-    outer: "MappedTensor | _Product"
-    inner: "MappedTensor | _Product"
+    outer: "_Tensor"
+    inner: "_Tensor"
     path: str
     dtype: str
     numpy_name: str
     shape: tuple[int, ...]
+
+    nbytes: None = None  # follows from the dtype and the shape
 
     def rounded(self) -> Iterator[NDArray[Any]]:
         """Yield the weight in its dtype, some rows at a time."""
         dtype = named_dtype(self.numpy_name)
         wide = np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
         for rows in self.rows(wide):
-            with np.errstate(over="ignore", invalid="ignore"):  # it stays not finite
+            with np.errstate(over="ignore", invalid="ignore"):  # non-finite entries stay so
                 rounded = rows.astype(dtype)
-            del rows  # before the next ones are made
+            del rows  # before the next rows are computed
             yield rounded
 
     def rows(self, wide: np.dtype[Any]) -> Iterator[NDArray[Any]]:
@@ -156,14 +152,17 @@ class _Product:
             columns = right.astype(wide)
             step = max(1, _ENTRIES // columns.shape[1])
             for start in range(0, len(left), step):
-                with np.errstate(over="ignore", invalid="ignore"):  # it stays not finite
+                with np.errstate(over="ignore", invalid="ignore"):  # non-finite entries stay so
                     rows = left[start : start + step].astype(wide) @ columns
                 yield rows
                 del rows
 
 
-def _factor(factor: MappedTensor | _Product, wide: np.dtype[Any]) -> NDArray[Any]:
-    """Return a factor, in its own dtype where it is stored as such."""
+_Tensor = MappedTensor | _Product
+
+
+def _factor(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
+    """Return a factor, in its stored dtype unless it is a product."""
     if isinstance(factor, MappedTensor):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
@@ -171,57 +170,53 @@ def _factor(factor: MappedTensor | _Product, wide: np.dtype[Any]) -> NDArray[Any
 
 def _dense(
     folder: Path, manifest: Manifest, stored: Mapping[str, MappedTensor]
-) -> tuple[dict[str, MappedTensor | _Product], list[str]]:
-    """Return the tensors of the model before the split, and the names of those multiplied out."""
-    tensors: dict[str, MappedTensor | _Product] = dict(stored)
+) -> tuple[dict[str, _Tensor], list[str]]:
+    """Return the tensors of the model before the split, and the names of the products."""
+    tensors: dict[str, _Tensor] = dict(stored)
     for name, holder in manifest.tied.items():
         if holder not in stored:
-            raise damaged(folder, f"{name!r} has the values of {holder!r}, which no file has")
+            raise damaged(folder, f"{name!r} shares the values of {holder!r}, which no file holds")
         if name in stored:
-            raise damaged(folder, f"{name!r} has the values of {holder!r}, and values of its own")
+            raise damaged(folder, f"{name!r} shares the values of {holder!r}, and has its own")
         tensors[name] = stored[holder]
     splits = [*manifest.splits, *_further_names(manifest, tensors)]
-    # The innermost first: a factor may have been split again.
+    # The innermost first, because a factor may have been split again.
     for entry in sorted(splits, key=lambda e: (e.name.count("."), e.name != ""), reverse=True):
         prefix = f"{entry.name}." if entry.name else ""
-        made: dict[str, MappedTensor | _Product] = {
-            "weight": _product(folder, entry, prefix, tensors)
-        }
+        merged: dict[str, _Tensor] = {f"{prefix}weight": _product(folder, entry, prefix, tensors)}
         if entry.kind != "embedding" and f"{prefix}outer.bias" in tensors:
-            made["bias"] = tensors.pop(f"{prefix}outer.bias")
-        for short, tensor in made.items():
-            if prefix + short in tensors:
-                raise damaged(folder, f"{prefix + short!r} is in it beside its factors")
-            tensors[prefix + short] = tensor
+            merged[f"{prefix}bias"] = tensors.pop(f"{prefix}outer.bias")
+        for name, tensor in merged.items():
+            if name in tensors:
+                raise damaged(folder, f"it holds both {name!r} and its factors")
+            tensors[name] = tensor
     _check_nothing_left(folder, {e.name for e in splits if e.kind != "tensor"}, tensors)
     names = [f"{entry.name}.weight" if entry.name else "weight" for entry in splits]
     return tensors, [name for name in names if name in tensors]
 
 
-def _product(
-    folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, MappedTensor | _Product]
-) -> _Product:
-    """Take the factors of a layer out of the tensors, if they fit, and return their product."""
+def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]) -> _Product:
+    """Remove the factors of a layer from the tensors, check them, and return their product."""
     factors = []
     for side in ("outer", "inner"):
         name = f"{prefix}{side}.weight"
         factor = tensors.pop(name, None)
         if factor is None:
-            altered = next((other for other in tensors if other.startswith(f"{prefix}{side}.")), "")
-            if altered:
-                raise _altered(folder, entry.name, side, altered)
-            raise damaged(folder, f"no file has {name!r}, a factor that {MANIFEST} speaks of")
+            other = next((other for other in tensors if other.startswith(f"{prefix}{side}.")), "")
+            if other:
+                raise _altered(folder, entry.name, side, other)
+            raise damaged(folder, f"no file holds {name!r}, a factor that {MANIFEST} requires")
         if not (factor.numpy_name and _checks.is_float(named_dtype(factor.numpy_name))):
-            raise damaged(folder, f"the factor {name!r} is of dtype {factor.dtype}, no floats")
+            raise damaged(folder, f"the factor {name!r} has dtype {factor.dtype}, not floats")
         factors.append(factor)
     outer, inner = factors
     expected = _factor_shapes(folder, entry)
     if (outer.shape, inner.shape) != expected:
         raise damaged(
             folder,
-            f"the factors of {entry.name!r} are {outer.shape} and {inner.shape}; those of a "
-            f"{entry.kind} of shape {entry.shape} and rank {entry.rank} are {expected[0]} and "
-            f"{expected[1]}",
+            f"the factors of {entry.name!r} are {outer.shape} and {inner.shape}; for kind "
+            f"{entry.kind!r}, shape {entry.shape} and rank {entry.rank}, expected "
+            f"{expected[0]} and {expected[1]}",
         )
     return _Product(
         entry, outer, inner, path=outer.path, dtype=outer.dtype, numpy_name=outer.numpy_name,
@@ -234,21 +229,20 @@ def _factor_shapes(folder: Path, entry: SplitEntry) -> tuple[tuple[int, ...], tu
     shape, rank, groups = entry.shape, entry.rank, entry.groups
     if entry.kind not in _KINDS:
         raise FileError(
-            f"{folder / MANIFEST} has the layer {entry.name!r} as {entry.kind!r}, which this "
+            f"{folder / MANIFEST} gives {entry.name!r} the kind {entry.kind!r}, which this "
             "version of rmtspec does not know. Update rmtspec: pip install --upgrade rmtspec."
         )
     if entry.kind in _TURNED and len(shape) == 2 and groups == 1:
         outer, inner = (shape[1], rank), (rank, shape[0])
         return outer, inner if entry.kind == "transposed linear" else inner[::-1]
     if entry.kind in _TURNED or shape[0] % groups:
-        raise damaged(
-            folder, f"{MANIFEST} has {entry.name!r} as {entry.kind} {shape} of {groups} groups"
-        )
+        layer = f"{entry.name!r} as {entry.kind} of shape {shape} and {groups} groups"
+        raise damaged(folder, f"{MANIFEST} lists {layer}")
     return (shape[0], rank, *(1 for _ in shape[2:])), (rank * groups, *shape[1:])
 
 
 def _further_names(manifest: Manifest, names: Iterable[str]) -> list[SplitEntry]:
-    """Return entries for the other names of split layers that a model has in several places.
+    """Return entries for the further names of split layers that a model uses in several places.
 
     The manifest lists such a layer once, and ties the factors under its other names.
     """
@@ -262,16 +256,15 @@ def _further_names(manifest: Manifest, names: Iterable[str]) -> list[SplitEntry]
     listed = {
         frozenset(factors[layer]): entry for layer, entry in known.items() if layer in factors
     }
-    found = {layer: listed.get(frozenset(held)) for layer, held in factors.items()}
     return [
-        dataclasses.replace(entry, name=layer)
-        for layer, entry in found.items()
-        if entry is not None and layer not in known
+        dataclasses.replace(listed[frozenset(held)], name=layer)
+        for layer, held in factors.items()
+        if frozenset(held) in listed and layer not in known
     ]
 
 
 def _factors_in(name: str) -> Iterator[tuple[str, str]]:
-    """Yield each way to read a name as that of a layer and that of a tensor in its factors."""
+    """Yield each way to divide a name into a layer and a tensor within one of its factors."""
     words = name.split(".")
     for i, word in enumerate(words):
         if word in ("outer", "inner"):
@@ -279,21 +272,15 @@ def _factors_in(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_nothing_left(folder: Path, layers: set[str], names: Iterable[str]) -> None:
-    """Raise where a factor was more than its weight: the product would lose the rest."""
+    """Raise if a factor has more than its weight: the product would lose the rest."""
     for name in names:
         for layer, factor in _factors_in(name):
             if layer in layers:
                 raise _altered(folder, layer, factor.partition(".")[0], name)
 
 
-def _outgoing(name: str, tensor: MappedTensor | _Product) -> Outgoing:
-    if isinstance(tensor, _Product):
-        return Outgoing(name, tensor.dtype, tensor.shape, tensor.rounded)
-    return Outgoing(name, tensor.dtype, tensor.shape, tensor, stored_bytes=tensor.nbytes)
-
-
 def _altered(folder: Path, layer: str, side: str, name: str) -> FileError:
     return FileError(
-        f"{folder} has {name!r}, so the factor {side!r} of {layer!r} is not as the split made it. "
-        "Merge what was added into it, and save the model again."
+        f"{folder} has {name!r}, so the factor {side!r} of {layer!r} has been changed since the "
+        "split. Merge what was added into the factor, and save the model again."
     )

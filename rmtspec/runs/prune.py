@@ -1,4 +1,4 @@
-"""Pruning a checkpoint: its matrices split into factors, or lowered in rank in place."""
+"""Pruning a checkpoint: its matrices are split into factors, or lowered in rank in place."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ from rmtspec.runs.targets import refuse_factors, targets_of
 from rmtspec.runs.work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.terms import Action
 
-#: What the files of a mode are called: the words of `--as`, reports and journals.
+#: What the files of each mode are called in `--as`, reports and journals.
 FORMS = {"split": "factors", "truncate": "dense"}
 
 
@@ -61,64 +61,64 @@ def prune_checkpoint(
 ) -> Plan:
     """Prune the matrices of a weight file or folder into a new folder; return what was done.
 
-    One matrix is in memory at a time. The work is kept beside `out`, in a hidden folder that ends
-    in ".rmtspec-work", until it is whole: a run that was killed goes on when called the same way,
-    and ends with the same files. Configs and tokenizers beside the weights are copied.
+    One matrix is in memory at a time. Unfinished work is kept next to `out`, in a hidden folder
+    whose name ends in ".rmtspec-work": a run that was killed resumes when it is called the same
+    way, and writes the same files. Configs and tokenizers next to the weights are copied.
 
     Parameters
     ----------
     path : path or Checkpoint
-        As `rmtspec.checkpoint.matrices_in` takes or returns it. It is only read.
+        A path that `rmtspec.checkpoint.matrices_in` takes, or what it returns. It is only read.
     out : path or None
         A folder that does not exist yet or is empty; None only with `dry_run`.
     mode : {"split", "truncate"}
-        "split" writes ``x.outer.weight`` and ``x.inner.weight`` in place of ``x.weight``
-        (outer @ inner, in the layout in which it was stored; the bias becomes ``x.outer.bias``)
-        and a manifest; "truncate" their product, under the names and in the shapes of `path`. A
-        fused layer (qkv, gate_up) is split as the one layer it is, but made dense part by part;
-        stacks of experts can only be made dense.
+        "split" writes ``x.outer.weight`` and ``x.inner.weight`` in place of ``x.weight`` (which is
+        outer @ inner, in its stored layout; the bias becomes ``x.outer.bias``), and a manifest.
+        "truncate" writes the product, with the names and shapes of `path`. A fused layer (qkv,
+        gate_up) is split as one layer, but truncated part by part; stacks of experts can only be
+        truncated.
     rule : {"bema", "energy", "fraction"}
         How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "bema".
     bulk_keep : float, optional
-        Share of the bulk to keep beside the spikes; 0.45, unless `budget` or another rule decides.
+        Share of the bulk to keep besides the spikes; 0.45, unless `budget` or another rule decides.
     fit_cutoff : float, optional
-        Leave matrices alone whose fit has a statistic above it; no gate by default.
+        Leave matrices alone if the statistic of their fit is above it; by default there is no gate.
     include, exclude : pattern, predicate or several, optional
-        On the names of tensor ("fc.weight") and layer ("fc"). Convolution kernels, embeddings
-        and matrices with a side below 16 are left alone unless `include` names them.
+        Applied to the names of tensors ("fc.weight") and layers ("fc"). Convolution kernels,
+        embeddings and matrices with a side below 16 are left alone unless `include` names them.
     min_saving : float
         Leave matrices alone that would save a smaller share of their parameters.
     ranks : mapping of str to int, optional
-        Ranks by name, past every rule.
+        Ranks by name, which override every rule.
     budget : float, optional
         Share of the parameters of the matrices in question to keep, in place of a rule.
     plan : Report, optional
-        A plan, perhaps edited, to carry out as it is.
+        A plan, possibly edited, to carry out as it is.
     dry_run : bool
         Return the plan and write nothing.
     report : path, optional
-        Write the report here too (.html, .csv, .json), before the work is let go.
+        Also write the report here (.html, .csv, .json), before the unfinished work is removed.
     n_jobs, threads
-        Of `analyze_checkpoint`; they are of the analysis, writing is one process's work.
+        As in `analyze_checkpoint`, for the analysis; one process writes.
     progress : callable, optional
-        Called after each matrix with (done, total, name), first of the analysis, then, from 1
-        again, of the writing.
+        Called after each matrix with (done, total, name), first during the analysis, then, from 1
+        again, during the writing.
     form : {"factors", "dense"}, optional
         The old name of `mode`.
     **options
-        Of `analyze`: `keep`, `alpha`, `beta`, ...
+        Options of `analyze`: `keep`, `alpha`, `beta`, ...
 
     Returns
     -------
     Plan
-        The plan; where it was carried out, `weight_error` is measured on what was written.
+        The plan; if it was carried out, its `weight_error` is measured on what was written.
 
     Raises
     ------
     InvalidValueError, InvalidTypeError
-        A wrong option, a plan of another file, or nothing to cut.
+        An option is not valid, the plan is for another file, or there is nothing to cut.
     FileError
-        `path` cannot be read, or `out` not written; what is kept of the work is then said.
+        `path` cannot be read, or `out` cannot be written; the message says what work is kept.
 
     Examples
     --------
@@ -138,8 +138,8 @@ def prune_checkpoint(
     if form is not None:
         _checks.choice(form, "form", tuple(FORMS.values()))
         mode = next(new for new, old in FORMS.items() if old == form)
-        words = f"`form` is now called `mode`: pass mode={mode!r}."
-        warnings.warn(words, RmtspecWarning, stacklevel=2)
+        message = f"`form` is now called `mode`: pass mode={mode!r}."
+        warnings.warn(message, RmtspecWarning, stacklevel=2)
     asked = PlanOptions(
         mode=mode, rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, ranks=ranks, budget=budget, n_jobs=n_jobs,
@@ -154,14 +154,12 @@ def prune_checkpoint(
     if report is not None:
         check_suffix(report)
         check_writable(report)
-    # A layer that is split is split whole; a stack of experts stays one tensor in either mode.
+    # Splitting takes layers whole; a stack of experts stays one tensor in either mode.
     truncates = asked.mode == Action.TRUNCATE
     listed = path if isinstance(path, Checkpoint) else matrices_in(path)
     listed = listed.with_parts(truncates)
     refuse_factors(listed)
-    for tensor in listed.tensors.values():
-        check_holdable(tensor)
-    _check_all_read(listed)
+    _check_copyable(listed)
     task = _Task(listed, asked, threads)
     if out is None or dry_run:
         return task.sized(task.plan())[0]
@@ -176,15 +174,13 @@ def prune_checkpoint(
     if plan is not None:
         settings["plan"] = [[row["name"], row["action"], row["rank"]] for row in task.plan().rows]
     header = {
-        "command": f"prune --as {task.form}",
-        "checkpoint": fingerprint(listed),
-        "settings": plain(settings),
-        "versions": versions(),
-    }
+        "command": f"prune --as {task.form}", "checkpoint": fingerprint(listed),
+        "settings": plain(settings), "versions": versions(),
+    }  # fmt: skip
     with work_folder(out, header) as work:
-        finished = next((e[FINISHED] for e in work.journal.entries if FINISHED in e), None)
-        if finished is not None:
-            done = Plan.from_dict(finished)
+        earlier = next((e[FINISHED] for e in work.journal.entries if FINISHED in e), None)
+        if earlier is not None:
+            done = Plan.from_dict(earlier)
         else:
             done = _carry_out(task, task.plan(work.journal), work)
             work.journal.add({FINISHED: done.to_dict()})
@@ -195,7 +191,7 @@ def prune_checkpoint(
 
 
 class _Task:
-    """What is pruned, and what is asked."""
+    """The checkpoint to prune, and the options."""
 
     def __init__(self, listed: Checkpoint, options: PlanOptions, threads: int | None) -> None:
         self.listed, self.options, self._threads = listed, options, threads
@@ -203,7 +199,7 @@ class _Task:
         self.form = FORMS[options.mode]
 
     def plan(self, journal: Journal | None = None) -> Plan:
-        """Return what is done to each matrix: as given, or from the analysis."""
+        """Return what to do to each matrix, as given or decided by the analysis."""
         listed, options = self.listed, self.options
         chosen = self.selection.choose(listed.matrices)
         if options.plan is not None:
@@ -214,58 +210,52 @@ class _Task:
         if not chosen.matrices:
             raise _nothing(listed.path, skipped, self.selection)
         targets = targets_of(listed, chosen)
-        given_ranks(options, targets)  # not after hours of analysis
-        found = outcomes(
+        given_ranks(options, targets)  # raises now rather than after hours of analysis
+        analysed = outcomes(
             chosen.matrices, options.analysis, n_jobs=options.n_jobs, threads=self._threads,
             progress=options.progress, journal=journal,
         )  # fmt: skip
-        unread = [o.reason for _, o in found if isinstance(o, Skipped) and o.unread]
-        if unread and journal is not None:  # it could not be copied either
+        unread = [o.reason for _, o in analysed if isinstance(o, Skipped) and o.unread]
+        if unread and journal is not None:  # then it cannot be copied either
             raise FileError(unread[0])
-        report = report_of(found, options.analysis.settings, skipped)
+        report = report_of(analysed, options.analysis.settings, skipped)
         return make_plan(report, targets, options)
 
     def sized(self, decided: Plan) -> tuple[Plan, list[list[Outgoing]]]:
-        """Return the plan with what the whole model comes to, and the files it makes."""
+        """Return the plan with the totals of the whole model, and its new files."""
         files = outgoing_files(self.listed, decided.rows)
         old, new = self.listed.tensors.values(), [t for each in files for t in each]
         totals = {
             "parameters_before": sum(math.prod(t.shape) for t in old),
             "parameters_after": sum(math.prod(t.shape) for t in new),
-            "bytes_before": sum(t.nbytes for t in old),
-            "bytes_after": sum(t.nbytes for t in new),
-        }
+            "bytes_before": sum(t.nbytes for t in old), "bytes_after": sum(t.nbytes for t in new),
+        }  # fmt: skip
         settings = {**decided.settings, **self.selection.settings, "form": self.form}
         return dataclasses.replace(decided, settings=settings, totals=totals), files
 
-    def nothing(self, decided: Plan) -> InvalidValueError:
-        """Return the error of a plan that leaves everything as it is."""
-        kept = [{"name": row["name"], "reason": row["reason"]} for row in decided.rows]
-        return _nothing(self.listed.path, [*kept, *decided.skipped], self.selection)
-
 
 def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
-    """Write the new files, those that an earlier call has not; return what was done."""
+    """Write the new files that an earlier call has not written; return what was done."""
     if not decided.cut:
-        raise task.nothing(decided)
+        raise _nothing(task.listed.path, [*decided.rows, *decided.skipped], task.selection)
     _check_same(decided, work)
     decided, files = task.sized(decided)
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
     errors: dict[str, float] = {}  # as measured, by name of the matrix
-    whole: dict[str, dict[str, Any]] = {}  # the manifest's entries of the files that are whole
+    complete: dict[str, dict[str, Any]] = {}  # entries of complete files for the manifest
     written: dict[str, set[str]] = {}  # tensors that earlier calls wrote
     for entry in work.journal.entries:
         errors |= entry.get("errors", {})
         if "sha256" in entry:
-            whole[entry["file"]] = {key: entry[key] for key in ("bytes", "sha256")}
+            complete[entry["file"]] = {key: entry[key] for key in ("bytes", "sha256")}
         elif "tensor" in entry:
             written.setdefault(entry["file"], set()).add(entry["tensor"])
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
     named = dict(zip(file_names(stem, len(files)), files, strict=True))
-    metadata = task.listed.metadata or DENSE_METADATA
+    text = task.listed.metadata or DENSE_METADATA
     for name, tensors in named.items():
         file = work.content / name
-        if name in whole and file.exists():
+        if name in complete and file.exists():
             continue
 
         def note(tensor: Outgoing, name: str = name) -> None:
@@ -276,11 +266,9 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
                     task.options.progress(len(errors), len(decided.cut), matrix)
             work.journal.add({"file": name, "tensor": tensor.name, "errors": measured})
 
-        sha256 = write_safetensors(
-            file, tensors, metadata, written=written.get(name, ()), note=note
-        )
-        whole[name] = {"bytes": file.stat().st_size, "sha256": sha256}
-        work.journal.add({"file": name, **whole[name]})
+        sha256 = write_safetensors(file, tensors, text, written=written.get(name, ()), note=note)
+        complete[name] = {"bytes": file.stat().st_size, "sha256": sha256}
+        work.journal.add({"file": name, **complete[name]})
     for row in decided.rows:
         if row["name"] in errors:
             row["weight_error"] = errors[row["name"]]
@@ -292,31 +280,33 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
             for row in decided.rows
             if row["action"] == "split"
         )
-        files_written = {name: whole[name] for name in named}
+        files_written = {name: complete[name] for name in named}
         Manifest(splits, {}, files_written, versions()).write(work.content)
     return decided
 
 
-def _check_all_read(listed: Checkpoint) -> None:
-    """Raise where a tensor could not even be listed: the new files would lack it."""
+def _check_copyable(listed: Checkpoint) -> None:
+    """Raise if the new files would lack a tensor: one that they cannot hold, or an unread one."""
+    for tensor in listed.tensors.values():
+        check_holdable(tensor)
     for entry in listed.unread:
         raise FileError(
             f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
-            f"{entry['reason']}. Leave it out or convert it, and save the file again."
+            f"{entry['reason']}. Remove or convert it, and save the file again."
         )
 
 
 def _check_same(decided: Plan, work: WorkFolder) -> None:
-    """Raise where an earlier call wrote by another plan: a predicate is known by its name only."""
+    """Raise if an earlier call followed another plan: predicates are compared only by name."""
     cut = [[row["name"], row["action"], row["rank"]] for row in decided.cut]
     earlier = next((entry["cut"] for entry in work.journal.entries if "cut" in entry), None)
     if earlier is None:
         work.journal.add({"cut": cut})
     elif earlier != cut:
         raise FileError(
-            f"{work.path} holds the work of another plan: {len(earlier)} matrices were to be cut, "
-            f"now {len(cut)} or others. Call it the same way to go on with it; else name another "
-            f"folder, or delete {work.path}."
+            f"{work.path} holds the work of another plan, which cuts {len(earlier)} matrices; this "
+            f"one cuts {len(cut)}, or others. Call it the same way to resume; otherwise name "
+            f"another folder, or delete {work.path}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a pruned checkpoint, each made when it is written."""
+"""The tensors of a pruned checkpoint, each computed when it is written."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,14 +15,14 @@ from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, named_dt
 from rmtspec.errors import FileError, InvalidTypeError
 from rmtspec.matrix.split import split, truncate
 
-#: Largest file that is made of tensors which came in files of their own.
+#: Largest size of a file that collects tensors from files of one tensor each.
 SHARD_BYTES = 5_000_000_000
 
 
 def outgoing_files(listed: Checkpoint, rows: Iterable[Mapping[str, Any]]) -> list[list[Outgoing]]:
-    """Return what each new file holds: the tensors of the old one, cut as the rows of a plan say.
+    """Return the tensors of each new file: those of the old file, cut as a plan's rows say.
 
-    A file of one tensor (.npy) goes together with others.
+    Files of one tensor (.npy) are merged.
     """
     cuts: dict[str, list[tuple[StoredMatrix, int]]] = {}
     factored: set[str] = set()
@@ -38,32 +38,32 @@ def outgoing_files(listed: Checkpoint, rows: Iterable[Mapping[str, Any]]) -> lis
             renamed[f"{prefix}bias"] = f"{prefix}outer.bias"
     files: dict[str, list[Outgoing]] = {}
     for name, tensor in listed.tensors.items():
-        made = files.setdefault(tensor.path, [])
+        outgoing = files.setdefault(tensor.path, [])
         if name not in cuts:
-            made.append(_copied(tensor, renamed.get(name, name)))
+            outgoing.append(_copied(tensor, renamed.get(name, name)))
         elif name in factored:
-            made += _factors(*cuts[name][0])
+            outgoing += _factors(*cuts[name][0])
         else:
-            made.append(_truncated(tensor, cuts[name]))
+            outgoing.append(_truncated(tensor, cuts[name]))
     if any(path.endswith(".npy") for path in files):
         return _packed([tensor for each in files.values() for tensor in each])
     return list(files.values())
 
 
 def check_holdable(tensor: StoredTensor) -> None:
-    """Raise where a .safetensors file cannot hold a tensor, by its name or dtype."""
+    """Raise if a .safetensors file cannot hold a tensor because of its name or dtype."""
     tensor_dtype(tensor)
     try:
         tensor.name.encode("utf-8")
     except UnicodeEncodeError:
         raise FileError(
-            f"{tensor.path} holds {tensor.name!a}, a name that UTF-8 lacks and "
-            ".safetensors files cannot have. Rename it."
+            f"{tensor.path} holds {tensor.name!a}, a name that cannot be encoded in UTF-8, as "
+            ".safetensors files require. Rename it."
         ) from None
 
 
 def tensor_dtype(tensor: StoredTensor) -> str:
-    """Return the dtype of a tensor as .safetensors calls it; as stored where numpy lacks it."""
+    """Return the .safetensors name of a tensor's dtype; the stored one if numpy lacks it."""
     if not tensor.numpy_name or tensor.dtype in DTYPES:
         return tensor.dtype
     dtype = named_dtype(tensor.numpy_name)
@@ -71,8 +71,8 @@ def tensor_dtype(tensor: StoredTensor) -> str:
         return format_dtype(dtype.newbyteorder("<"))
     except InvalidTypeError:
         raise FileError(
-            f"{tensor.path} holds {tensor.name!r} of dtype {dtype}, which .safetensors files do "
-            "not have. Leave it out or convert it, and save the file again."
+            f"{tensor.path} holds {tensor.name!r} of dtype {dtype}, which .safetensors files "
+            "cannot hold. Remove or convert it, and save the file again."
         ) from None
 
 
@@ -89,7 +89,7 @@ def _little_endian(tensor: Callable[[], NDArray[Any]]) -> NDArray[Any]:
 
 
 def _factors(matrix: StoredMatrix, rank: int) -> list[Outgoing]:
-    """Return the two factors, computed when the first is called for, each kept until taken."""
+    """Return the two factors, computed when the first is loaded, each kept until it is loaded."""
     waiting: dict[str, NDArray[Any]] = {}
     errors: dict[str, float] = {}
 
@@ -101,7 +101,7 @@ def _factors(matrix: StoredMatrix, rank: int) -> list[Outgoing]:
         return waiting.pop(side)
 
     prefix, dtype = matrix.tensor.name.removesuffix("weight"), tensor_dtype(matrix.tensor)
-    # A kernel: the inner convolution has its extent, the outer one is pointwise.
+    # Of a kernel: the inner convolution has its extent, the outer one is pointwise.
     outer = (matrix.shape[0], rank, *(1 for _ in matrix.shape[2:]))
     inner = (rank, *matrix.shape[1:])
     return [
@@ -114,13 +114,13 @@ def _factors(matrix: StoredMatrix, rank: int) -> list[Outgoing]:
 
 
 def _truncated(tensor: StoredTensor, cuts: list[tuple[StoredMatrix, int]]) -> Outgoing:
-    """Return a tensor with its matrices at lower ranks; those of a stack are made one by one."""
+    """Return a tensor with its matrices at lower ranks; those of a stack one at a time."""
     errors: dict[str, float] = {}
 
     def lowered(matrix: StoredMatrix, rank: int, values: NDArray[Any]) -> NDArray[Any]:
-        found = truncate(values.reshape(matrix.sides), rank)
-        errors[matrix.name] = found.error
-        return found.matrix
+        truncated = truncate(values.reshape(matrix.sides), rank)
+        errors[matrix.name] = truncated.error
+        return truncated.matrix
 
     def pieces() -> Iterator[NDArray[Any]]:
         whole = _little_endian(tensor)
@@ -151,7 +151,7 @@ def _truncated(tensor: StoredTensor, cuts: list[tuple[StoredMatrix, int]]) -> Ou
 
 
 def _packed(tensors: list[Outgoing]) -> list[list[Outgoing]]:
-    """Return the tensors in files of at most `SHARD_BYTES`, or of one tensor that is larger."""
+    """Return files of at most `SHARD_BYTES`, or of a single tensor that is larger."""
     files: list[list[Outgoing]] = []
     size = 0
     for tensor in tensors:

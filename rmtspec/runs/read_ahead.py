@@ -1,4 +1,4 @@
-"""Reading the next matrix while the one before it is worked on."""
+"""Reading the next matrix while the current one is being analysed."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from rmtspec.checkpoint.stored import StoredMatrix
 
 
 class Held:
-    """A matrix in memory, or the error that reading it raised, which calling raises again."""
+    """A matrix in memory; calling it returns the array, or raises the error of reading it."""
 
     def __init__(self, matrix: StoredMatrix) -> None:
         self.kind = matrix.kind

@@ -1,4 +1,4 @@
-"""What may be done to each matrix of a checkpoint, which tells names and shapes, not layers."""
+"""What may be done to each matrix of a checkpoint, judged by names and shapes alone."""
 
 from pathlib import Path
 
@@ -14,29 +14,27 @@ _ON_REQUEST = (Kind.PARAMETER, Kind.RECURRENT)
 
 
 def refuse_factors(listed: Checkpoint) -> None:
-    """Raise where the checkpoint is a model that was split already."""
+    """Raise if the checkpoint is a model that has already been split."""
     for folder in {Path(file).parent for file in listed.files}:
         if (folder / MANIFEST).exists() and any(f.name.startswith("rmtspec") for f in listed.files):
             raise FileError(
-                f"{listed.path} holds the factors of a model that was split, as {MANIFEST} beside "
-                "it says; expected dense weights. Prune the original again, or undo the split "
-                "first: rmtspec merge."
+                f"{listed.path} holds the factors of a split model, according to its {MANIFEST}; "
+                "expected dense weights. Prune the original model, or undo the split first: "
+                "rmtspec merge."
             )
 
 
 def targets_of(listed: Checkpoint, chosen: Chosen[StoredMatrix]) -> dict[str, Target]:
     """Return what may be done to each chosen matrix, by name and dtype."""
-    return {
-        name: _target(listed, matrix, name in chosen.named)
-        for name, matrix in chosen.matrices.items()
-    }
+    named, matrices = chosen.named, chosen.matrices
+    return {name: _target(listed, matrix, name in named) for name, matrix in matrices.items()}
 
 
 def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:
     tensor, layer = matrix.tensor, matrix.layer
     prefix = f"{layer}." if layer else ""
-    taken = [f"{prefix}{new}" for new in ("outer.weight", "outer.bias", "inner.weight")]
-    taken = [new for new in taken if new in listed.tensors]
+    factors = [f"{prefix}{new}" for new in ("outer.weight", "outer.bias", "inner.weight")]
+    taken = [factor for factor in factors if factor in listed.tensors]
     fixed = unsplittable = what = ""
     if matrix.itemsize == 1:
         fixed = Why.TOO_COARSE.words(dtype=tensor.dtype)
@@ -53,12 +51,7 @@ def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:
     if matrix.kind == Kind.EMBEDDING or (not what and matrix.kind in _ON_REQUEST):
         what = matrix.kind
     return Target(
-        layer=layer if matrix.part is None else matrix.name,
-        kind=matrix.kind,
-        shape=matrix.sides,
-        itemsize=matrix.itemsize,
-        fixed=fixed,
-        unsplittable=unsplittable,
+        layer=layer if matrix.part is None else matrix.name, kind=matrix.kind, shape=matrix.sides,
+        itemsize=matrix.itemsize, fixed=fixed, unsplittable=unsplittable, named=named,
         on_request=what and Why.NOT_NAMED.words(what=what, options="`include`"),
-        named=named,
-    )
+    )  # fmt: skip

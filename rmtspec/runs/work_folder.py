@@ -1,4 +1,4 @@
-"""Making a folder that takes hours: work beside it that a later call goes on with."""
+"""Making a folder that takes hours: the work is kept next to it, and a later call resumes it."""
 
 import contextlib
 import itertools
@@ -12,75 +12,58 @@ from rmtspec._files import TEMPORARY, PathLike, cause, empty_folder
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.runs.journal import Journal, open_journal
 
-#: In the hidden folder: what becomes the folder that is made.
+#: In the hidden folder: what becomes the new folder.
 _CONTENT = "content"
-#: Key of the journal's line that says that the content is whole.
+#: Key of the line of the journal that says that the content is complete.
 FINISHED = "finished"
 _JOURNAL = "journal.jsonl"
 
 
 class WorkFolder:
-    """A hidden folder beside `out`, with a journal and what is finished of its content.
-
-    Attributes
-    ----------
-    out : Path
-        The folder that is made.
-    path : Path
-        Where the work is.
-    content : Path
-        The folder that becomes `out`.
-    journal : Journal
-        Of the work.
-    """
+    """A hidden folder next to `out`: at `path`, with a journal and the `content` so far."""
 
     def __init__(self, out: Path, path: Path, journal: Journal) -> None:
         self.out, self.path, self.journal = out, path, journal
         self.content = path / _CONTENT
 
     def finish(self) -> None:
-        """Give the content its name; once only."""
+        """Move the content to `out`, unless that has been done."""
         if self.content.exists():
-            for left in self.content.glob(TEMPORARY):  # of a kill while a small file was written
+            for left in self.content.glob(TEMPORARY):  # from a kill while a small file was written
                 left.unlink()
             _sync(self.content)
             self.content.replace(self.out)  # an empty folder in its place is replaced too
             _sync(self.out.parent)
 
-    def restart(self) -> None:
-        """Forget the content made so far; what the journal holds of other work stays."""
-        shutil.rmtree(self.content, ignore_errors=True)
-        self.content.mkdir(exist_ok=True)
-
 
 def work_path(out: PathLike) -> Path:
-    """Return where the work on `out` is kept."""
+    """Return the hidden folder in which the work on `out` is kept."""
     target = Path(os.path.realpath(out))
     return target.parent / f".{target.name}.rmtspec-work"
 
 
 def written_bytes(out: PathLike) -> int:
-    """Return the bytes of the content that an earlier call wrote."""
+    """Return the number of bytes of content that an earlier call wrote."""
     content = work_path(out) / _CONTENT
     return sum(file.stat().st_size for file in content.iterdir()) if content.is_dir() else 0
 
 
 def is_finished(out: PathLike) -> bool:
-    """Tell whether `out` has its name already, and only the work beside it is to be removed."""
+    """Tell whether `out` is in place already, and only the hidden folder must be removed."""
     place = work_path(out)
     with contextlib.suppress(OSError):
-        place.rmdir()  # empty: a kill came just before it was removed
+        place.rmdir()  # if it is empty: a kill came just before it was removed
     moved = (place / _JOURNAL).exists() and not (place / _CONTENT).exists()
     return moved and Path(out).is_dir() and any(Path(out).iterdir())
 
 
 @contextlib.contextmanager
 def work_folder(out: PathLike, header: Mapping[str, Any]) -> Iterator[WorkFolder]:
-    """Give a folder to work in, the one that an earlier call left if it was for the same work.
+    """Yield a folder to work in, the one that an earlier call left if it was for the same work.
 
-    When all went well, it is removed (`WorkFolder.finish` has moved its content before). An error
-    leaves it for the next call where something was done, or an interrupt; an error of the options
-    counts only content as done, as other options have no use for the rest.
+    It is removed after success, when `WorkFolder.finish` has moved its content. An interrupt leaves
+    it for the next call, and so does an error if something was done. After an error in the options,
+    only content counts as done, because other options cannot use the rest.
     """
     if not is_finished(out):
         empty_folder(out)
@@ -96,11 +79,13 @@ def work_folder(out: PathLike, header: Mapping[str, Any]) -> Iterator[WorkFolder
             folder = WorkFolder(target, place, journal)
             if not journal.entries:
                 empty_folder(out)
-                folder.restart()  # what is there without a line about it is of other work
+                # Content without a line in the journal is from other work.
+                shutil.rmtree(folder.content, ignore_errors=True)
+                folder.content.mkdir(exist_ok=True)
             elif not is_finished(out):
                 folder.content.mkdir(exist_ok=True)
             elif not any(FINISHED in entry for entry in journal.entries):
-                empty_folder(out)  # raises: what is there is not of this work
+                empty_folder(out)  # raises: what is there is not from this work
             yield folder
     except BaseException as error:
         _leave(out, place, began, error)
@@ -109,7 +94,7 @@ def work_folder(out: PathLike, header: Mapping[str, Any]) -> Iterator[WorkFolder
 
 
 def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> None:
-    """Keep the work where a later call can go on with it, and say so; else remove it."""
+    """Keep the work if a later call can resume it, and say so; otherwise remove it."""
     if isinstance(error, OSError) and not isinstance(error, FileError):
         raise FileError(
             f"{out} cannot be written: {cause(error)}. What was done is kept in {place}: free "
@@ -122,12 +107,12 @@ def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> Non
         _remove(place)
     elif done and isinstance(error, FileError) and str(place) not in str(error):
         raise FileError(
-            f"{error} What was done is kept in {place}: the same command goes on with it."
+            f"{error} What was done is kept in {place}: the same command resumes it."
         ) from error
 
 
 def _anything_done(place: Path, error: Exception) -> bool:
-    """Tell whether the next call could go on with something after this error."""
+    """Tell whether the next call could resume something after this error."""
     with contextlib.suppress(OSError):
         if any((place / _CONTENT).iterdir()):
             return True
@@ -139,7 +124,7 @@ def _anything_done(place: Path, error: Exception) -> bool:
 
 
 def _remove(place: Path) -> None:
-    """Remove the work; the journal last, so that a kill meanwhile leaves it recognisable."""
+    """Remove the work, the journal last, so that it stays recognisable after a kill."""
     shutil.rmtree(place / _CONTENT, ignore_errors=True)
     with contextlib.suppress(OSError):
         (place / _JOURNAL).unlink(missing_ok=True)
@@ -147,7 +132,7 @@ def _remove(place: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Bring a folder's entries to the disk, where the system can."""
+    """Flush the entries of a folder to disk, if the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rmtspec.checkpoint import fused as _fused
 from rmtspec.checkpoint.fused import parts_of
 
-LAYOUTS = [*_fused._MATRICES, *_fused._STACKS]
+STACKS = _fused._layouts("stacks")
+LAYOUTS = [*_fused._layouts("matrices"), *STACKS]
 
 
 def noise(*shape, seed=3):
@@ -518,7 +519,7 @@ def shape_for(layout, hidden=24, heads=6, key_heads=2, head_size=4, inner=20, n_
     }
     (side,) = (count * hidden,) if layout.rule is None else sides[layout.rule.__name__]
     matrix = (hidden, side) if layout.across else (side, hidden)
-    return (n_experts, *matrix) if layout in _fused._STACKS else matrix
+    return (n_experts, *matrix) if layout in STACKS else matrix
 
 
 def assert_tiles(parts, shape):
@@ -553,7 +554,7 @@ def test_parts_make_up_the_tensor(layout, sizes):
             parts = parts_of(name, shape, config)
             if len(shape) == 2 or parts:  # the order of experts may be unclear, by their sizes
                 assert_tiles(parts, shape)
-                matrices = shape[0] if layout in _fused._STACKS else 1
+                matrices = shape[0] if layout in STACKS else 1
                 assert len(parts) % matrices == 0
                 assert {part.kind for part in parts} <= {"attention", "mlp", "expert"}
 
@@ -606,6 +607,6 @@ def test_odd_configs_never_raise(layout, odd, nested, removed):
 
 @pytest.mark.parametrize("text", ["{}", '{"model_type": null}', '{"text_config": [{"a": 1}]}'])
 def test_configs_that_tell_nothing(text):
-    for layout in _fused._MATRICES:
+    for layout in _fused._layouts("matrices"):
         name = f"model.layers.0{layout.names[0]}.weight"
         assert not parts_of(name, shape_for(layout), json.loads(text))

@@ -177,30 +177,30 @@ def entry(**changes):
     [
         (entry(), bytes(15), r"truncated: the tensor 'w' ends at byte"),
         (entry(), b"", r"truncated: the tensor 'w' ends at byte"),
-        (entry(shape=[2, 3]), bytes(16), r"'w' has 16 bytes, and its shape \[2, 3\] of F32 needs"),
-        (entry(shape=[-2, 2]), bytes(16), r"entry of 'w' is"),
-        (entry(shape=[2.0, 2]), bytes(16), r"entry of 'w' is"),
-        (entry(shape="22"), bytes(16), r"entry of 'w' is"),
+        (entry(shape=[2, 3]), bytes(16), r"'w' has 16 bytes, but its shape \[2, 3\] of F32 needs"),
+        (entry(shape=[-2, 2]), bytes(16), r"entry of 'w' in its header is"),
+        (entry(shape=[2.0, 2]), bytes(16), r"entry of 'w' in its header is"),
+        (entry(shape="22"), bytes(16), r"entry of 'w' in its header is"),
         (entry(shape=[2**61, 2**61]), bytes(16), r"'w' has 16 bytes"),
-        (entry(dtype=3), bytes(16), r"entry of 'w' is"),
+        (entry(dtype=3), bytes(16), r"entry of 'w' in its header is"),
         (
             entry(shape=[0, 2]),
             bytes(16),
-            r"'w' has 16 bytes, and its shape \[0, 2\] of F32 needs 0",
+            r"'w' has 16 bytes, but its shape \[0, 2\] of F32 needs 0",
         ),
-        (entry(shape=[True, 4]), bytes(16), r"entry of 'w' is"),
-        (entry(shape=[1] * 65), bytes(16), r"entry of 'w' is"),
+        (entry(shape=[True, 4]), bytes(16), r"entry of 'w' in its header is"),
+        (entry(shape=[1] * 65), bytes(16), r"entry of 'w' in its header is"),
         (entry(data_offsets=[16, 32]), bytes(16), r"truncated: the tensor 'w' ends at byte"),
         (entry(data_offsets=[2**61, 2**61 + 16]), bytes(16), r"truncated: the tensor 'w' ends"),
-        (entry(data_offsets=[0, 2**62]), bytes(16), r"entry of 'w' is"),
-        (entry(data_offsets=[16, 0]), bytes(16), r"entry of 'w' is"),
-        (entry(data_offsets=[-16, 0]), bytes(16), r"entry of 'w' is"),
-        (entry(data_offsets=[0]), bytes(16), r"entry of 'w' is"),
-        (b'{"w": 3}', b"", r"entry of 'w' is 3"),
-        (b"[1]", b"", r"no JSON object"),
-        (b"{x}", b"", r"its header is no JSON"),
-        (b"\xff\xfe", b"", r"its header is no JSON"),
-        (b"[" * 100_000, b"", r"its header is no JSON"),
+        (entry(data_offsets=[0, 2**62]), bytes(16), r"entry of 'w' in its header is"),
+        (entry(data_offsets=[16, 0]), bytes(16), r"entry of 'w' in its header is"),
+        (entry(data_offsets=[-16, 0]), bytes(16), r"entry of 'w' in its header is"),
+        (entry(data_offsets=[0]), bytes(16), r"entry of 'w' in its header is"),
+        (b'{"w": 3}', b"", r"entry of 'w' in its header is 3"),
+        (b"[1]", b"", r"not a JSON object"),
+        (b"{x}", b"", r"its header is not JSON"),
+        (b"\xff\xfe", b"", r"its header is not JSON"),
+        (b"[" * 100_000, b"", r"its header is not JSON"),
         (b'{"w": 1, "w": 2}', b"", r"a name appears twice"),
         (
             json.dumps(
@@ -224,12 +224,12 @@ def test_safetensors_bad_headers(tmp_path, header, data, message):
     ("content", "message"),
     [
         (b"", r"it is empty"),
-        (b"\x08\x00", r"no format known"),
+        (b"\x08\x00", r"match no known format"),
         (b"PK\x03\x04" + bytes(20), r"it is a zip archive"),
         (b"\x93NUMPY" + bytes(20), r"it is a .npy file"),
-        (pickle.dumps({"a": 1}), r"it is pickled, and never opened"),
-        ((10_000).to_bytes(8, "little") + b"{}", r"truncated or no .safetensors file"),
-        (b"hello, this is text", r"no format known"),
+        (pickle.dumps({"a": 1}), r"it is a pickle, which is never opened"),
+        ((10_000).to_bytes(8, "little") + b"{}", r"truncated or not a .safetensors file"),
+        (b"hello, this is text", r"match no known format"),
     ],
 )
 def test_safetensors_wrong_formats(tmp_path, content, message):
@@ -244,12 +244,12 @@ def test_safetensors_headers_longer_than_the_file(tmp_path):
     length = int.from_bytes(whole[:8], "little")
     for cut in (8, 9, 8 + length - 1):
         path.write_bytes(whole[:cut])
-        message = f"truncated or no .safetensors file: {cut} bytes, and its header alone announces"
+        message = f"not a .safetensors file: it has {cut} bytes, but its header alone announces"
         with pytest.raises(FileError, match=message):
             matrices_in(path)
     for size in (len(whole) - 7, 10**8, 2**63, 2**64 - 1):
         path.write_bytes(size.to_bytes(8, "little") + whole[8:])
-        with pytest.raises(FileError, match=r"no .safetensors file"):
+        with pytest.raises(FileError, match=r"not a .safetensors file"):
             matrices_in(path)
 
 
@@ -283,13 +283,13 @@ def test_npy_bad_files(tmp_path):
     with pytest.raises(FileError, match=r"damaged header"):
         matrices_in(path)
     path.write_bytes(b"")
-    with pytest.raises(FileError, match=r"is no .npy file: it is empty"):
+    with pytest.raises(FileError, match=r"is not a .npy file: it is empty"):
         matrices_in(path)
     np.save(path, np.array([[Bomb()]], dtype=object), allow_pickle=True)
     with pytest.raises(FileError, match=r"pickled Python objects, which are never opened"):
         matrices_in(path)
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(FileError, match=r"it is pickled, and never opened here"):
+    with pytest.raises(FileError, match=r"it is a pickle, which is never opened"):
         matrices_in(path)
     np.savez(tmp_path / "z.npz", a=noise(3, 3))
     path.write_bytes((tmp_path / "z.npz").read_bytes())
@@ -307,7 +307,7 @@ def test_npz_bad_files(tmp_path):
     with pytest.raises(FileError, match=r"truncated or damaged"):
         matrices_in(path)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(FileError, match=r"is no .npz file"):
+    with pytest.raises(FileError, match=r"is not an .npz file"):
         matrices_in(path)
     np.save(tmp_path / "w.npy", noise(3, 3))
     path.write_bytes((tmp_path / "w.npy").read_bytes())
@@ -375,7 +375,7 @@ def test_a_file_that_shrinks_after_listing(tmp_path):
     np.save(path, noise(30, 20))
     load = matrices_in(path).matrices["w"]
     path.write_bytes(b"")
-    with pytest.raises(FileError, match=r"cannot be read at 'w'.*changed meanwhile"):
+    with pytest.raises(FileError, match=r"cannot be read at 'w'.*changed in the meantime"):
         load()
     path.unlink()
     with pytest.raises(FileError, match=r"cannot be read at 'w'"):

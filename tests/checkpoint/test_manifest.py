@@ -59,7 +59,7 @@ def test_entries_of_later_versions_may_say_more(folder, manifest):
 
 
 def test_folders_that_have_none(tmp_path):
-    expected = "expected a folder written by the torch adapter's `save` or by `rmtspec prune`"
+    expected = "expected a folder written by `rmtspec prune` or by `save` of the torch"
     with pytest.raises(FileError, match=f"missing does not exist; {expected}"):
         Manifest.read(tmp_path / "missing")
     with pytest.raises(FileError, match=f"has no rmtspec.json; {expected}"):
@@ -147,7 +147,7 @@ def test_no_json(folder, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (CONTENT[:-1], r"is truncated: 199 bytes, and rmtspec\.json says 200"),
+        (CONTENT[:-1], r"is truncated: 199 bytes, but rmtspec\.json says 200"),
         (CONTENT + b"x", "has changed since it was saved: its size"),
         (b"x" + CONTENT[1:], "has changed since it was saved: its SHA-256"),
     ],
@@ -160,7 +160,7 @@ def test_files_that_are_not_what_was_written(folder, manifest, content, message)
 
 def test_files_that_are_not_there(folder, manifest):
     (folder / WEIGHTS).unlink()
-    with pytest.raises(FileError, match=r"does not exist, and rmtspec\.json beside it names it"):
+    with pytest.raises(FileError, match=r"does not exist, but rmtspec\.json lists it"):
         manifest.check_files(folder)
     (folder / WEIGHTS).mkdir()
     whole = dataclasses.replace(manifest, files={WEIGHTS: {"bytes": 0, "sha256": DIGEST}})

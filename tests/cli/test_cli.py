@@ -189,7 +189,7 @@ def unreadable(tmp_path):
         "missing.npy": "does not exist",
         "folder.npy": "is a folder without weight files",
         "cut.npy": "truncated",
-        "text.npz": "is no .npz file",
+        "text.npz": "is not an .npz file",
         "cut.safetensors": "truncated",
         "pickled.npy": "pickled",
         "objects.npy": "pickled",

@@ -54,7 +54,7 @@ def test_a_journal_that_cannot_be_used(folder, tmp_path):
     for words, message in (
         (["--resume", tmp_path / "j", "--alpha", ".3"], "(alpha was 0.2, is now 0.3)"),
         (["--resume", tmp_path / "j", "--include", "a"], "(include was None, is now"),
-        (["--resume", tmp_path / "mine"], "is no journal of rmtspec"),
+        (["--resume", tmp_path / "mine"], "is not a journal of rmtspec"),
         (["--resume", tmp_path], "is a folder; expected a file name"),
         (["--resume", tmp_path / "no" / "j"], "does not exist"),
     ):

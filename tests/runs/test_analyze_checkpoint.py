@@ -193,7 +193,9 @@ def test_a_line_that_lacks_something(folder, tmp_path, change):
     first, second, *rest = lines(journal)
     changed = json.dumps({**json.loads(second), **change}).encode() + b"\n"
     journal.write_bytes(b"".join([first, changed, *rest]))
-    with pytest.raises(FileError, match=r"line of 'fc\.weight' is damaged .*Delete that line"):
+    with pytest.raises(
+        FileError, match=r"line of 'fc\.weight' in the journal is damaged .*Delete that"
+    ):
         scan(folder, journal=journal)
 
 

@@ -76,7 +76,7 @@ def test_damage_in_the_middle_is_said_and_left(path, line):
     lines[2] = line + b"\n"
     path.write_bytes(b"".join(lines))
     before = path.read_bytes()
-    message = r"scan\.jsonl is damaged at line 3\. Delete it, or cut it off before that line"
+    message = r"scan\.jsonl is damaged at line 3\. Delete the file, or that line and all"
     with pytest.raises(FileError, match=message):
         entries(path)
     assert path.read_bytes() == before
@@ -88,7 +88,10 @@ def test_damage_in_the_middle_is_said_and_left(path, line):
     ("changes", "message"),
     [
         ({"command": "prune"}, r"of another command\. Run the same command on the same checkpoint"),
-        ({"checkpoint": "abd"}, r"of another checkpoint\. Run .* go on with it; else name another"),
+        (
+            {"checkpoint": "abd"},
+            r"of another checkpoint\. Run .* resume it; otherwise name",
+        ),
         (
             {"settings": {"alpha": 0.3, "include": ["w"]}},
             r"of other options \(alpha was 0\.2, is now 0\.3\)\. Run the same .* file, or delete",
@@ -110,7 +113,7 @@ def test_other_work_is_refused_with_the_way_out(path, changes, message):
 
 def test_the_way_out_can_be_told(path):
     with (
-        pytest.raises(FileError, match=r"go on with it; else burn it, or not\."),
+        pytest.raises(FileError, match=r"resume it; otherwise burn it, or not\."),
         open_journal(path, {**HEADER, "checkpoint": "x"}, way_out="burn it, or not"),
     ):
         pass
@@ -131,7 +134,7 @@ def test_the_way_out_can_be_told(path):
 def test_what_is_no_journal_is_left_untouched(tmp_path, content):
     path = tmp_path / "mine"
     path.write_bytes(content)
-    with pytest.raises(FileError, match=r"mine is no journal of rmtspec; expected a file that doe"):
+    with pytest.raises(FileError, match=r"mine is not a journal of rmtspec; expected a file"):
         entries(path)
     assert path.read_bytes() == content
 
@@ -161,7 +164,7 @@ def test_in_use_by_another_process(path):
     words = [sys.executable, "-c", code, str(path), json.dumps(HEADER)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "open\n"
-        message = r"in use by another run\. Wait for its end, or name another file\."
+        message = r"in use by another run\. Wait until it ends, or name another file\."
         with pytest.raises(FileError, match=message):
             entries(path)
         other.stdin.close()
@@ -199,13 +202,13 @@ def test_places_that_cannot_be_written(path, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(_journal.os, "open", refuse)  # tests may run as root
-    with pytest.raises(FileError, match=r"new cannot be used: permission denied\. Choose another"):
+    with pytest.raises(FileError, match=r"new cannot be used: permission denied\. Keep"):
         entries(tmp_path / "new")
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_loses_one_line(path):
-    message = r"cannot be written: file too large\. What was done so far is in it; free space and"
+    message = r"cannot be written: file too large\. It holds what was done so far: free some space"
     with (
         file_limit(path.stat().st_size + 5),
         pytest.raises(FileError, match=message),
@@ -219,7 +222,7 @@ def test_a_full_disk_loses_one_line(path):
 def test_a_full_disk_at_the_first_line(tmp_path):
     with (
         file_limit(20),
-        pytest.raises(FileError, match=r"j cannot be used: file too large\. Choose another place"),
+        pytest.raises(FileError, match=r"j cannot be used: file too large\. Keep the journal"),
         open_journal(tmp_path / "j", HEADER),
     ):
         pytest.fail("it is open")

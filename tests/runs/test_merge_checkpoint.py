@@ -428,41 +428,41 @@ OTHER = noise(5, 5)
 @pytest.mark.parametrize(
     ("tensors", "entry", "message"),
     [
-        (without("fc.inner.weight"), {}, r"no file has 'fc\.inner\.weight', a factor that"),
-        (without("fc.outer.weight"), {}, r"no file has 'fc\.outer\.weight', a factor that"),
-        (FC, {"name": "other"}, r"no file has 'other\.outer\.weight'"),
+        (without("fc.inner.weight"), {}, r"no file holds 'fc\.inner\.weight', a factor that"),
+        (without("fc.outer.weight"), {}, r"no file holds 'fc\.outer\.weight', a factor that"),
+        (FC, {"name": "other"}, r"no file holds 'other\.outer\.weight'"),
         (
             FC,
             {"rank": 4},
-            r"factors of 'fc' are \(40, 5\) and \(5, 30\); those of a linear of shape \(40, 30\) "
-            r"and rank 4 are \(40, 4\) and \(4, 30\)\. Copy the folder again",
+            r"factors of 'fc' are \(40, 5\) and \(5, 30\); for kind 'linear', shape \(40, 30\) "
+            r"and rank 4, expected \(40, 4\) and \(4, 30\)\. Copy the folder again",
         ),
         (FC, {"shape": (40, 31)}, r"\(40, 5\) and \(5, 31\)"),
-        (FC, {"kind": "transposed linear"}, r"are \(30, 5\) and \(5, 40\)"),
-        (FC, {"kind": "embedding"}, r"are \(30, 5\) and \(40, 5\)"),
-        (FC, {"kind": "conv2d", "shape": (40, 30, 1, 1)}, r"are \(40, 5, 1, 1\) and"),
-        (FC, {"groups": 2}, r"are \(40, 5\) and \(10, 30\)"),
-        (FC, {"groups": 3}, r"has 'fc' as linear \(40, 30\) of 3 groups"),
-        (FC, {"kind": "embedding", "groups": 2}, r"as embedding \(40, 30\) of 2 groups"),
-        (FC, {"kind": "embedding", "shape": (4, 3, 2)}, r"as embedding \(4, 3, 2\) of"),
-        (FC, {"kind": "hologram"}, r"as 'hologram', which this version .* Update rmtspec"),
+        (FC, {"kind": "transposed linear"}, r"expected \(30, 5\) and \(5, 40\)"),
+        (FC, {"kind": "embedding"}, r"expected \(30, 5\) and \(40, 5\)"),
+        (FC, {"kind": "conv2d", "shape": (40, 30, 1, 1)}, r"expected \(40, 5, 1, 1\) and"),
+        (FC, {"groups": 2}, r"expected \(40, 5\) and \(10, 30\)"),
+        (FC, {"groups": 3}, r"lists 'fc' as linear of shape \(40, 30\) and 3 groups"),
+        (FC, {"kind": "embedding", "groups": 2}, r"as embedding of shape \(40, 30\) and 2 groups"),
+        (FC, {"kind": "embedding", "shape": (4, 3, 2)}, r"as embedding of shape \(4, 3, 2\) and"),
+        (FC, {"kind": "hologram"}, r"the kind 'hologram', which this version .* Update rmtspec"),
         (
             {name: np.zeros(array.shape, np.int8) for name, array in FC.items()},
             {},
-            r"factor 'fc\.outer\.weight' is of dtype I8, no floats",
+            r"factor 'fc\.outer\.weight' has dtype I8, not floats",
         ),
-        ({**FC, "fc.weight": OTHER}, {}, r"'fc\.weight' is in it beside its factors"),
+        ({**FC, "fc.weight": OTHER}, {}, r"it holds both 'fc\.weight' and its factors"),
         (
             {**FC, "fc.bias": OTHER, "fc.outer.bias": OTHER},
             {},
-            r"'fc\.bias' is in it beside its factors",
+            r"it holds both 'fc\.bias' and its factors",
         ),
         ({**FC, "fc.inner.bias": OTHER}, {}, r"has 'fc\.inner\.bias', so the factor 'inner'"),
         ({**FC, "fc.outer.lora.A": OTHER}, {}, r"has 'fc\.outer\.lora\.A', so the factor 'outer'"),
         (
             {**without("fc.inner.weight"), "fc.inner.base.weight": OTHER},
             {},
-            r"has 'fc\.inner\.base\.weight', so the factor 'inner' of 'fc' is not as the split",
+            r"has 'fc\.inner\.base\.weight', so the factor 'inner' of 'fc' has been changed since",
         ),
         (
             {
@@ -493,9 +493,9 @@ def test_other_tensors_beside_a_matrix_that_prune_split(split_folder, tmp_path):
 @pytest.mark.parametrize(
     ("tied", "message"),
     [
-        ({"a": "nowhere"}, "'a' has the values of 'nowhere', which no file has"),
-        ({"b": "c"}, "'b' has the values of 'c', and values of its own"),
-        ({"a": "d", "d": "b"}, "'a' has the values of 'd', which no file has"),
+        ({"a": "nowhere"}, "'a' shares the values of 'nowhere', which no file holds"),
+        ({"b": "c"}, "'b' shares the values of 'c', and has its own"),
+        ({"a": "d", "d": "b"}, "'a' shares the values of 'd', which no file holds"),
     ],
 )
 def test_ties_that_cannot_be(split_folder, tmp_path, tied, message):
@@ -511,7 +511,7 @@ def test_files_that_do_not_belong_together(split_folder, tmp_path):
     ):
         merge_checkpoint(folder, tmp_path / "out")
     Manifest((), {}, {}, {}).write(folder)
-    with pytest.raises(FileError, match="has no files of weights in its manifest"):
+    with pytest.raises(FileError, match="has no weight files in its manifest"):
         merge_checkpoint(folder, tmp_path / "out")
 
 
@@ -531,7 +531,7 @@ def test_files_that_are_not_what_was_written(split_folder, tmp_path):
         with pytest.raises(FileError, match=message):
             merge_checkpoint(folder, tmp_path / "out")
     file.unlink()
-    with pytest.raises(FileError, match=r"cannot be read: no such file.*; rmtspec\.json beside"):
+    with pytest.raises(FileError, match=r"no such file.*; it is listed in rmtspec\.json"):
         merge_checkpoint(folder, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["split"]
 

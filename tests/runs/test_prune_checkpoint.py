@@ -511,7 +511,7 @@ def test_inputs_that_cannot_be_used(model, tmp_path):
         prune_checkpoint(tmp_path / "cut.safetensors", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "m.safetensors"]
     prune_checkpoint(model, tmp_path / "out")
-    with pytest.raises(FileError, match="holds the factors of a model that was split"):
+    with pytest.raises(FileError, match="holds the factors of a split model"):
         prune_checkpoint(tmp_path / "out" / WEIGHTS, tmp_path / "again")
     (tmp_path / "out" / MANIFEST).unlink()
     report = prune_checkpoint(tmp_path / "out" / WEIGHTS, None, dry_run=True)

@@ -282,8 +282,8 @@ def test_other_options_are_refused_with_the_way_out(folder, out, unbroken, tmp_p
         ({"ranks": {"a": 3}}, "other options (ranks was None, is now {'a': 3})"),
     ):
         message = (
-            f"is the journal of {what}. Run the same command on the same checkpoint to go on with "
-            f"it; else name another folder, or delete {work}."
+            f"is the journal of {what}. Run the same command on the same checkpoint to resume "
+            f"it; otherwise name another folder, or delete {work}."
         )
         with pytest.raises(FileError, match=re.escape(message)):
             prune(folder, out, **options)
@@ -335,7 +335,7 @@ def test_two_runs_at_once(folder, out, unbroken):
     seen = []
 
     def second(*_):
-        with pytest.raises(FileError, match=r"in use by another run\. Wait for its end, or name"):
+        with pytest.raises(FileError, match=r"in use by another run\. Wait until it ends, or name"):
             prune(folder, out)
         seen.append(contents(work_path(out)))
 
@@ -459,7 +459,7 @@ def test_an_input_that_is_away_for_a_while(folder, out, unbroken, tmp_path):
 def test_another_predicate_of_the_same_name(folder, out):
     """The settings tell them apart by their names only."""
     work = stopped(folder, out, include=lambda name, _: True)
-    message = rf"{work} holds the work of another plan: 3 matrices .* else name another folder, or"
+    message = rf"{work} holds the work of another plan, which cuts 3 .* otherwise name another"
     with pytest.raises(FileError, match=message):
         prune(folder, out, include=lambda name, _: name[0] in "ab")
     done = prune(folder, out, include=lambda name, _: name != "")
@@ -490,7 +490,7 @@ def test_in_use_is_said_for_the_journal_of_prune(folder, out):
     with (
         open_journal(work / "journal.jsonl", header),
         pytest.raises(
-            FileError, match=r"in use by another run\. Wait for its end, or name another fol"
+            FileError, match=r"in use by another run\. Wait until it ends, or name another fol"
         ),
     ):
         prune(folder, out)

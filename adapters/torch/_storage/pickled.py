@@ -11,20 +11,13 @@ from numpy.typing import NDArray
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
-from rmtspec.adapting import DTYPES, Why, cause, named_dtype
+from rmtspec.adapting import DTYPES, StoredTensor, Why, cause, named_dtype
 from rmtspec.errors import FileError
 
 
 @dataclass(frozen=True, slots=True)
-class PickledTensor:
+class PickledTensor(StoredTensor):
     """A tensor in a file of torch.save; calling it returns the array, mapped where it can be."""
-
-    path: str
-    name: str
-    dtype: str
-    numpy_name: str
-    shape: tuple[int, ...]
-    nbytes: int
 
     def __call__(self) -> NDArray[Any]:
         """Return the tensor; the file is opened once in a process."""
