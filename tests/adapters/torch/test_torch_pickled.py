@@ -141,11 +141,11 @@ def test_damaged_files(tmp_path):
         with pytest.raises(FileError, match=r"m\.pt (is damaged|cannot be read without running)"):
             matrices_in(path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\n")
-    with pytest.raises(FileError, match=r"no file of torch\.save: it is a pointer of Git LFS"):
+    with pytest.raises(FileError, match=r"not a file of torch\.save: it is a pointer of Git LFS"):
         matrices_in(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "x")
-    with pytest.raises(FileError, match=r"m\.pt is damaged or no file of torch\.save"):
+    with pytest.raises(FileError, match=r"m\.pt is damaged or not a file of torch\.save"):
         matrices_in(path)
 
 

@@ -383,7 +383,7 @@ def test_skeleton_of_another_architecture_is_refused_and_untouched(saved):
             self.head.weight = nn.Parameter(torch.zeros(90, 32))
 
     for kind, message in [
-        (Other, r"weight \(65, 48\).*has split a Linear with weight \(64, 48\)"),
+        (Other, r"weight \(65, 48\).*it was a Linear with weight \(64, 48\)"),
         (Without, "no layer 'fc', which was split"),
         (More, r"not in the file: extra.weight, extra.bias; of another shape: norm.weight \(47,\)"),
     ]:
