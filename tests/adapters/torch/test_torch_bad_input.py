@@ -187,7 +187,7 @@ def test_a_plan_that_splits_one_group_alone(model, delete):
     else:
         plan.row("conv[1]")["action"] = "keep"
     for inplace in (False, True):
-        with refused(model, r"splits 'conv\[0\]' and not 'conv\[1\]'.*split together"):
+        with refused(model, r"splits 'conv\[0\]' but not 'conv\[1\]'.*split together"):
             rt.apply_plan(model, plan, inplace=inplace)
 
 
@@ -287,7 +287,7 @@ def test_calibration_that_the_model_cannot_take(model, wrong, words, kind):
 
 
 def test_one_batch_in_place_of_a_list(model):
-    words = "`calibration` is a single (Tensor|dict); .*Pass a list with this one in it"
+    words = "`calibration` is a single (Tensor|dict); .*Pass a list that contains it"
     for single in (batch(), {"x": batch()}):
         cut(model, words, single, InvalidTypeError)
 
@@ -525,11 +525,11 @@ def test_an_error_in_the_users_predicate_comes_through(model):
 def test_in_place_on_a_model_that_is_one_layer():
     torch.manual_seed(0)
     layer = nn.Linear(40, 30)
-    with refused(layer, "`model` is itself the layer to be replaced.*inplace=False"):
+    with refused(layer, "`model` is itself the layer to replace.*inplace=False"):
         rt.prune(layer, ranks={"(model)": 3}, inplace=True)
     smaller, _ = rt.prune(layer, ranks={"(model)": 3})
     assert type(smaller) is rt.SplitLinear
-    with refused(smaller, "`model` is itself the layer to be replaced"):
+    with refused(smaller, "`model` is itself the layer to replace"):
         rt.merge(smaller, inplace=True)
     # nothing to replace, or nothing that replaces: no obstacle
     assert rt.prune(layer, include="(model)", min_saving=1.0, inplace=True)[0] is layer
