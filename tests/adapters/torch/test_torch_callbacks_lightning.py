@@ -467,7 +467,7 @@ def test_two_optimizers_are_refused():
         torch.optim.SGD(model.first.parameters()),
         torch.optim.SGD(model.second.parameters()),
     ]
-    refused("has 2 optimizers; expected one.*Return one from configure_optimizers", model)
+    refused("has 2 optimizers; expected one.*Return a single one from configure_opt", model)
 
 
 def test_nonsense_in_an_option_is_refused_before_training():
@@ -508,7 +508,7 @@ def test_a_checkpoint_without_the_state_is_refused(tmp_path):
     content = torch.load(tmp_path / "full.ckpt", weights_only=True)
     del content["callbacks"]
     torch.save(content, tmp_path / "bare.ckpt")
-    refused("has split layers and no state", Net(), ckpt_path=tmp_path / "bare.ckpt")
+    refused("has split layers but no state", Net(), ckpt_path=tmp_path / "bare.ckpt")
 
 
 def test_an_optimizer_in_another_order_is_refused(unbroken):
