@@ -51,7 +51,7 @@ def pruned(ranks=RANKS, model=None):
 
 
 def twice():
-    """Both factors of one layer, and of each kind one, are split again."""
+    """Both factors of one layer, and one of each kind, are split again."""
     more = {"linear.inner": 3, "linear.outer": 2, "table.inner": 2, "table.outer": 3}
     more |= {"conv.inner[0]": 2, "conv.inner[1]": 2, "conv1d.outer": 2}
     return pruned(more, pruned())
@@ -197,7 +197,7 @@ def run(epochs, again=(), names=False, decay="factors"):
             pruning._begin(model, optimizer, None)
         elif epoch in again:
             state, pruning = pruning.state_dict(), PrunerCallback(**CHOSEN, decay=decay)
-            # What the trainer has: the layers are split, and in the optimizer.
+            # As a trainer has it: the layers are split, and so is the optimizer's group.
             fresh = torch.optim.SGD(
                 model.named_parameters() if names else model.parameters(), lr=0.1, momentum=0.9
             )

@@ -1,4 +1,4 @@
-"""Saving and resuming: the training goes on bit for bit, and no file can harm it."""
+"""Saving and resuming: the training continues bit for bit, and no file can harm it."""
 
 import builtins
 import collections
@@ -146,7 +146,7 @@ def test_resumed_training_is_the_unbroken_one(unbroken, make, options, epoch, tm
     assert sorted(names) == sorted([*RANKS, *AGAIN])
     first = Run(make, **options).epochs(epoch)
     first.pruner.save(tmp_path / "run.pt", **first.others)
-    second = Run(make, seed=7, **options)  # built anew, from another seed
+    second = Run(make, seed=7, **options)  # built again, from another seed
     second.pruner.resume(tmp_path / "run.pt", **second.others)
     assert second.pruner.epoch == epoch
     assert second.pruner.next_epoch == first.pruner.next_epoch
@@ -178,7 +178,7 @@ def test_a_file_can_be_saved_again_and_resumed_twice(tmp_path):
 
 
 def test_state_dicts_alone(tmp_path):
-    """Without `save`: the pruner's state first, for it makes what the others fill."""
+    """Without `save`: the pruner's state first, since it makes the layers that the others fill."""
     run = Run(sgd).epochs(5)
     states = {"pruner": run.pruner.state_dict(), **run.state()}
     torch.save(states, tmp_path / "mine.pt")
@@ -325,7 +325,7 @@ def saved(tmp_path):
 
 
 def refused(pruner, path, kind, message, **others):
-    """`resume` raises, and model, optimizer, pruner and random state are as they were."""
+    """`resume` raises, and model, optimizer, pruner and random state are unchanged."""
     model, optimizer = pruner.model, pruner._optimizer.optimizer
     modules = list(model.modules())
     values = [p.clone() for p in model.parameters()]
