@@ -19,7 +19,7 @@ class MLP(nn.Module):
     dims : sequence of int
         Widths, inputs first: [784, 1000, 10] is two layers.
     output_relu : bool
-        ReLU after the last layer too, as the paper has it. Outputs then can die: avoid it.
+        Apply ReLU after the last layer too, as the paper does. Outputs can then die: avoid it.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class MLP(nn.Module):
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        Fewer than two widths, or one that is no whole number above 0.
+        Fewer than two widths, or one that is not a whole number above 0.
 
     Examples
     --------
@@ -57,14 +57,14 @@ class MLP(nn.Module):
 
 
 def layer_dims(model: nn.Module) -> list[int]:
-    """Return the widths of a chain of Linear layers, the ranks of split ones among them.
+    """Return the widths of a chain of Linear layers, including the ranks of split ones.
 
-    As the paper lists its networks: [784, 1000, 10], after a split [784, 354, 1000, 10].
+    The paper lists its networks so: [784, 1000, 10], after a split [784, 354, 1000, 10].
 
     Raises
     ------
     InvalidValueError
-        The layers are no chain.
+        The layers do not form a chain.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def layer_dims(model: nn.Module) -> list[int]:
             continue
         if dims and dims[-1] != layer.in_features:
             raise InvalidValueError(
-                f"{name!r} takes {layer.in_features} inputs, and the layer before it gives "
+                f"{name!r} takes {layer.in_features} inputs, but the layer before it has width "
                 f"{dims[-1]}; expected a chain of Linear layers."
             )
         dims += [layer.out_features] if dims else [layer.in_features, layer.out_features]
@@ -93,16 +93,16 @@ def layer_dims(model: nn.Module) -> list[int]:
 
 
 def count_parameters(model_or_dims: nn.Module | Sequence[int], bias: str = "as_is") -> int:
-    """Count parameters: of a model, or of a chain of Linear layers given by its widths.
+    """Count the parameters of a model, or of a chain of Linear layers given by its widths.
 
     Parameters
     ----------
     model_or_dims : torch.nn.Module or sequence of int
-        A model (shared parameters once), or widths as `layer_dims` gives them.
+        A model (shared parameters are counted once), or widths as `layer_dims` returns them.
     bias : {"as_is", "every"}
-        "every" counts a bias on every layer, inner factors included, as the paper does; a model
-        must then be a chain of Linear layers. "as_is" counts a model's own biases, and for
-        widths one on every layer.
+        "every" counts a bias for every layer, inner factors included, as the paper does; a model
+        must then be a chain of Linear layers. "as_is" counts the biases that a model has, and for
+        widths one per layer.
 
     Returns
     -------
@@ -129,12 +129,10 @@ def count_parameters(model_or_dims: nn.Module | Sequence[int], bias: str = "as_i
 
 def _dims(dims: Any) -> list[int]:
     if isinstance(dims, str | bytes) or not hasattr(dims, "__iter__"):
-        raise InvalidTypeError(
-            f"`dims` is {dims!r}; expected a list of widths, as [784, 1000, 10]."
-        )
+        raise InvalidTypeError(f"`dims` is {dims!r}; expected widths, such as [784, 1000, 10].")
     widths = [checks.integer(width, f"dims[{i}]", 1) for i, width in enumerate(dims)]
     if len(widths) < 2:
         raise InvalidValueError(
-            f"`dims` is {widths}; expected two widths or more, as [784, 1000, 10]."
+            f"`dims` is {widths}; expected two widths or more, such as [784, 1000, 10]."
         )
     return widths

@@ -1,1 +1,1 @@
-"""Layers of two factors, and putting them in a model's place and back."""
+"""Split layers, and replacing the layers of a model by them and back."""

@@ -1,4 +1,4 @@
-"""New layers in place of old ones, in a model or in a copy of it, and back."""
+"""Replacing layers, in a model or in a copy of it, and undoing that."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -15,13 +15,12 @@ from rmtspec.errors import InvalidValueError
 def merge(model: nn.Module, *, inplace: bool = False) -> Any:
     """Undo splits: multiply the factors back into layers of the original type.
 
-    The function is the same to the precision of the dtype, and the state dict has the
-    keys of the model before the split. A layer that was split twice becomes one again.
+    The model computes the same function, to the precision of the dtype, and its state dict has the
+    keys it had before the split. A layer that was split twice becomes one again.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With split layers, or without.
     inplace : bool
         Change `model` itself.
 
@@ -32,7 +31,7 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
     Raises
     ------
     InvalidValueError
-        A factor was changed so that it is no plain layer any more (a bias, LoRA, quantised).
+        A factor is no longer a plain layer: it was given a bias or LoRA, or was quantised.
 
     Examples
     --------
@@ -52,10 +51,7 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: bool) -> Any:
-    """Put new layers in place of those at the given paths, in the model or in a copy of it.
-
-    The copy is made around the new layers: what they replace is not copied.
-    """
+    """Replace the layers at the given paths, in the model or in a copy without the old layers."""
     parents = {path: model.get_submodule(path.rpartition(".")[0]) for path in layers}
     if inplace:
         check_inplace(layers)
@@ -69,13 +65,12 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: b
         return model
     memo: dict[int, Any] = {id(model.get_submodule(path)): new for path, new in layers.items()}
     try:
-        for new in layers.values():  # what they share with the layers they replace
-            shared = [m for m in new.modules() if m._parameters.get("bias") is not None]
-            for module in shared:
-                module.bias = copy.deepcopy(module.bias, memo)
-            kept = {"_parameters", "_buffers", "_modules"}
+        for new in layers.values():  # copy what they share with the layers they replace
+            for module in new.modules():
+                if module._parameters.get("bias") is not None:
+                    module.bias = copy.deepcopy(module.bias, memo)
             for name, value in list(new.__dict__.items()):
-                if name not in kept:
+                if name not in ("_parameters", "_buffers", "_modules"):
                     new.__dict__[name] = copy.deepcopy(value, memo)
         _keep_split(layers, parents)
         return copy.deepcopy(model, memo)
@@ -86,16 +81,16 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: b
 
 
 def check_inplace(paths: Iterable[str]) -> None:
-    """Raise where the model itself would have to be another object."""
+    """Raise if the model itself would have to be another object."""
     if "" in list(paths):
         raise InvalidValueError(
-            "`model` is itself the layer to be replaced, which `inplace` cannot do. Take the "
-            "returned model: inplace=False."
+            "`model` is itself the layer to replace, which cannot be done in place. Pass "
+            "inplace=False and use the returned model."
         )
 
 
 def _keep_split(layers: Mapping[str, nn.Module], parents: Mapping[str, nn.Module]) -> None:
-    """Keep TransformerEncoderLayer from multiplying the factors: see `factors_are_used`."""
+    """Stop TransformerEncoderLayer from multiplying the factors: see `factors_are_used`."""
     for path, layer in layers.items():
         owner = isinstance(parents[path], nn.TransformerEncoderLayer)
         if owner and isinstance(layer, SplitLayer):
@@ -103,7 +98,7 @@ def _keep_split(layers: Mapping[str, nn.Module], parents: Mapping[str, nn.Module
 
 
 def model_sizes(model: nn.Module) -> dict[str, int]:
-    """Return the parameters of a model and the bytes of its state dict, shared tensors once."""
+    """Return the number of parameters and the bytes of the state dict, shared tensors once."""
     parameters = sum(p.numel() for p in model.parameters())
     tensors = {
         id(value): value.numel() * value.element_size()
@@ -111,3 +106,9 @@ def model_sizes(model: nn.Module) -> dict[str, int]:
         if isinstance(value, torch.Tensor)
     }
     return {"parameters": parameters, "bytes": sum(tensors.values())}
+
+
+def totals(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """Return the sizes of a model before and after, as a plan has them."""
+    named = {f"{unit}_before": size for unit, size in before.items()}
+    return named | {f"{unit}_after": size for unit, size in after.items()}

@@ -1,4 +1,4 @@
-"""What all split layers have in common: made from a layer, merged back into one."""
+"""The base class of split layers: made from a layer, merged back into one."""
 
 import abc
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -11,10 +11,10 @@ from torch import nn
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import SplitFactors, split
+from rmtspec.adapting import Kind, SplitFactors, split
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
-#: What every module of torch holds; the rest of a layer's attributes are its own.
+#: Attributes of every torch module; all other attributes of a layer are its own.
 _OF_TORCH = frozenset(nn.Module().__dict__)
 _HOOKS = (
     "_forward_hooks",
@@ -26,29 +26,29 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-#: Not handed over: what split layers call by the same name, and the old layer's compiled forward.
+#: Not handed over: names that split layers use themselves, and the old layer's compiled forward.
 _OURS = frozenset({"rank", "original_type", "inner", "outer", "_compiled_call_impl"})
 
 
 class SplitLayer(nn.Module, abc.ABC):
-    """What all split layers have in common: `inner`, then `outer`, and nothing between.
+    """The base class of all split layers: `inner` followed by `outer`, with nothing between.
 
-    The bias is the outer factor's. All plain attributes of the layer (`in_features`, `stride`,
-    ...) can be read as before. Hooks on its forward and backward go along, as the inputs and
-    outputs are the same, and their handles still remove them (in a copy of the model they do not,
-    as with `copy.deepcopy`); hooks on its state dict stay behind.
+    The bias belongs to the outer factor. All plain attributes of the layer (`in_features`,
+    `stride`, ...) can be read as before. Hooks on its forward and backward are kept, since inputs
+    and outputs are the same, and their handles still remove them (but not in a copy of the model,
+    which is also true of `copy.deepcopy`); hooks on its state dict are dropped.
 
     Attributes
     ----------
     inner, outer : torch.nn.Module
         The factors.
     rank : int
-        Width between them; of each group of a convolution.
+        Width between them; in a convolution, that of each group.
     original_type : type
-        Of the layer that was split, to which `merge` returns.
+        Type of the layer that was split; `merge` restores it.
     """
 
-    kinds: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[Kind, ...]]
     has_bias: ClassVar[bool] = True
     __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "kind", "dense_shape"]
     if TYPE_CHECKING:  # torch.jit.script takes annotations for interfaces
@@ -65,18 +65,18 @@ class SplitLayer(nn.Module, abc.ABC):
 
     @classmethod
     def from_layer(cls, layer: nn.Module, rank: int, *, input_moment: Any = None) -> Self:
-        """Split one layer, which itself stays as it was; the bias and the hooks are shared.
+        """Split one layer, which itself is not changed; the bias and the hooks are shared.
 
         Parameters
         ----------
         layer : torch.nn.Module
-            Of the type this class is for.
+            Of the type that this class splits.
         rank : int
-            Singular values to keep, whether or not that saves parameters; in a convolution
-            those of each group.
+            Number of singular values to keep, whether or not that saves parameters; in a
+            convolution, per group.
         input_moment : array_like of shape (columns, columns), or a list of them, optional
-            Second moment of the inputs (of a convolution: of the patches, one for each group),
-            as `rmtspec.split` takes it.
+            Second moment of the inputs, as for `rmtspec.split`; in a convolution that of the
+            patches, one per group.
 
         Returns
         -------
@@ -85,11 +85,16 @@ class SplitLayer(nn.Module, abc.ABC):
         Raises
         ------
         InvalidTypeError
-            A layer of another type, or one whose weight is not its own (parametrized, quantised).
+            The layer is of another type, or its weight is parametrized or quantised.
         InvalidValueError
-            A rank outside 1 to the smaller side, or nan in the weight.
+            The rank is outside 1 to the smaller side, or the weight has nan entries.
         """
-        matrices = cls._matrices(layer)
+        matrices, reason = _of_weight(layer)
+        if not matrices or reason or matrices[0].kind not in cls.kinds:
+            raise InvalidTypeError(
+                f"`layer` is a {type(layer).__name__}{': ' if reason else ''}{reason}; "
+                f"{cls.__name__} splits layers of kind {' or '.join(cls.kinds)}."
+            )
         moments = input_moment if isinstance(input_moment, list) else [input_moment]
         if len(moments) == 1:
             moments = moments * len(matrices)
@@ -104,7 +109,7 @@ class SplitLayer(nn.Module, abc.ABC):
 
     @classmethod
     def from_factors(cls, layer: Any, parts: list[SplitFactors]) -> Self:
-        """Make the split layer from the factors of its matrices, one pair for each group."""
+        """Make the split layer from the factors of its matrices, one pair per group."""
         inner, outer = parts[0].inner, parts[0].outer
         if len(parts) > 1:
             inner = np.concatenate([part.inner for part in parts])
@@ -117,9 +122,9 @@ class SplitLayer(nn.Module, abc.ABC):
 
     @classmethod
     def empty_like(cls, layer: Any, rank: int, device: torch.device | str) -> Self:
-        """Return the split layer of that rank, complete but for the values of its factors.
+        """Return the split layer of that rank, complete except for the values of its factors.
 
-        They are zeros (on the meta device they have no values), laid out in memory as the layer's
+        These are zeros (on the meta device they have no values), laid out in memory as the layer's
         weight is, and trained if it is. The bias is the layer's own.
         """
         weight = layer.weight
@@ -143,12 +148,12 @@ class SplitLayer(nn.Module, abc.ABC):
         Raises
         ------
         InvalidValueError
-            A factor does more than multiply by its weight; `path` names the layer then.
+            A factor does more than multiply by its weight; the message names the layer by `path`.
         """
         self._check_factors(path)
         layer: Any = self.original_type.__new__(self.original_type)
         nn.Module.__init__(layer)
-        inner, outer = self.inner.weight, self.outer.weight  # of a factor split again: its product
+        inner, outer = self.inner.weight, self.outer.weight  # products, if split again
         exact = self._product(inner.detach().double(), outer.detach().double())
         tensor = exact.to(outer.dtype).contiguous(memory_format=memory_format(inner))
         trained = inner.requires_grad or outer.requires_grad
@@ -165,9 +170,9 @@ class SplitLayer(nn.Module, abc.ABC):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The product of the factors in the shape of the layer's weight, computed when asked for.
+        """The product of the factors in the shape of the layer's weight, computed on access.
 
-        Read-only, for code that looks at it. Code that multiplies by it saves nothing.
+        Read-only, for inspection. Code that multiplies by it saves nothing.
         """
         return self._product(self.inner.weight, self.outer.weight)
 
@@ -179,12 +184,12 @@ class SplitLayer(nn.Module, abc.ABC):
 
     @property
     def kind(self) -> str:
-        """Kind of the layer that was split, as `weight_matrices` calls it."""
+        """The `rmtspec.terms.Kind` of the layer that was split."""
         return self.kinds[0]
 
     @property
     def dense_shape(self) -> tuple[int, ...]:
-        """Shape of `weight`, which is not computed for it."""
+        """Shape of `weight`, without computing it."""
         inner, outer = (f.weight.detach().to("meta") for f in (self.inner, self.outer))
         return tuple(self._product(inner, outer).shape)
 
@@ -193,73 +198,60 @@ class SplitLayer(nn.Module, abc.ABC):
         return f"rank={self.rank}"
 
     def _check_factors(self, path: str) -> None:
-        """Raise where the factors are not what the split made: a product would lose the rest."""
+        """Raise if the factors do more than the split made them do: a product would lose that."""
         for side, factor in (("inner", self.inner), ("outer", self.outer)):
             where = f"{path}.{side}".lstrip(".")
             if isinstance(factor, SplitLayer):
                 factor._check_factors(where)
                 continue
-            held, reason = _of_weight(factor)
-            if not held:
+            matrices, reason = _of_weight(factor)
+            if not matrices:
                 reason = f"a {type(factor).__name__} without a weight of its own"
             if side == "inner" and getattr(factor, "bias", None) is not None:
                 reason = "it has a bias"
             if reason:
                 raise InvalidValueError(
                     f"{where!r} is not as the split made it: {reason}. Expected plain factors; "
-                    "merge what was added into them first."
+                    "merge into them whatever was added to them."
                 )
-
-    @classmethod
-    def _matrices(cls, layer: nn.Module) -> list[WeightMatrix]:
-        """Return the matrices of a layer's weight, or raise where it is not one to split."""
-        found, reason = _of_weight(layer)
-        if not found or reason or found[0].kind not in cls.kinds:
-            raise InvalidTypeError(
-                f"`layer` is a {type(layer).__name__}{': ' if reason else ''}{reason}; "
-                f"{cls.__name__} splits layers of kind {' or '.join(cls.kinds)}."
-            )
-        return found
 
     @classmethod
     @abc.abstractmethod
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-        """Return the inner and the outer module, on the meta device."""
+        """Return the inner and the outer module on the meta device."""
 
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
-        """Return each factor module with its weight's values, from the factors of the matrix."""
+        """Return each factor module with the values of its weight, from the matrix's factors."""
         return [(self.inner, inner), (self.outer, outer)]
 
     @abc.abstractmethod
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-        """Return the weight of the layer from those of the factors."""
+        """Return the weight of the layer from those of its factors."""
 
 
 def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
-    """Do nothing, as a forward hook on a split layer within a TransformerEncoderLayer.
+    """Do nothing, as a forward hook on a split layer in a TransformerEncoderLayer.
 
-    In evaluation that layer takes a short cut that reads `weight` and multiplies by it, product of
-    the factors or not; it does not where a child has a hook.
+    In evaluation mode that layer takes a short cut: it reads `weight`, here the product of the
+    factors, and multiplies by it. It does not do so if a child has a hook.
     """
 
 
 def kind_of(layer: nn.Module) -> str:
-    """Return the kind of a layer's weight, as `weight_matrices` calls it, or ""."""
-    found, _ = _of_weight(layer)
-    return found[0].kind if found else ""
+    """Return the `rmtspec.terms.Kind` of a layer's weight, or ""."""
+    matrices, _ = _of_weight(layer)
+    return matrices[0].kind if matrices else ""
 
 
 def _of_weight(layer: object) -> tuple[list[WeightMatrix], str]:
-    """Return the matrices of a layer's weight, and why they are none to split, or ""."""
+    """Return the matrices of a layer's weight, and why they cannot be split, or ""."""
     known = matrices_of(layer) if isinstance(layer, nn.Module) else []
-    found = [m for m in known if m.key == "weight"]
-    return found, next(
-        (m.reason or m.unsplittable for m in found if m.reason or m.unsplittable), ""
-    )
+    matrices = [m for m in known if m.key == "weight"]
+    return matrices, next(filter(None, (m.reason or m.unsplittable for m in matrices)), "")
 
 
 def memory_format(weight: torch.Tensor) -> torch.memory_format:
-    """Return how a weight lies in memory: that of a convolution may have its channels last."""
+    """Return the layout of a weight in memory; a convolution's may have its channels last."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
     if last is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=last):
         return torch.contiguous_format
@@ -267,7 +259,7 @@ def memory_format(weight: torch.Tensor) -> torch.memory_format:
 
 
 def _hand_over(old: nn.Module, new: nn.Module) -> None:
-    """Give `new` the plain attributes, hooks and training flag of `old`."""
+    """Copy the plain attributes, hooks and training flag of `old` to `new`."""
     held = new.__dict__
     for name, value in old.__dict__.items():
         if name not in _OF_TORCH and name not in _OURS:

@@ -1,4 +1,4 @@
-"""The split layers: Linear, convolutions, Embedding, each as two thinner plain modules."""
+"""The split layers (Linear, convolutions, Embedding), each made of two thinner plain modules."""
 
 from typing import Any, ClassVar
 
@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapting import Kind
 
 
 class SplitLinear(SplitLayer):
-    """Two Linear layers of width `rank` in place of a Linear, or of transformers' Conv1D.
+    """Two Linear layers with `rank` features between, replacing a Linear or transformers' Conv1D.
 
-    Made by `prune`, or one at a time by `SplitLinear.from_layer`.
+    Made by `prune`, or singly by `SplitLinear.from_layer`.
 
     Attributes
     ----------
@@ -21,7 +22,7 @@ class SplitLinear(SplitLayer):
     outer : torch.nn.Linear
         rank -> out_features, with the bias of the layer.
     rank : int
-        Singular values kept.
+        Number of singular values kept.
 
     Examples
     --------
@@ -39,16 +40,14 @@ class SplitLinear(SplitLayer):
     torch.Size([5, 200])
     """
 
-    kinds = ("linear", "transposed linear")
+    kinds = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR)
     __jit_unused_properties__: ClassVar[list[str]] = [
-        *SplitLayer.__jit_unused_properties__,
-        "in_features",
-        "out_features",
-    ]
+        *SplitLayer.__jit_unused_properties__, "in_features", "out_features",
+    ]  # fmt: skip
 
     @property
     def kind(self) -> str:
-        """Kind of the layer that was split, as `weight_matrices` calls it."""
+        """The `rmtspec.terms.Kind` of the layer that was split."""
         return self.kinds[0 if issubclass(self.original_type, nn.Linear) else 1]
 
     @property
@@ -65,48 +64,30 @@ class SplitLinear(SplitLayer):
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         sides = layer.weight.shape
         rows, columns = sides if isinstance(layer, nn.Linear) else sides[::-1]
+        inner = nn.Linear(columns, rank, bias=False, device="meta", dtype=dtype)
         bias = layer.bias is not None
-        return (
-            nn.Linear(columns, rank, bias=False, device="meta", dtype=dtype),
-            nn.Linear(rank, rows, bias=bias, device="meta", dtype=dtype),
-        )
+        return inner, nn.Linear(rank, rows, bias=bias, device="meta", dtype=dtype)
 
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         weight = outer @ inner
-        return weight if self.kind == "linear" else weight.T
+        return weight if self.kind == Kind.LINEAR else weight.T
 
 
 class _SplitConv(SplitLayer):
-    """A convolution to `rank` channels, then one of kernel 1."""
+    """A convolution to `rank` channels, then one with kernel size 1."""
 
     family: ClassVar[Any]
 
     @classmethod
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-        groups = layer.groups
+        width, bias = rank * layer.groups, layer.bias is not None
+        more: dict[str, Any] = {"groups": layer.groups, "device": "meta", "dtype": dtype}
         inner = cls.family(
-            layer.in_channels,
-            rank * groups,
-            layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=groups,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            device="meta",
-            dtype=dtype,
-        )
-        outer = cls.family(
-            rank * groups,
-            layer.out_channels,
-            1,
-            groups=groups,
-            bias=layer.bias is not None,
-            device="meta",
-            dtype=dtype,
-        )
-        return inner, outer
+            layer.in_channels, width, layer.kernel_size, stride=layer.stride,
+            padding=layer.padding, dilation=layer.dilation, bias=False,
+            padding_mode=layer.padding_mode, **more,
+        )  # fmt: skip
+        return inner, cls.family(width, layer.out_channels, 1, bias=bias, **more)
 
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         groups = inner.shape[0] // self.rank
@@ -116,29 +97,29 @@ class _SplitConv(SplitLayer):
 
 
 class SplitConv1d(_SplitConv):
-    """A Conv1d as one of the same kernel to `rank` channels, then one of kernel 1.
+    """A Conv1d as one with the same kernel size to `rank` channels, then one with kernel size 1.
 
     See `SplitConv2d`.
     """
 
-    kinds = ("conv1d",)
+    kinds = (Kind.CONV1D,)
     family = nn.Conv1d
 
 
 class SplitConv2d(_SplitConv):
-    """A Conv2d as one of the same kernel to `rank` channels, then a 1 x 1 one.
+    """A Conv2d as one with the same kernel size to `rank` channels, then a 1 x 1 one.
 
-    Stride, padding, padding mode and dilation are the inner factor's. With groups, each group has
-    `rank` channels between, and both factors have the groups.
+    The inner factor has the stride, padding, padding mode and dilation. With groups, both factors
+    have the groups, and each group has `rank` channels between them.
 
     Attributes
     ----------
     inner : torch.nn.Conv2d
-        in_channels -> rank * groups, kernel as before, no bias.
+        in_channels -> rank * groups, kernel size as before, no bias.
     outer : torch.nn.Conv2d
         rank * groups -> out_channels, 1 x 1, with the bias of the layer.
     rank : int
-        Singular values kept in each group.
+        Number of singular values kept in each group.
 
     Examples
     --------
@@ -150,22 +131,22 @@ class SplitConv2d(_SplitConv):
     (torch.Size([1, 64, 10, 10]), torch.Size([64, 32, 3, 3]))
     """
 
-    kinds = ("conv2d",)
+    kinds = (Kind.CONV2D,)
     family = nn.Conv2d
 
 
 class SplitConv3d(_SplitConv):
-    """A Conv3d as one of the same kernel to `rank` channels, then one of kernel 1.
+    """A Conv3d as one with the same kernel size to `rank` channels, then one with kernel size 1.
 
     See `SplitConv2d`.
     """
 
-    kinds = ("conv3d",)
+    kinds = (Kind.CONV3D,)
     family = nn.Conv3d
 
 
 class SplitEmbedding(SplitLayer):
-    """A table of `rank` columns, then a Linear to the dimension of the embedding.
+    """A table with `rank` columns, then a Linear to the dimension of the embedding.
 
     Attributes
     ----------
@@ -174,7 +155,7 @@ class SplitEmbedding(SplitLayer):
     outer : torch.nn.Linear
         rank -> embedding_dim, no bias.
     rank : int
-        Singular values kept.
+        Number of singular values kept.
 
     Examples
     --------
@@ -185,20 +166,15 @@ class SplitEmbedding(SplitLayer):
     torch.Size([2, 64])
     """
 
-    kinds = ("embedding",)
+    kinds = (Kind.EMBEDDING,)
     has_bias = False
 
     @classmethod
     def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         table = nn.Embedding(
-            layer.num_embeddings,
-            rank,
-            padding_idx=layer.padding_idx,
-            scale_grad_by_freq=layer.scale_grad_by_freq,
-            sparse=layer.sparse,
-            device="meta",
-            dtype=dtype,
-        )
+            layer.num_embeddings, rank, padding_idx=layer.padding_idx, sparse=layer.sparse,
+            scale_grad_by_freq=layer.scale_grad_by_freq, device="meta", dtype=dtype,
+        )  # fmt: skip
         return table, nn.Linear(rank, layer.embedding_dim, bias=False, device="meta", dtype=dtype)
 
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:

@@ -1,1 +1,1 @@
-"""A trained model: analysed, planned, pruned, with data or without."""
+"""A trained model analysed, planned and pruned, with calibration data or without."""

@@ -1,14 +1,14 @@
-"""Analysis of a model: every weight matrix through the core, on the CPU or on a device."""
+"""Analysis of a model: the core applied to every weight matrix, on the CPU or on a device."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from rmtspec.adapters.torch._pruning.eigensolver import DeviceEigensolver, usable_device
-from rmtspec.adapters.torch._weights.layer_kinds import ROOT
+from rmtspec.adapters.torch._weights.layer_kinds import path_of
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import (
@@ -33,7 +33,7 @@ def analyze(
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Analyse every weight matrix of a model; nothing on the model is changed.
+    """Analyse every weight matrix of a model; the model is not changed.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ def analyze(
         Any model; see `weight_matrices` for what counts as a matrix.
     device : str or torch.device, optional
         Where eigenvalues are computed, in float64. By default where the weights are: on the CPU
-        through LAPACK, on a GPU through `torch.linalg`.
+        with LAPACK, on a GPU with `torch.linalg`.
     include, exclude : str, pattern, predicate on (name, module), or several
-        Which matrices: a regular expression is found anywhere in the name of the layer, of its
+        Which matrices: a regular expression may match anywhere in the name of the layer, of its
         parameter, or of the matrix.
     n_jobs, progress
         As for `rmtspec.analyze_many`.
@@ -53,15 +53,15 @@ def analyze(
     Returns
     -------
     Report
-        Its `skipped` lists what could not be analysed, or was not asked for, with the reason. A
-        layer that `prune` would not split (tied, an embedding, attention) counts as kept whole.
+        Its `skipped` lists what could not be analysed or was not asked for, with the reason. A
+        layer that `prune` would not split (tied, an embedding, attention) counts as not saving.
 
     Raises
     ------
     InvalidTypeError
-        `model` is no module, or a wrapped one.
+        `model` is not a module, or is wrapped.
     InvalidValueError
-        No matrix is left to analyse; a lazy layer; an unusable device.
+        No matrix is left to analyse, a layer is lazy, or the device cannot be used.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def analyze(
     report = analyze_subject(
         subject, AnalysisOptions.of(options), device=device, n_jobs=n_jobs, progress=progress
     )
-    for row in report.rows:  # what `prune` would not split saves nothing
+    for row in report.rows:  # matrices that `prune` would not split save nothing
         target = subject.targets[row["name"]]
         held = target.refusal(Action.SPLIT) or ("" if target.named else target.on_request)
         if held:
@@ -89,14 +89,14 @@ def analyze(
 def subject_of(
     model: nn.Module, selection: Selection, leave: Callable[[WeightMatrix], str] | None = None
 ) -> Subject[WeightMatrix]:
-    """Return the matrices of a model that a user means; predicates are given (name, module)."""
+    """Return the matrices that a user selects; predicates are called with (name, module)."""
     matrices = dict(weight_matrices(model))
     modules = dict(model.named_modules())
     return Subject(
         matrices,
         selection,
         f"this {type(model).__name__}",
-        owner_of=lambda matrix: modules["" if matrix.layer == ROOT else matrix.layer],
+        owner_of=lambda matrix: modules[path_of(matrix)],
         leave=leave,
         hint="Names are those of model.named_modules().",
     )
@@ -110,21 +110,12 @@ def analyze_subject(
     n_jobs: int | None,
     progress: Progress | None,
 ) -> Report:
-    """Return the report on the chosen matrices, computed where the device says."""
-    solver = _eigensolver(subject.matrices.values(), device)
-    if solver is not None and options.eigensolver is None:
-        options = dataclasses.replace(options, eigensolver=solver)
+    """Return the report on the chosen matrices, computed on the device."""
+    if device is None:
+        places = {m.parameter.device for m in subject.matrices.values() if not m.reason}
+        device = next((d for d in sorted(places, key=str) if d.type == "cuda"), "cpu")
+    device = usable_device(device)
+    if device.type != "cpu" and options.eigensolver is None:  # on the CPU the core has its own
+        options = dataclasses.replace(options, eigensolver=DeviceEigensolver(device))
     report = subject.analyze(options, n_jobs, progress)
     return dataclasses.replace(report, versions=versions("torch"))
-
-
-def _eigensolver(
-    matrices: Iterable[WeightMatrix], device: str | torch.device | None
-) -> DeviceEigensolver | None:
-    """Return the eigensolver of a device other than the CPU, which is the core's own."""
-    if device is None:
-        places = {matrix.parameter.device for matrix in matrices if not matrix.reason}
-        found = next((d for d in sorted(places, key=str) if d.type == "cuda"), None)
-    else:
-        found = usable_device(device)
-    return None if found is None or found.type == "cpu" else DeviceEigensolver(found)

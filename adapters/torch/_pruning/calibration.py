@@ -1,4 +1,4 @@
-"""Second moments of the inputs of layers, gathered while a model runs on calibration batches."""
+"""Second moments of layers' inputs, gathered while a model runs on calibration batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,33 +21,15 @@ _BLOCK_BYTES = 2**26
 def input_moments(
     model: nn.Module, layers: Mapping[str, nn.Module], calibration: Calibration
 ) -> dict[str, list[NDArray[np.float64]]]:
-    """Return X X^T / count of the inputs of each layer, one per group, by name of the layer.
+    """Return X X^T / count for the inputs of each layer, one per group, by name of the layer.
 
-    The model runs in evaluation mode without gradients. Whatever happens, the hooks are removed and
-    the training flags put back.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    layers : mapping of str to Module
-        Linear, transformers' Conv1D, or Conv1d to Conv3d.
-    calibration : iterable, or callable
-        Of model inputs: a tensor, a tuple or list of positional arguments, a mapping of keyword
-        arguments. A callable is given the model and runs it.
-
-    Raises
-    ------
-    InvalidTypeError
-        `calibration` is neither, or the inputs themselves, or the model cannot be called with a
-        batch.
-    InvalidValueError
-        The model fails on a batch; no batch; a layer that no batch reaches; inputs that are nan
-        or all zero.
+    The model runs in evaluation mode without gradients; hooks and training flags are restored
+    whatever happens.
     """
     if isinstance(calibration, torch.Tensor | Mapping):
         raise InvalidTypeError(
             f"`calibration` is a single {type(calibration).__name__}; expected an iterable of "
-            "model inputs. Pass a list with this one in it."
+            "model inputs. Pass a list that contains it."
         )
     gathered = {name: _Moment(layer) for name, layer in layers.items()}
     with _hooked(model, layers, gathered), torch.no_grad():
@@ -58,13 +40,13 @@ def input_moments(
         else:
             raise InvalidTypeError(
                 f"`calibration` is a {type(calibration).__name__}; expected an iterable of model "
-                "inputs, or a function that is given the model and runs it."
+                "inputs, or a function that takes the model and runs it."
             )
     unreached = [name for name, moment in gathered.items() if moment.count == 0]
     if unreached:
         raise InvalidValueError(
             f"`calibration` never reaches {len(unreached)} of {len(gathered)} layers: "
-            f"{listed(map(repr, unreached), most=5)}. Their inputs are not known: give batches "
+            f"{listed(map(repr, unreached), most=5)}. Their inputs are not known: pass batches "
             "that use them, or leave these layers out with `exclude`."
         )
     return {name: moment.result(name) for name, moment in gathered.items()}
@@ -88,19 +70,19 @@ def _run_batches(model: nn.Module, batches: Iterable[Any]) -> None:
             kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
             raise kind(
                 f"`calibration` batch {count - 1} is a {_shape_of(batch)}, and the model cannot be "
-                f"called with it: {error}. A tuple is taken as positional arguments and a mapping "
-                "as keywords; of pairs (inputs, labels) pass the inputs only: "
+                f"called with it: {error}. A tuple is passed as positional arguments and a mapping "
+                "as keyword arguments. From pairs (inputs, labels) take only the inputs: "
                 "(inputs for inputs, _ in loader)."
             ) from error
     if count == 0:
         raise InvalidValueError(
-            "`calibration` is empty; expected at least one batch. An iterator that was used "
-            "before has nothing left: pass a list or a DataLoader."
+            "`calibration` is empty; expected at least one batch. An iterator can be used only "
+            "once: pass a list or a DataLoader."
         )
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Return a batch as tensors on the device of the model."""
+    """Return a batch as tensors on the model's device."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
@@ -139,7 +121,7 @@ def _hooked(
 
 
 class _Moment:
-    """The running sum of x x^T over the inputs of one layer."""
+    """The running sum of x x^T over the inputs x of one layer."""
 
     def __init__(self, layer: Any) -> None:
         self.groups = layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 1
@@ -152,9 +134,8 @@ class _Moment:
             for patches in _patches(layer, inputs):  # (count, groups, columns)
                 self._add(patches)
         else:
-            # Padding is left out of a nested tensor, as nn.TransformerEncoder makes them.
-            rows = inputs.unbind() if inputs.is_nested else [inputs]
-            for part in rows:
+            # nn.TransformerEncoder makes nested tensors, which have no padding.
+            for part in inputs.unbind() if inputs.is_nested else [inputs]:
                 self._add(part.reshape(-1, 1, part.shape[-1]))
 
     def _add(self, rows: torch.Tensor) -> None:
@@ -164,33 +145,30 @@ class _Moment:
             block = rows[start : start + step].detach()
             block = (block.cpu() if block.device.type == "mps" else block).double()
             if not self.sums:
-                self.sums = [
-                    torch.zeros(columns, columns, dtype=torch.float64, device=block.device)
-                    for _ in range(groups)
-                ]
+                self.sums = [block.new_zeros(columns, columns) for _ in range(groups)]
             for group, total in enumerate(self.sums):
                 part = block[:, group].to(total.device)
                 total.addmm_(part.T, part)
         self.count += count
 
     def result(self, name: str) -> list[NDArray[np.float64]]:
-        """Return the mean of x x^T of each group."""
-        found = [(total / self.count).cpu().numpy() for total in self.sums]
-        if not all(np.isfinite(moment).all() for moment in found):
+        """Return the mean of x x^T for each group."""
+        means = [(total / self.count).cpu().numpy() for total in self.sums]
+        if not all(np.isfinite(mean).all() for mean in means):
             raise InvalidValueError(
                 f"`calibration` yields nan or inf at the inputs of {name!r}; expected finite "
                 "numbers. Check the batches and the model's dtype."
             )
-        if not all(moment.any() for moment in found):
+        if not all(mean.any() for mean in means):
             raise InvalidValueError(
-                f"`calibration` yields only zeros at the inputs of {name!r}, by which nothing can "
-                "be told about its weight. Give other batches, or leave it out with `exclude`."
+                f"`calibration` yields only zeros at the inputs of {name!r}, which say nothing "
+                "about its weight. Pass other batches, or leave it out with `exclude`."
             )
-        return found
+        return means
 
 
 def _patches(layer: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield, by sample, the patches a convolution sees: (count, groups, in/groups * kernel)."""
+    """Yield the patches of each sample in a convolution: (count, groups, in/groups * kernel)."""
     dims = len(layer.kernel_size)
     if inputs.ndim == dims + 1:
         inputs = inputs[None]

@@ -1,27 +1,27 @@
-"""Carrying out a plan: layers replaced by split ones, weights by their approximations."""
+"""Carrying out a plan: replacing layers by split ones, weights by their approximations."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._layers.replace import check_inplace, model_sizes, replace_layers
+from rmtspec.adapters.torch._layers import replace
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._pruning.calibration import Calibration, input_moments
-from rmtspec.adapters.torch._weights.layer_kinds import ROOT
+from rmtspec.adapters.torch._weights.layer_kinds import path_of
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Action, Plan, SplitFactors, settle, split, truncate
+from rmtspec.adapting import Action, Kind, Plan, SplitFactors, settle, split, truncate
 
 Moments = Mapping[str, list[NDArray[np.float64]]]
-#: Told path, new layer and factors of its matrices, one pair for each group.
+#: Called with the path, the new layer, and the factors of its matrices, one pair per group.
 Replaced = Callable[[str, Any, list[SplitFactors]], object]
-#: Kinds of layer whose inputs a hook sees as they are multiplied.
-_CALIBRATED = ("linear", "transposed linear", "conv1d", "conv2d", "conv3d")
+#: Kinds of layer whose weight multiplies the inputs that a hook sees.
+_CALIBRATED = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR, Kind.CONV1D, Kind.CONV2D, Kind.CONV3D)
 
 
 def carry_out(
@@ -33,19 +33,19 @@ def carry_out(
     inplace: bool,
     tell: Replaced | None = None,
 ) -> tuple[Any, Plan]:
-    """Return the pruned model and the plan with the errors as measured.
+    """Return the pruned model and the plan with the measured errors.
 
-    Matrices that are cut are taken out of `matrices`, so that a weight that was replaced in
-    place is free before the next one is split. `tell` hears of each layer before it is replaced.
+    Matrices that are cut are removed from `matrices`, which frees a weight that was replaced in
+    place before the next one is split. `tell` is called before each layer is replaced.
     """
-    before = model_sizes(model)
+    before = replace.model_sizes(model)
     new: dict[str, nn.Module] = {}
     written: dict[str, NDArray[Any]] = {}
     parts: dict[str, dict[int, SplitFactors]] = {}  # by the first row of each group
     cut = [matrices[row["name"]] for row in plan.rows if row["action"] == Action.SPLIT]
     groups = Counter(matrix.layer for matrix in cut)
     if inplace:
-        check_inplace(map(_path, cut))
+        replace.check_inplace(map(path_of, cut))
     del cut
     for row in plan.rows:
         if row["action"] == Action.LEAVE:
@@ -54,63 +54,55 @@ def carry_out(
         matrix = matrices.pop(row["name"])
         moment = moment_of(matrix, moments)
         method = truncate if row["action"] == Action.TRUNCATE else split
-        found: Any = method(matrix(), row["rank"], input_moment=moment)
-        row["weight_error"] = found.error
-        row["output_error"] = None if moment is None else found.output_error
+        low_rank: Any = method(matrix(), row["rank"], input_moment=moment)
+        row["weight_error"] = low_rank.error
+        row["output_error"] = None if moment is None else low_rank.output_error
         if moments and moment is None:
             notes = (row.get("note"), "inputs not known: weight only")
             row["note"] = "; ".join(filter(None, notes))
         if row["action"] == Action.TRUNCATE:
             if inplace:
-                matrix.write(found.matrix)
+                matrix.write(low_rank.matrix)
             else:
-                written[row["name"]] = found.matrix
+                written[row["name"]] = low_rank.matrix
             continue
         made = parts.setdefault(matrix.layer, {})
-        made[matrix.part.start if isinstance(matrix.part, slice) else 0] = found
+        made[matrix.part.start if isinstance(matrix.part, slice) else 0] = low_rank
         if len(made) == groups[matrix.layer]:
-            path, kind = _path(matrix), matrix.kind
+            path, kind = path_of(matrix), matrix.kind
             ordered = [factors for _, factors in sorted(made.items())]
             new[path] = SPLIT_TYPES[kind].from_factors(model.get_submodule(path), ordered)
             if tell is not None:
                 tell(path, new[path], ordered)
-            del matrix, found, made, ordered, parts[row["layer"]]
+            del matrix, low_rank, made, ordered, parts[row["layer"]]
             if inplace:
-                replace_layers(model, {path: new.pop(path)}, inplace=True)
-    result = model if inplace else replace_layers(model, new, inplace=False)
+                replace.replace_layers(model, {path: new.pop(path)}, inplace=True)
+    result = model if inplace else replace.replace_layers(model, new, inplace=False)
     if written:
         places = dict(weight_matrices(result))
         for name, product in written.items():
             places[name].write(product)
-    after = model_sizes(result)
-    totals = {f"{unit}_before": size for unit, size in before.items()}
-    totals |= {f"{unit}_after": size for unit, size in after.items()}
+    totals = replace.totals(before, replace.model_sizes(result))
     return result, dataclasses.replace(plan, totals=totals)
 
 
 def moment_of(matrix: WeightMatrix, moments: Moments) -> NDArray[np.float64] | None:
-    """Return the input moment of a matrix: that of its group, in a convolution with groups."""
-    found = moments.get(matrix.layer)
-    if found is None:
+    """Return the input moment of a matrix; in a convolution with groups that of its group."""
+    of_layer = moments.get(matrix.layer)
+    if of_layer is None:
         return None
-    if len(found) == 1 or not isinstance(matrix.part, slice):
-        return found[0]
-    return found[int(matrix.part.start) // matrix.shape[0]]
+    if len(of_layer) == 1 or not isinstance(matrix.part, slice):
+        return of_layer[0]
+    return of_layer[int(matrix.part.start) // matrix.shape[0]]
 
 
 def moments_of(
-    model: nn.Module,
-    matrices: Mapping[str, WeightMatrix],
-    names: list[str],
-    calibration: Calibration,
+    model: nn.Module, matrices: Iterable[WeightMatrix], calibration: Calibration
 ) -> Moments:
-    layers = {}
-    for name in names:
-        matrix = matrices[name]
-        if matrix.kind in _CALIBRATED and not matrix.unsplittable:
-            layers[matrix.layer] = model.get_submodule(_path(matrix))
+    """Return the input moments of the matrices whose layers can be calibrated."""
+    layers = {
+        matrix.layer: model.get_submodule(path_of(matrix))
+        for matrix in matrices
+        if matrix.kind in _CALIBRATED and not matrix.unsplittable
+    }
     return input_moments(model, layers, calibration)
-
-
-def _path(matrix: WeightMatrix) -> str:
-    return "" if matrix.layer == ROOT else matrix.layer

@@ -1,4 +1,4 @@
-"""The core's eigensolver seam on a torch device: Gram matrix and eigenvalues in float64 there."""
+"""An eigensolver for the core that computes on a torch device, in float64."""
 
 from typing import Any
 
@@ -8,32 +8,26 @@ from numpy.typing import NDArray
 
 from rmtspec.errors import InvalidOptionError
 
-#: Bytes of one float64 block on the device.
+#: Size in bytes of one float64 block on the device.
 _BLOCK_BYTES = 2**28
 
 
 class DeviceEigensolver:
-    """Eigenvalues of Gram matrices by `torch.linalg` on a device, in float64.
-
-    Parameters
-    ----------
-    device : str or torch.device
-        As "cuda" or "cuda:1"; it must have float64.
-    """
+    """Eigenvalues of Gram matrices by `torch.linalg` on a device, which must have float64."""
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = usable_device(device)
 
     def gram(self, tall: NDArray[Any]) -> NDArray[np.float64]:
-        """Return ``tall.T @ tall`` for an array (n, p), uploaded in its own dtype by row blocks."""
+        """Return ``tall.T @ tall``; the array is uploaded in its own dtype, in blocks of rows."""
         n, p = tall.shape
         total = torch.zeros((p, p), dtype=torch.float64, device=self.device)
         step = max(1, _BLOCK_BYTES // (8 * p))
         for start in range(0, n, step):
             part = np.ascontiguousarray(tall[start : start + step])
-            if part.dtype.isbuiltin != 1 or part.dtype.itemsize > 8:  # what torch does not read
+            if part.dtype.isbuiltin != 1 or part.dtype.itemsize > 8:  # torch cannot read it
                 part = part.astype(np.float32 if part.dtype.itemsize < 4 else np.float64)
-            elif not part.flags.writeable:  # which torch would warn of
+            elif not part.flags.writeable:  # torch would warn
                 part = part.copy()
             block = torch.from_numpy(part).to(self.device).to(torch.float64)
             total.addmm_(block.T, block)
@@ -47,10 +41,10 @@ class DeviceEigensolver:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """Return `device` if it is there and computes in float64, or raise."""
+    """Return `device` if it exists and computes in float64, or raise."""
     try:
-        found = torch.device(device)
-        torch.ones(1, dtype=torch.float64, device=found).sum().item()
+        torch.ones(1, dtype=torch.float64, device=device).sum().item()
+        return torch.device(device)
     except (RuntimeError, TypeError, AssertionError, ImportError) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidOptionError(
@@ -58,4 +52,3 @@ def usable_device(device: str | torch.device) -> torch.device:
             "a device of this machine, such as 'cpu' or 'cuda'",
             "Leave it out to use the CPU.",
         ) from None
-    return found

@@ -1,4 +1,4 @@
-"""Pruning a trained model, or planning that: what users call."""
+"""Pruning a trained model, and planning it: the functions that users call."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,15 +33,11 @@ def plan(
     progress: Progress | None = None,
     **options: Any,
 ) -> Plan:
-    """Plan what `prune` would do, without touching the model.
+    """Plan what `prune` would do, without changing the model.
 
-    The plan is a `Report` whose rows have "action" ("split", "truncate", "keep"), "rank", sizes
-    before and after, and the reason where a layer stays as it is. Rows may be edited (action and
-    rank), the plan saved with `to_json`, read with `Report.from_json`, and carried out by
-    `apply_plan`.
-
-    Parameters are those of `prune`. Without a budget, `calibration` plays no part in a plan: give
-    it to `apply_plan`.
+    The parameters are those of `prune`. Action and rank of each row of the plan may be edited, the
+    plan saved with `to_json`, read back with `Report.from_json`, and carried out by `apply_plan`.
+    Without a budget, a plan does not depend on `calibration`: pass it to `apply_plan`.
 
     Returns
     -------
@@ -66,9 +62,8 @@ def plan(
         min_saving=min_saving, mode=mode, budget=budget, ranks=ranks, n_jobs=n_jobs,
         progress=progress, more=options,
     )  # fmt: skip
-    task = PruningTask(model, asked, device)
-    found = task.analyze()
-    return task.plan_for(found, task.moments(found, calibration if budget is not None else None))
+    made, _ = PruningTask(model, asked, device).run(None if budget is None else calibration)
+    return made
 
 
 def prune(
@@ -90,44 +85,45 @@ def prune(
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Any, Plan]:
-    """Prune a model: split the layers where that saves parameters, and report on all of them.
+    """Prune a model: split layers where that saves parameters, and report on all of them.
 
     Each weight matrix is analysed, a rank chosen, and the layer replaced by two thinner ones
-    (the paper, section 4.4). A layer stays as it is, with the reason in the report, where the split
-    saves nothing, the fit is rejected by `fit_cutoff`, no signal is found, the smaller side
-    is below 16, its weight is tied to another layer's, or code of another layer reads it.
+    (the paper, section 4.4). A layer stays as it is, with the reason in the report, if the split
+    saves nothing, `fit_cutoff` rejects the fit, no signal is found, the smaller side is below 16,
+    its weight is tied to another layer's, or another layer reads its weight.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any model, trained; not wrapped for parallel work nor compiled.
+        Any trained model; neither compiled nor wrapped for parallel work.
     rule : {"bema", "energy", "fraction"}
         How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "bema". The
         other two need the option `keep`: ``prune(model, rule="energy", keep=0.9)``.
     bulk_keep : float
-        Share of the bulk that rule "bema" keeps beside the spikes, by default 0.45 as in the paper.
+        Share of the bulk that rule "bema" keeps besides the spikes; by default 0.45, as in the
+        paper.
     fit_cutoff : float, optional
-        The paper's gamma: split only where the fit statistic is at most this. By default
-        any fit will do; the report shows it.
+        The paper's gamma: split only if the fit statistic is at most this. By default any fit is
+        accepted; the report shows the statistic.
     include, exclude : str, pattern, predicate on (name, module), or several
-        Which matrices. What `include` names is cut even where it is small or an embedding.
+        Which matrices. Those that `include` names are cut even if small or an embedding.
     min_saving : float
-        Least share of a layer's parameters that a split must save.
+        Smallest share of a layer's parameters that a split must save.
     inplace : bool
-        Change `model` itself. Otherwise it is left untouched, and weights that are replaced are not
+        Change `model` itself. Otherwise it is not changed, and weights that are replaced are not
         copied.
     mode : {"split", "truncate"}
-        "truncate" puts the low-rank approximation in place of the weight: same shapes, nothing
+        "truncate" overwrites the weight with its low-rank approximation: same shapes, nothing
         saved.
     calibration : iterable of model inputs, or callable, optional
-        A tensor, a tuple of positional arguments or a mapping of keywords each; a callable is
-        given the model and runs it. The split then keeps the layer's outputs on these inputs
-        as well as that rank allows, instead of its weight.
+        Each input is a tensor, a tuple of positional arguments or a mapping of keyword arguments;
+        a callable takes the model and runs it. The split then approximates the layer's outputs on
+        these inputs, not its weight, as well as the rank allows.
     budget : float, optional
-        Share of the parameters of the layers in question to keep; takes the place of `rule` and
-        `bulk_keep`. Rank goes where the relative error falls most per parameter.
+        Share to keep of the parameters of all layers that may be cut; replaces `rule` and
+        `bulk_keep`. Rank goes where it reduces the relative error most per parameter.
     ranks : mapping of str to int, optional
-        Ranks by name, whatever they save and however the fit is.
+        Ranks by name, regardless of what they save and of the fit.
     device, n_jobs, progress
         As for `analyze`.
     **options
@@ -136,14 +132,14 @@ def prune(
     Returns
     -------
     model : torch.nn.Module
-        The smaller model; `model` itself with `inplace`.
+        The smaller model; with `inplace`, `model` itself.
     report : Plan
-        The plan as carried out; errors are measured.
+        The plan as carried out, with measured errors.
 
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        The model is then untouched.
+        An option, the model or the data cannot be used; the model is not changed.
 
     Examples
     --------
@@ -163,9 +159,7 @@ def prune(
         progress=progress, more=options,
     )  # fmt: skip
     task = PruningTask(model, asked, device)
-    found = task.analyze()
-    moments = task.moments(found, calibration)
-    made = task.plan_for(found, moments)
+    made, moments = task.run(calibration)
     return carry_out(model, made, task.subject.matrices, moments=moments, inplace=inplace)
 
 
@@ -182,7 +176,7 @@ def apply_plan(
     ----------
     model : torch.nn.Module
     plan : Report
-        From `plan`, or `Report.from_json`; of the model, or of a file of its weights.
+        From `plan` or `Report.from_json`, made for the model or for a file of its weights.
     inplace, calibration
         As for `prune`.
 
@@ -194,7 +188,7 @@ def apply_plan(
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        The plan is none, has an impossible rank or action, or does not fit the model.
+        `plan` is not a plan, has an impossible rank or action, or does not fit the model.
     """
     subject = subject_of(model, Selection())
     matrices = subject.matrices
@@ -208,18 +202,17 @@ def apply_plan(
             )
     moments: Moments = {}
     if calibration is not None:
-        cut = [row["name"] for row in checked.cut]
-        moments = moments_of(model, matrices, cut, calibration)
+        moments = moments_of(model, [matrices[row["name"]] for row in checked.cut], calibration)
     return carry_out(model, checked, matrices, moments=moments, inplace=inplace)
 
 
 def _check_groups(plan: Plan, matrices: Mapping[str, WeightMatrix]) -> None:
-    """Raise where a plan splits some matrices of a weight and not the others."""
+    """Raise if a plan splits some matrices of a weight and not the others."""
     cut = {row["name"] for row in plan.rows if row["action"] == Action.SPLIT}
     keys = {matrices[name].key: name for name in sorted(cut)}
     for name, matrix in matrices.items():
         if matrix.key in keys and name not in cut:
             raise InvalidValueError(
-                f"The plan splits {keys[matrix.key]!r} and not {name!r}; the groups of a "
-                'convolution are split together. Set the action of all of them to "split".'
+                f"The plan splits {keys[matrix.key]!r} but not {name!r}; the groups of a "
+                'convolution can only be split together. Set the action of all to "split".'
             )

@@ -1,4 +1,4 @@
-"""Loading a saved model onto a freshly built one."""
+"""Loading a saved model into a freshly built one."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memo
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model
-from rmtspec.adapting import SUFFIXES, Manifest, MappedTensor, PathLike, SplitEntry, listed
+from rmtspec.adapting import SUFFIXES, Kind, Manifest, MappedTensor, PathLike, SplitEntry, listed
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
-#: Where a factor's weight is found in the file: the key, and whether it is transposed there.
+#: Where the file has a factor's weight: the key, and whether it is transposed there.
 _Source = tuple[str, bool]
 _Stored = dict[str, MappedTensor]
 
@@ -29,47 +29,51 @@ def load(
     device: str | torch.device | None = None,
     verify: bool = True,
 ) -> Any:
-    """Load a saved model onto a freshly built one of the original architecture.
+    """Load a saved model into a freshly built one of the original architecture.
 
-    The skeleton's layers that were split are replaced, and all parameters and buffers get the saved
-    values, in the dtype in which they were saved.
+    The layers of the skeleton that were split are replaced, and all parameters and buffers get the
+    saved values, in the dtype in which they were saved.
 
     Parameters
     ----------
     skeleton : torch.nn.Module, or callable that returns one
-        As built by its class, before any split; its values do not matter. It is changed and
-        returned.
+        As its class builds it, before any split; its values do not matter. It is changed in place.
     folder : path
-        Written by `save`, or by ``rmtspec prune``, in one file or in several.
+        Written by `save` or by ``rmtspec prune``, with one file of weights or several.
     assign : bool
-        Put new parameters in place of the skeleton's; needed where these are on the meta device.
-        Otherwise the parameters stay the same objects.
+        Replace the skeleton's parameters by new ones; necessary if they are on the meta device.
+        Otherwise the parameters remain the same objects.
     device : str or torch.device, optional
         Where the model goes; by default where the skeleton's parameters are, the CPU for meta ones.
     verify : bool
-        Compare the checksum of the weights with the manifest's, which reads the file once more.
+        Compare the checksum of the weights with the manifest's, which reads the files once more.
 
     Returns
     -------
     torch.nn.Module
-        `skeleton`, or a new layer where it is itself the layer that was split.
+        `skeleton`, or a new layer if it is itself the layer that was split.
 
     Raises
     ------
     FileError
-        A folder that was not written by `save`, of a later version, truncated or changed, or with
-        files of weights that do not belong together.
+        The folder was not written by `save`, or by a later version; a file was truncated or
+        changed; or the files of weights do not belong together.
     InvalidTypeError
         `skeleton` is neither a module nor a callable.
     InvalidValueError
-        The skeleton does not match: the message lists keys and shapes. It is then untouched.
+        The skeleton does not match: the message lists keys and shapes. It is then not changed.
     """
     if not (isinstance(skeleton, nn.Module) or callable(skeleton)):
         raise InvalidTypeError(
             f"`skeleton` is a {type(skeleton).__name__}; expected a torch.nn.Module, or a "
             "function that builds one."
         )
-    _refuse_file(folder)
+    path = Path(folder)
+    if path.is_file() and path.suffix.lower() in (*SUFFIXES, ".safetensors"):
+        raise FileError(
+            f"{folder} is a file of weights; expected a folder written by `save`. For a state dict "
+            "call model.load_state_dict(rt.read_state_dict(path)), then prune the model."
+        )
     manifest = Manifest.read(folder)
     if verify:
         manifest.check_files(folder)
@@ -81,35 +85,25 @@ def load(
     _check(wanted, stored, manifest.tied, folder)
     if not assign and any(p.is_meta for p in model.parameters()):
         raise InvalidValueError(
-            "`skeleton` has parameters on the meta device, which cannot be filled; pass "
-            "assign=True to put the saved ones in their place."
+            "`skeleton` has parameters on the meta device, which cannot be filled. Pass "
+            "assign=True to replace them by the saved ones."
         )
     empty = [n for n, b in model.named_buffers() if b.is_meta and n not in wanted]
     if empty:
         raise InvalidValueError(
             f"{listed(empty, most=8)} of `skeleton` are on the meta device and in no state dict: "
-            "nothing can fill them. Build the skeleton on a real device, or with parameters only "
-            "on meta."
+            "nothing can fill them. Build the skeleton on a real device, or with only its "
+            "parameters on meta."
         )
     model = new[""] if "" in new else replace_layers(model, new, inplace=True)
     _fill(model, wanted, stored, assign=assign, device=device)
     return model
 
 
-def _refuse_file(folder: PathLike) -> None:
-    """Raise where a file of weights was taken for a folder."""
-    path = Path(folder)
-    if path.is_file() and path.suffix.lower() in (*SUFFIXES, ".safetensors"):
-        raise FileError(
-            f"{folder} is a file of weights; expected a folder written by `save`. For a state dict "
-            "call model.load_state_dict(rt.read_state_dict(path)), then prune the model."
-        )
-
-
 def _split_layers(
     model: nn.Module, manifest: Manifest
 ) -> tuple[dict[str, nn.Module], dict[str, _Source]]:
-    """Return empty split layers by path, and where the weights of their factors are found."""
+    """Return empty split layers by path, and where the file has the weights of their factors."""
     new: dict[str, nn.Module] = {}
     sources: dict[str, _Source] = {}
     for entry in sorted(manifest.splits, key=lambda e: e.name.count(".") if e.name else -1):
@@ -138,17 +132,17 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
     if isinstance(layer, SplitLayer):
         raise InvalidValueError(
             f"`skeleton` has {entry.name or ROOT!r} split already; expected the architecture as it "
-            "was before pruning. Build it anew."
+            "was before pruning. Build it again."
         )
     kind = kind_of(layer)
     weight = layer._parameters.get("weight")
     shape = () if weight is None else tuple(weight.shape)
-    same_kind = kind == entry.kind or (entry.kind == "tensor" and kind in SPLIT_TYPES)
+    same_kind = kind == entry.kind or (entry.kind == Kind.TENSOR and kind in SPLIT_TYPES)
     groups = int(getattr(layer, "groups", 1))
     if not same_kind or shape != entry.shape or groups != entry.groups:
         raise InvalidValueError(
             f"`skeleton` has {entry.name or ROOT!r} as {type(layer).__name__} with weight {shape}"
-            f"{f', {groups} groups' if groups > 1 else ''}; the saved model has split a "
+            f"{f', {groups} groups' if groups > 1 else ''}; in the saved model it was a "
             f"{entry.original.rpartition('.')[2] or entry.kind} with weight {entry.shape}"
             f"{f', {entry.groups} groups' if entry.groups > 1 else ''}. Build the architecture "
             "that was pruned."
@@ -157,23 +151,23 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
 
 
 def _sources(entry: SplitEntry, layer: SplitLayer) -> dict[str, _Source]:
-    """Return where a layer that was split in a file, its type unknown, has its factors.
+    """Return where the factors are of a layer that was split in a file, its type unknown.
 
-    There "outer" and "inner" are those of the tensor as stored: outer @ inner.
+    Their names in the file follow from the tensor as stored, which is outer @ inner.
     """
-    if entry.kind != "tensor":
+    if entry.kind != Kind.TENSOR:
         return {}
     prefix = f"{entry.name}." if entry.name else ""
     inner, outer = f"{prefix}inner.weight", f"{prefix}outer.weight"
-    if layer.kind == "transposed linear":
+    if layer.kind == Kind.TRANSPOSED_LINEAR:
         return {inner: (outer, True), outer: (inner, True)}
-    if layer.kind == "embedding":
+    if layer.kind == Kind.EMBEDDING:
         return {inner: (outer, False), outer: (inner, True)}
     return {}
 
 
 class _Wanted(NamedTuple):
-    """A parameter or buffer that the model is to have, and where the file has its values."""
+    """A parameter or buffer that the loaded model has, and where the file has its values."""
 
     shape: tuple[int, ...]
     device: torch.device
@@ -188,7 +182,7 @@ _State = dict[str, _Wanted]
 def _wanted(
     model: nn.Module, new: dict[str, nn.Module], sources: dict[str, _Source], tied: dict[str, str]
 ) -> _State:
-    """Return what the state dict has by name, once layers of `model` are replaced by `new`."""
+    """Return the entries of the state dict once layers of `model` are replaced by `new`."""
     values = [
         (name, value, value.device)
         for name, value in model.state_dict(keep_vars=True).items()
@@ -199,12 +193,12 @@ def _wanted(
         device: Any = model.get_submodule(path).weight.device
         state = layer.state_dict(keep_vars=True)
         values += [(prefix + name, value, device) for name, value in state.items()]
-    found = {}
+    wanted = {}
     for name, value, device in values:
         key, transposed = sources.get(name, (name, False))
         shape, key = tuple(value.shape), tied.get(key, key)
-        found[name] = _Wanted(shape, device, id(value), key=key, transposed=transposed)
-    return found
+        wanted[name] = _Wanted(shape, device, id(value), key=key, transposed=transposed)
+    return wanted
 
 
 def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLike) -> None:
@@ -222,34 +216,25 @@ def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLi
     used = {each.key for each in wanted.values()}
     unexpected = [name for name in stored if name not in used]
     unexpected += [name for name in tied if name not in wanted]
-    found = {
+    differences = {
         "not in the file": missing,
         "not in the skeleton": unexpected,
         "of another shape": wrong,
         "one parameter in the skeleton, two in the file": apart,
     }
-    if parts := [f"{what}: {listed(names, most=8)}" for what, names in found.items() if names]:
+    parts = [f"{what}: {listed(names, most=8)}" for what, names in differences.items() if names]
+    if parts:
         raise InvalidValueError(
             f"`skeleton` does not match {folder}: {'; '.join(parts)}. Build the architecture "
             "that was pruned, as it was before the split."
         )
 
 
-def _fill(
-    model: nn.Module,
-    wanted: _State,
-    stored: _Stored,
-    *,
-    assign: bool,
-    device: str | torch.device | None,
-) -> None:
-    """Give every parameter and persistent buffer its saved value; ties stay ties.
-
-    The files are open, not loaded: one tensor is in memory.
-    """
+def _fill(model: nn.Module, wanted: _State, stored: _Stored, *, assign: bool, device: Any) -> None:
+    """Fill every parameter and persistent buffer, one tensor at a time; ties are kept."""
     from safetensors import safe_open
 
-    done: dict[int, tuple[Any, nn.Parameter]] = {}
+    done: dict[int, tuple[Any, Any]] = {}
     with contextlib.ExitStack() as stack:
         opened = {
             file: stack.enter_context(safe_open(file, framework="pt", device="cpu"))

@@ -1,4 +1,4 @@
-"""Tensors of files that torch.save wrote, mapped into memory; what is pickled is never run."""
+"""Tensors in files that torch.save wrote, mapped into memory; pickled code is never run."""
 
 import functools
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from rmtspec.errors import FileError
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor(StoredTensor):
-    """A tensor in a file of torch.save; calling it returns the array, mapped where it can be."""
+    """A tensor in a file of torch.save; calling it returns the array, mapped where possible."""
 
     def __call__(self) -> NDArray[Any]:
-        """Return the tensor; the file is opened once in a process."""
+        """Return the tensor; each process opens the file once."""
         file = Path(self.path)
         try:
             stamp = file.stat()
@@ -28,10 +28,10 @@ class PickledTensor(StoredTensor):
             raise FileError(
                 f"{file} cannot be read: {cause(error)}. Was it changed meanwhile? Read it again."
             ) from error
-        found = _opened(self.path, stamp.st_size, stamp.st_mtime_ns).get(self.name)
-        if found is None or tuple(found.shape) != self.shape:
+        tensor = _opened(self.path, stamp.st_size, stamp.st_mtime_ns).get(self.name)
+        if tensor is None or tuple(tensor.shape) != self.shape:
             raise FileError(f"{file} was changed at {self.name!r} meanwhile. Read it again.")
-        return to_numpy(found)
+        return to_numpy(tensor)
 
 
 def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str]]]:
@@ -39,31 +39,22 @@ def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str
     stamp = file.stat()
     tensors, skipped = [], []
     for name, value in _opened(str(file), stamp.st_size, stamp.st_mtime_ns).items():
-        reason = unreadable(value, codes=True)
-        if reason and reason != "empty":
+        reason, short = unreadable(value, codes=True), ""
+        if not reason:
+            dtype = to_numpy(value.new_empty(0)).dtype
+            short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
+            reason = Why.UNSUPPORTED.words(dtype=value.dtype, hint="")
+        if short:
+            tensors.append(PickledTensor(
+                path=str(file), name=name, dtype=short, numpy_name=DTYPES[short],
+                shape=tuple(value.shape), nbytes=value.nbytes,
+            ))  # fmt: skip
+        else:
             skipped.append({"name": name, "reason": reason})
-            continue
-        dtype = to_numpy(value.new_empty(0)).dtype
-        short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
-        if not short:
-            skipped.append(
-                {"name": name, "reason": Why.UNSUPPORTED.words(dtype=value.dtype, hint="")}
-            )
-            continue
-        tensors.append(
-            PickledTensor(
-                path=str(file),
-                name=name,
-                dtype=short,
-                numpy_name=DTYPES[short],
-                shape=tuple(value.shape),
-                nbytes=value.numel() * value.element_size(),
-            )
-        )
     return tensors, skipped
 
 
 @functools.lru_cache(maxsize=2)
 def _opened(path: str, size: int, changed: int) -> dict[str, torch.Tensor]:
-    """Return the state dict of a file of this size and date, mapped."""
+    """Return the state dict of a file with this size and time of change, mapped."""
     return read_state_dict(path)

@@ -1,4 +1,4 @@
-"""Saving a model, split layers included: safetensors and a manifest, no pickle."""
+"""Saving a model, including its split layers, as safetensors and a manifest, without pickle."""
 
 from functools import partial
 from pathlib import Path
@@ -18,29 +18,29 @@ from rmtspec.errors import InvalidValueError
 
 
 def save(model: nn.Module, folder: PathLike) -> Path:
-    """Save a model, split layers included, into a new folder.
+    """Save a model, including its split layers, into a new folder.
 
     The folder gets ``rmtspec.safetensors`` with the tensors of the state dict, shared ones once,
-    and the manifest ``rmtspec.json``. A transformers model's config files are written too. The
-    folder appears under its name only when it is whole.
+    and the manifest ``rmtspec.json``. The config files of a transformers model are written too. The
+    folder appears under its name only when it is complete.
 
     Parameters
     ----------
     model : torch.nn.Module
     folder : path
-        Does not exist yet, or is empty.
+        It must not exist yet, or be empty.
 
     Returns
     -------
     Path
-        Of the folder.
+        The folder.
 
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        A wrapped model, or a state dict with something that is no dense tensor with values.
+        The model is wrapped, or its state dict has an entry that is not a dense tensor with values.
     FileError
-        The folder is not empty or cannot be written; nothing is left there.
+        The folder is not empty or cannot be written; nothing is left behind.
 
     Examples
     --------
@@ -62,10 +62,8 @@ def save(model: nn.Module, folder: PathLike) -> Path:
     ]
     modules = model.named_modules()
     entries = tuple(_entry(path, m) for path, m in modules if isinstance(m, SplitLayer))
-    made_with, metadata = versions("torch"), {"format": "pt"}
-    with model_folder(
-        folder, outgoing, entries, tied=tied, versions=made_with, metadata=metadata
-    ) as work:
+    more: dict[str, Any] = {"versions": versions("torch"), "metadata": {"format": "pt"}}
+    with model_folder(folder, outgoing, entries, tied=tied, **more) as work:
         for config in (getattr(model, "config", None), getattr(model, "generation_config", None)):
             if callable(getattr(config, "save_pretrained", None)):
                 config.save_pretrained(work)  # type: ignore[union-attr]
@@ -73,22 +71,22 @@ def save(model: nn.Module, folder: PathLike) -> Path:
 
 
 def _state(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors of the state dict, each memory once, and which keys share them."""
+    """Return the tensors of the state dict, shared ones once, and the keys that share them."""
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         reason = unreadable(value, codes=True)
-        if reason and not (isinstance(value, torch.Tensor) and reason == "empty"):
+        if reason:
             raise InvalidValueError(
                 f"The state dict has {name!r}, which cannot be saved: {reason}. Expected dense "
                 "tensors with values."
             )
         place = (memory_of(value), tuple(value.shape), value.stride(), value.dtype)
-        if place in seen:
-            tied[name] = seen[place]
+        first = seen.setdefault(place, name)
+        if first != name:
+            tied[name] = first
         else:
-            seen[place] = name
             tensors[name] = value.detach()
     return tensors, tied
 
@@ -104,10 +102,6 @@ def _dtype(tensor: torch.Tensor) -> str:
 def _entry(path: str, layer: SplitLayer) -> SplitEntry:
     kind = layer.original_type
     return SplitEntry(
-        name=path,
-        kind=layer.kind,
-        rank=layer.rank,
-        shape=layer.dense_shape,
-        original=f"{kind.__module__}.{kind.__qualname__}",
-        groups=int(getattr(layer, "groups", 1)),
-    )
+        name=path, kind=layer.kind, rank=layer.rank, shape=layer.dense_shape,
+        original=f"{kind.__module__}.{kind.__qualname__}", groups=int(getattr(layer, "groups", 1)),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reading a state dict from a file, without ever running what is pickled in it."""
+"""Reading a state dict from a file, without ever running code that is pickled in it."""
 
 import re
 import struct
@@ -15,7 +15,7 @@ from rmtspec.errors import FileError
 def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
     """Read a state dict from a .pt, .pth, .bin, .ckpt or .safetensors file, without running code.
 
-    Pickled files are read with ``weights_only=True``, never otherwise, and mapped into memory.
+    Pickled files are always read with ``weights_only=True``, and mapped into memory.
 
     Parameters
     ----------
@@ -28,7 +28,8 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
     Raises
     ------
     FileError
-        No such file, damaged, of another format, one that would run code, or no state dict.
+        The file does not exist, is damaged or of another format, would run code, or does not hold
+        a state dict.
 
     Examples
     --------
@@ -44,43 +45,34 @@ def read_state_dict(path: PathLike) -> dict[str, torch.Tensor]:
         state = "is a folder" if file.is_dir() else "does not exist"
         raise FileError(f"{file} {state}; expected a file of weights. Check the path.")
     if file.suffix.lower() == ".safetensors":
-        stored_tensors(file)  # what is wrong with the header is said better there
+        stored_tensors(file)  # its messages about a bad header are better
         from safetensors.torch import load_file
 
-        found: Any = load_file(file)
+        content: Any = load_file(file)
     elif file.suffix.lower() in SUFFIXES:
-        found = _unpickled(file)
+        content = _unpickled(file)
     else:
         raise FileError(
             f"{file} has the suffix {file.suffix!r}; expected .safetensors or "
             f"{', '.join(SUFFIXES)}."
         )
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]  # as training loops save it
-    if not isinstance(found, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]  # as training loops save it
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()
     ):
         raise FileError(
-            f"{file} holds a {type(found).__name__}, not a state dict of tensors. Save "
+            f"{file} holds a {type(content).__name__}, not a state dict of tensors. Save "
             "model.state_dict() in it."
         )
-    return dict(found)
+    return dict(content)
 
 
 #: What reading damaged bytes as a pickle may raise.
 _DAMAGES = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    OSError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-)
+    RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError, TypeError,
+    AssertionError, ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
 
 
 def _unpickled(file: Path) -> Any:
@@ -88,8 +80,8 @@ def _unpickled(file: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # and goes on to read it
-            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # where quantised
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read anyway
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # if quantised
             try:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
@@ -100,21 +92,17 @@ def _unpickled(file: Path) -> Any:
         with file.open("rb") as stream:
             start = stream.read(8)
         if start.startswith(b"version "):
-            raise FileError(f"{file} is no file of torch.save{looks_like(start)}") from None
-        # The rest of the message is advice to run it, in colours.
+            raise FileError(f"{file} is not a file of torch.save{looks_like(start)}") from None
+        # The rest of the message is advice to run the code, in colour.
         asked = re.search(r"Unsupported \w+:? (?:GLOBAL )?(\S+)", str(error))
-        why = f"it asks for {asked[1]}" if asked else "it is no plain pickle of tensors"
+        why = f"it asks for {asked[1]}" if asked else "it is not a plain pickle of tensors"
         raise FileError(
             f"{file} cannot be read without running code that is pickled in it, which is never "
-            f"done here ({why}). Where you trust it, load it yourself and save "
+            f"done here ({why}). If you trust it, load it yourself and save "
             "model.state_dict() with safetensors.torch.save_file."
         ) from None
     except _DAMAGES as error:
+        line = (str(error).splitlines() or ["it ends too early"])[0]
         raise FileError(
-            f"{file} is damaged or no file of torch.save "
-            f"({_first_line(error)}). Copy or save it again."
+            f"{file} is damaged or not a file of torch.save ({line}). Copy or save it again."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["it ends too early"])[0]

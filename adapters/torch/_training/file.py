@@ -1,4 +1,4 @@
-"""One file with the state of a training: written in one step, read without running any code."""
+"""One file with the state of a training: written in one step, read without running code."""
 
 import io
 import os
@@ -14,32 +14,29 @@ import rmtspec
 from rmtspec.adapting import PathLike, cause, finished_file
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
-#: Of an object that cannot be written, or not be read without running code.
+#: Raised for an object that cannot be written, or cannot be read without running code.
 _PICKLE_ERRORS = (pickle.PickleError, TypeError, AttributeError)
-#: Tells a file of ours from another one.
+#: Identifies a file of ours.
 FORMAT = "rmtspec training"
 SCHEMA = 1
 
 
 def write_training(path: PathLike, parts: dict[str, Any]) -> None:
-    """Write the states of all parts, and torch's random state, over what is there, in one step."""
+    """Write the states of all parts and torch's random state; an old file is replaced at once."""
     states = {name: _plain(part.state_dict()) for name, part in parts.items()}
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
     content = {
-        "format": FORMAT,
-        "schema": SCHEMA,
-        "rmtspec": rmtspec.__version__,
-        "states": states,
-        "random": random,
-    }
+        "format": FORMAT, "schema": SCHEMA, "rmtspec": rmtspec.__version__,
+        "states": states, "random": random,
+    }  # fmt: skip
     with finished_file(path) as temporary:
         try:
             torch.save(content, temporary)
-            # Now, not when the training is to be resumed; no tensors are read by that.
+            # Fail now rather than when the training is resumed; this reads no tensors.
             torch.load(temporary, weights_only=True, mmap=True, map_location="cpu")
-        except RuntimeError as error:  # of the writer behind torch.save: a full disk
+        except RuntimeError as error:  # from the writer behind torch.save: a full disk
             raise OSError(str(error)) from error
         except _PICKLE_ERRORS:
             _refuse_objects(states)
@@ -49,13 +46,13 @@ def write_training(path: PathLike, parts: dict[str, Any]) -> None:
 
 
 def read_training(path: PathLike, parts: dict[str, Any]) -> None:
-    """Give the parts their states back, the pruner first: it makes the layers of the others."""
+    """Restore the parts; the pruner comes first, since it makes the layers that others need."""
     content = _content(path)
     states = content["states"]
     if states.keys() != parts.keys():
         raise InvalidValueError(
-            f"{path} holds the states of {', '.join(states)}; given are {', '.join(parts)}. "
-            "Expected the same names as were saved."
+            f"{path} holds the states of {', '.join(states)}; you passed {', '.join(parts)}. "
+            "Expected the names that were saved."
         )
     for name, part in parts.items():
         part.load_state_dict(states[name])
@@ -65,7 +62,7 @@ def read_training(path: PathLike, parts: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a state with NumPy's numbers, as schedulers get them from functions, as Python's."""
+    """Return a state with NumPy scalars, which functions give to schedulers, as Python numbers."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) is dict:
@@ -76,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 
 def _refuse_objects(states: dict[str, Any]) -> None:
-    """Raise for the state that holds what cannot be read without running code."""
+    """Raise for the state that cannot be read without running code."""
     for name, state in states.items():
         stream = io.BytesIO()
         try:
@@ -84,12 +81,12 @@ def _refuse_objects(states: dict[str, Any]) -> None:
             stream.seek(0)
             torch.load(stream, weights_only=True)
         except _PICKLE_ERRORS as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = f" ({found[1]})" if found else ""
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" ({asked[1]})" if asked else ""
             raise InvalidTypeError(
                 f"The state of {name!r} holds an object{what}; expected numbers, text, tensors, "
-                "and lists and dicts of these, which a file can be read for without running code. "
-                "Leave it out, or give it a state_dict of these."
+                "and lists and dicts of these, which can be read without running code. Leave it "
+                "out, or give it a state_dict of these."
             ) from None
 
 
@@ -98,31 +95,28 @@ def _content(path: PathLike) -> dict[str, Any]:
         raise InvalidTypeError(f"The path is {path!r}; expected text or a pathlib.Path.")
     try:
         with Path(path).open("rb") as stream:
-            content = _loaded(stream, path)
+            content: Any = _loaded(stream, path)
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"{path} cannot be read: {cause(error)}. Check the path.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FileError(f"{path} is no file that RMTPruner.save wrote.")
+        raise FileError(f"{path} is not a file that RMTPruner.save wrote.")
     if content["schema"] > SCHEMA:
         raise FileError(
             f"{path} has schema {content['schema']}; this version of rmtspec reads up to {SCHEMA}. "
             "Update rmtspec: pip install --upgrade rmtspec."
         )
-    found: dict[str, Any] = content
-    return found
+    return content
 
 
 def _loaded(stream: BinaryIO, path: PathLike) -> Any:
     try:
         return torch.load(stream, weights_only=True, map_location="cpu")
-    except Exception as error:  # a file of another kind makes the reader trip over anything
-        raise FileError(f"{path} is no file that RMTPruner.save wrote: {_words(error)}.") from error
-
-
-def _words(error: Exception) -> str:
-    """Return why a file cannot be read, without torch's advice to run what is in it."""
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
-        return "it holds objects beside numbers, text and tensors, or is damaged; nothing was run"
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    except Exception as error:  # on a file of another kind the reader may raise anything
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+            # In place of torch's advice to run what is in the file.
+            why = "it holds other objects than numbers, text and tensors, or is damaged; "
+            why += "nothing was run"
+        raise FileError(f"{path} is not a file that RMTPruner.save wrote: {why}.") from error

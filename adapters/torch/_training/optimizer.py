@@ -1,4 +1,4 @@
-"""The user's optimizer through a split: its groups, its state, and the length of its steps."""
+"""The user's optimizer during a split: its groups, its state, and the length of its steps."""
 
 import dataclasses
 import warnings
@@ -18,40 +18,33 @@ from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import RULES, SplitFactors, checks, listed, step_share
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 
-#: The optimizers whose state is carried through a split.
+#: The optimizers whose state is mapped to the factors at a split.
 _KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 #: Their state: linear in the gradients, or in their squares.
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
-#: What `match_step=True` means, as measured for SGD and Adam.
+#: What `match_step=True` means: the rule that did best with SGD and Adam.
 MATCHED = "largest"
 
 
 class FactorOptimizer:
     """An optimizer whose parameters are replaced by factors while it is in use.
 
-    Factors take the place of the weight in its group, so that learning rate, weight decay, order
-    and schedulers stay. A factor's step is listed after the optimizer has made it.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-    matching : bool or str
-        Whether steps on factors are matched to those on the weight, or by which rule.
-    decay : {"factors", "weight"}
-        What weight decay shrinks: both factors, or their product as before the split.
+    Factors replace the weight in its group, so that learning rate, weight decay, order and
+    schedulers are kept. `matching` and `decay` are `match_step` and `decay` of `RMTPruner`; a
+    factor's step is shortened after the optimizer has made it.
     """
 
     def __init__(self, optimizer: Any, matching: bool | str, decay: str) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InvalidTypeError(
                 f"`optimizer` is a {type(optimizer).__name__}; expected a torch.optim.Optimizer "
-                "over the model's parameters. Where a library wraps it, pass the optimizer inside."
+                "over the model's parameters. If a library wraps it, pass the optimizer inside."
             )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise InvalidValueError(
-                "`optimizer` is LBFGS, which keeps one state for all parameters together: they "
-                "cannot be exchanged while it is in use. Use SGD, Adam or AdamW."
+                "`optimizer` is LBFGS, which keeps one state for all parameters together, so that "
+                "none can be replaced while it is in use. Use SGD, Adam or AdamW."
             )
         self.optimizer = optimizer
         self._known = isinstance(optimizer, _KNOWN)
@@ -62,20 +55,20 @@ class FactorOptimizer:
                 f"decay='weight' is known for SGD, Adam and AdamW, not for "
                 f"{type(optimizer).__name__}. Leave it at 'factors'."
             )
-        #: By path, with the share of the step of each direction, or one for all.
+        #: By path; with the share of the step for each direction, or a single one for all.
         self._layers: dict[str, tuple[SplitLayer, list[float]]] = {}
         self._share: dict[nn.Parameter, float | torch.Tensor] = {}
-        #: Factors as they were before the step that is being made.
+        #: Factors before the step in progress.
         self._old: dict[nn.Parameter, torch.Tensor] = {}
 
     def watch(self) -> None:
-        """Act on the optimizer's steps from now on; warn where little is known of it."""
+        """Act on the optimizer's steps from now on; warn if its state cannot be mapped."""
         if not self._known:
             unmatched = "" if self._rule else ", nor its step matched"
             warnings.warn(
                 f"The state of {type(self.optimizer).__name__} is not carried through a split"
-                f"{unmatched}: that is known for SGD, Adam and AdamW. Factors start with a fresh "
-                "state.",
+                f"{unmatched}; how to do so is known for SGD, Adam and AdamW. Factors start with "
+                "an empty state.",
                 RmtspecWarning,
                 stacklevel=3,
             )
@@ -83,7 +76,7 @@ class FactorOptimizer:
         self.optimizer.register_step_post_hook(self._after_step)
 
     def check_holds(self, model: nn.Module) -> None:
-        """Raise where a parameter of the model is trained that the optimizer does not know."""
+        """Raise if the model trains a parameter that the optimizer does not hold."""
         absent = [
             name
             for name, parameter in model.named_parameters()
@@ -92,20 +85,16 @@ class FactorOptimizer:
         if absent:
             raise InvalidValueError(
                 f"The optimizer does not hold {listed(absent, most=8)}; expected all parameters "
-                "that are trained. Build the optimizer over this model's parameters (after moving "
-                "it to its device), or freeze the others: requires_grad_(False)."
+                "that are trained. Build it over this model's parameters (after moving the model "
+                "to its device), or freeze the others: requires_grad_(False)."
             )
 
     def replace(
-        self,
-        path: str,
-        matrices: Sequence[WeightMatrix],
-        parts: Sequence[SplitFactors],
-        layer: SplitLayer,
+        self, path: str, matrices: list[WeightMatrix], parts: list[SplitFactors], layer: SplitLayer
     ) -> list[float]:
-        """Put the factors of a layer in the place of its weight, and map the weight's state.
+        """Replace the weight of a layer by its factors, and map the weight's state to them.
 
-        Return the share of the step for each direction of the weight, or one number for all.
+        Return the share of the step for each direction, or a single one for all.
         """
         weight = matrices[0].parameter
         share = decided_once(lambda: self._shares(weight, parts))
@@ -116,7 +105,7 @@ class FactorOptimizer:
         return share
 
     def adopt(self, path: str, weight: nn.Parameter, layer: SplitLayer, share: list[float]) -> None:
-        """Put the factors in the place of the weight, with an empty state."""
+        """Replace the weight of a layer by its factors, with an empty state."""
         factors = [layer.inner.weight, layer.outer.weight]
         place = self._place(weight)
         if place is not None:
@@ -132,7 +121,7 @@ class FactorOptimizer:
 
     @property
     def newest(self) -> nn.Parameter:
-        """A factor of the layer that was split last."""
+        """A factor of the most recently split layer."""
         layer, _ = next(reversed(self._layers.values()))
         return _own(layer)[-1]
 
@@ -150,7 +139,7 @@ class FactorOptimizer:
         return None
 
     def _rename(self, names: list[str], index: int, layer: SplitLayer) -> None:
-        """Name the factors that took the place of a weight, and the bias that went along."""
+        """Name the factors that replaced a weight, and the bias that the outer one took over."""
         stem = names[index].removesuffix("weight")
         names[index : index + 1] = [f"{stem}inner.weight", f"{stem}outer.weight"]
         bias = layer.outer._parameters.get("bias")
@@ -159,7 +148,7 @@ class FactorOptimizer:
             place[0]["param_names"][place[1]] = f"{stem}outer.bias"
 
     def _shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
-        known = self._share.get(weight, 1.0)  # of a factor that is split again
+        known = self._share.get(weight, 1.0)  # if the weight is itself a factor
         inherited = known if isinstance(known, float) else float(known.min())
         if not self._rule:
             return [inherited]
@@ -170,7 +159,7 @@ class FactorOptimizer:
 
     @torch.no_grad()
     def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Remember the factors, and give the gradients the decay of their product."""
+        """Remember the factors, and correct the gradients for the decay of their product."""
         decayed = self._decay == "weight"
         for layer, share in self._layers.values():
             if share != [1.0] or decayed:
@@ -191,7 +180,7 @@ class FactorOptimizer:
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
-        """Let each factor keep its share of the step."""
+        """Shorten the step of each factor to its share."""
         groups = self._groups() if self._decay == "weight" else {}
         for factor, old in self._old.items():
             if factor.grad is None:
@@ -202,7 +191,7 @@ class FactorOptimizer:
             group = groups.get(factor)
             if group is not None and group["weight_decay"] and self._decoupled(group):
                 if bool(getattr(self.optimizer, "found_inf", False)):
-                    continue  # a fused step that was left out
+                    continue  # a fused step that was skipped
                 shrink = 1.0 - float(group["lr"]) * group["weight_decay"]
                 factor.sub_(old, alpha=shrink).mul_(share)
                 factor.add_(old, alpha=max(shrink, 0.0) ** 0.5)
@@ -212,10 +201,9 @@ class FactorOptimizer:
 
     @torch.no_grad()
     def _decay_products(self) -> None:
-        """Change the gradients so that the decay added to them is that of the products.
+        """Change the gradients so that the optimizer's decay becomes that of the products.
 
-        With W = B A the penalty |W|^2 / 2 has the gradients B A A^T and B^T B A, where the
-        optimizer adds B and A.
+        With W = B A the gradients of |W|^2 / 2 are B A A^T and B^T B A; the optimizer adds B and A.
         """
         groups = self._groups()
         for layer, _ in self._layers.values():
@@ -257,12 +245,12 @@ def _rule(matching: bool | str, known: bool) -> str:
 
 
 def _own(layer: SplitLayer) -> list[nn.Parameter]:
-    """Return the factors of a layer that were not split again."""
+    """Return the factors of a layer that were not themselves split."""
     return [m.weight for m in (layer.inner, layer.outer) if not isinstance(m, SplitLayer)]
 
 
 def _stacked(layer: SplitLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factors of the matrix, (groups, rank, columns) and (groups, rows, rank)."""
+    """Return the factors of each group: (groups, rank, columns) and (groups, rows, rank)."""
     inner, outer = layer.inner.weight, layer.outer.weight
     if isinstance(layer, SplitEmbedding):
         inner, outer = outer.mT, inner
@@ -271,7 +259,7 @@ def _stacked(layer: SplitLayer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _spread(layer: SplitLayer, share: list[float]) -> list[float | torch.Tensor]:
-    """Return the share of the step of the inner and of the outer factor's entries."""
+    """Return the share of the step for the entries of the inner and of the outer factor."""
     if len(share) == 1:
         return [share[0], share[0]]
     inner, outer = (tensor.detach() for tensor in _stacked(layer))
@@ -284,7 +272,7 @@ def _spread(layer: SplitLayer, share: list[float]) -> list[float | torch.Tensor]
 def _tensors(
     layer: SplitLayer, inner: NDArray[Any], outer: NDArray[Any], like: torch.Tensor
 ) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Return what lies along the factors of the matrix, laid out as their parameters are."""
+    """Return each parameter of a layer with values for the matrix's factors in its own layout."""
     return [
         (module.weight, to_tensor(values, like).reshape(module.weight.shape))
         for module, values in layer._arranged(inner, outer)
@@ -297,11 +285,11 @@ def _mapped(
     parts: Sequence[SplitFactors],
     layer: SplitLayer,
 ) -> dict[torch.Tensor, dict[str, Any]]:
-    """Return the state of the factors: what it would be, had the gradients been theirs.
+    """Return the state that the factors would have, had they been trained instead of the weight.
 
-    With W = B A, the gradient G of W is B^T G for A and G A^T for B. First moments are linear in
-    the gradients. Second ones map with the factors' squares, as for gradients of independent
-    entries, and so stay positive.
+    With W = B A and the gradient G of W, that of A is B^T G and that of B is G A^T. First moments
+    are linear in the gradients. Second moments are mapped by the squares of the factors, as is
+    right for independent entries of G, and so stay positive.
     """
     factors: dict[torch.Tensor, dict[str, Any]] = {layer.inner.weight: {}, layer.outer.weight: {}}
     for key, value in state.items():
@@ -311,7 +299,7 @@ def _mapped(
             continue
         if value is None:
             continue
-        if value.layout is not torch.strided:  # of an embedding with sparse gradients
+        if value.layout is not torch.strided:  # from an embedding with sparse gradients
             value = value.to_dense()
         power = 1 if key in _FIRST_MOMENTS else 2
         inner, outer = [], []

@@ -1,4 +1,4 @@
-"""Regularisers that act on the noise of weight matrices: on the bulk, or on all singular values."""
+"""Regularisers against the noise in weight matrices: on the bulk, or on all singular values."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ NORMS = ("l1", "l2")
 
 
 class BulkPenalty:
-    """A penalty on what lies within the bulk of each weight matrix, to be added to the loss.
+    """A penalty on the bulk of each weight matrix, to be added to the loss.
 
-    The spikes are free: with U the left singular vectors of the spikes, as of the last `refresh`,
-    the penalty is ``strength / 2 * |W - U U^T W|^2`` ("l2") or ``strength`` times the sum of
-    the absolute entries of W - U U^T W ("l1"). See arXiv:2310.03165.
+    The spikes are not penalised: if U has their left singular vectors at the last `refresh`, the
+    penalty is ``strength / 2 * |W - U U^T W|^2`` ("l2"), or ``strength`` times the sum of the
+    absolute values of the entries of W - U U^T W ("l1"). See arXiv:2310.03165.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class BulkPenalty:
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        Options out of range, or no matrix to act on.
+        An option is out of range, or there is no matrix to act on.
 
     Examples
     --------
@@ -68,12 +68,12 @@ class BulkPenalty:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look for the spikes anew: once per epoch, and after every split."""
+        """Find the spikes again; call it once per epoch, and after every split."""
         terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
         for matrix in _trained(self._model, *self._chosen):
             values = matrix()
             spikes = report_on(values, matrix.name, matrix.kind, self._options).fit.n_spikes
-            if spikes != spikes:  # nothing could be fitted: no bulk to act on
+            if spikes != spikes:  # nothing could be fitted, so there is no bulk to act on
                 continue
             vectors = None
             if spikes:
@@ -83,7 +83,7 @@ class BulkPenalty:
         self._terms = terms
 
     def __call__(self) -> torch.Tensor:
-        """Return the penalty, a scalar that gradients flow through."""
+        """Return the penalty, a scalar through which gradients flow."""
         total = torch.zeros(())
         for matrix, vectors in self._terms:
             weight = matrix.tensor()
@@ -101,10 +101,10 @@ def shrink_singular_values(
     include: Pattern | None = None,
     exclude: Pattern | None = None,
 ) -> None:
-    """Lower all singular values of the weight matrices by `amount`, to 0 at least, in place.
+    """Reduce all singular values of the weight matrices by `amount`, not below 0, in place.
 
-    The proximal step of a nuclear-norm penalty: for a penalty of strength c on the loss, taken once
-    per epoch, `amount` is c times the sum of the epoch's learning rates.
+    This is the proximal step of a nuclear-norm penalty on the loss. For a penalty of strength c and
+    one call per epoch, `amount` is c times the sum of the epoch's learning rates.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def shrink_singular_values(
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        An amount out of range, or no matrix to act on.
+        The amount is out of range, or there is no matrix to act on.
 
     Examples
     --------
@@ -139,18 +139,18 @@ def shrink_singular_values(
 def _trained(
     model: nn.Module, include: Pattern | None, exclude: Pattern | None
 ) -> list[WeightMatrix]:
-    """Return the chosen matrices that are trained; raise where none is, or one has nan."""
+    """Return the chosen matrices that are trained; raise if there are none, or one has nan."""
     chosen = subject_of(model, Selection(include, exclude)).matrices.values()
-    found = [m for m in chosen if not m.reason and m.parameter.requires_grad]
-    if not found:
+    trained = [m for m in chosen if not m.reason and m.parameter.requires_grad]
+    if not trained:
         raise InvalidValueError(
             f"No weight matrix of this {type(model).__name__} is trained: requires_grad is False "
             "for all that are chosen."
         )
-    for matrix in found:
+    for matrix in trained:
         if not matrix.is_finite():
             raise InvalidValueError(
                 f"{matrix.name!r} has nan or infinite entries; expected finite numbers. The "
                 "training has diverged; a lower learning rate may help."
             )
-    return found
+    return trained

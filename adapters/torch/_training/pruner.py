@@ -1,4 +1,4 @@
-"""Pruning while training: the paper's algorithm 4.4 for any training loop."""
+"""Pruning while training: the paper's algorithm 4.4, for any training loop."""
 
 import dataclasses
 import math
@@ -13,15 +13,10 @@ from torch import nn
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
+from rmtspec.adapters.torch._training import replicas
 from rmtspec.adapters.torch._training.file import read_training, write_training
 from rmtspec.adapters.torch._training.optimizer import FactorOptimizer
-from rmtspec.adapters.torch._training.replicas import (
-    decided_once,
-    made_equal,
-    replicas,
-    shared_gradient,
-)
-from rmtspec.adapters.torch._training.state import Rebuilt, fingerprint
+from rmtspec.adapters.torch._training.state import SCHEMA, Rebuilt, fingerprint
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
@@ -43,74 +38,67 @@ from rmtspec.adapting import (
 )
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
 
-#: Version of what `state_dict` returns.
-SCHEMA = 1
 DECAYS = ("factors", "weight")
 
 
 class RMTPruner:
     """Split a model's layers while it trains (the paper, algorithm 4.4).
 
-    Call `step` once per epoch. At the end of each cycle every weight matrix is analysed; where
-    the fit is accepted and the split saves parameters, the layer is replaced in the model by two
-    thinner ones, and its weight in the optimizer by their factors: group, learning rate, order
-    and schedulers stay, and the optimizer's state is mapped to the factors.
+    Call `step` once per epoch. At the end of each cycle every weight matrix is analysed. If the
+    fit is accepted and a split saves parameters, the layer is replaced in the model by two thinner
+    ones, and its weight in the optimizer by their factors: group, learning rate, order and
+    schedulers are kept, and the optimizer's state is mapped to the factors.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model itself, not its wrapper; changed in place.
     optimizer : torch.optim.Optimizer
-        Over the model's parameters; changed in place. State is carried through a split for SGD,
-        Adam and AdamW; others start the factors afresh, with a warning. LBFGS cannot be used.
+        Over the model's parameters; changed in place. The state of SGD, Adam and AdamW is carried
+        through a split; other optimizers start the factors with an empty state, and a warning is
+        given. LBFGS cannot be used.
     every : int, iterable of int, or callable
-        Epochs in a cycle: a number; the lengths of the first, second, ... cycle, after which no
-        more layers are split; or a function of the cycle (0, 1, ...) that returns its length, None
-        for no further one.
-    bulk_keep : float
-        Share of the bulk that is kept beside the spikes; by default 0.45 as in the paper.
-        0 removes the whole bulk.
-    fit_cutoff : float or None
-        The paper's gamma: split only where the fit statistic is at most this. None for any fit.
+        Epochs per cycle: one number for all; the lengths of the first, second, ... cycle, after
+        which no more layers are split; or a function of the cycle (0, 1, ...) that returns its
+        length, or None to stop.
+    bulk_keep, fit_cutoff, rule, keep, include, exclude, min_saving, mode, device, n_jobs, progress
+        As for `prune`; `fit_cutoff` is 0.1 by default, and None accepts any fit. Patterns are
+        matched against the present names: a factor that may be split again is "fc.inner" or
+        "fc.outer".
     match_step : bool or str
         Shorten the steps on the factors so that they move the product about as far as the
         optimizer moved the weight. True takes the rule that did best; see Notes.
     decay : {"factors", "weight"}
         What the optimizer's weight decay shrinks after a split: each factor, which on the product
-        acts like a nuclear norm; or the product, as before the split (of a factor that is split
-        again: the product of its two). Decay that the optimizer adds to the gradient (SGD, Adam)
-        is shortened with the step; AdamW's is not.
-    rule, keep, include, exclude, min_saving, mode, budget, ranks, device, n_jobs, progress
-        As for `prune`. Patterns are met with the names of the model as it is: a factor that may be
-        split again is "fc.inner" or "fc.outer". `ranks` counts for the layers it names, once; so
-        does `budget`, for all layers whose fit is accepted when the first of them is split.
+        acts like a nuclear norm; or the product, as before the split (for a factor that is split
+        again, the product of its own factors). Decay that the optimizer adds to the gradient (SGD,
+        Adam) is shortened with the step; AdamW's is not.
+    budget, ranks
+        As for `prune`, but each applies once: `ranks` to the layers that it names, `budget` to all
+        layers whose fit is accepted when the first of them is split.
     **options
         Of `rmtspec.analyze`: `alpha`, `beta`, ...
 
     Attributes
     ----------
-    epoch : int
-        Epochs counted so far.
-    next_epoch : int or None
-        The epoch after which layers may be split next.
     history : list of Report
         What was decided at the end of each cycle, without the spectra.
 
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        A wrapped model, a weight that is trained and not in the optimizer, nonsense in an option;
-        before anything is trained.
+        The model is wrapped, a trained weight is not in the optimizer, or an option is wrong;
+        raised before anything is trained.
 
     Notes
     -----
     With W = B A and gradient G, a step of length lr on the factors moves W by
     ``-lr (B B^T G + G A^T A)``, up to 2 s_1 times as far as a step on W: enough to lose a point of
-    accuracy for an epoch. Rules of `match_step`, as the share of its step that a factor takes, with
-    ``e_i = |column i of B|^2 + |row i of A|^2``, twice the singular value at the split:
+    accuracy for an epoch. The rules of `match_step` give the share of its step that a factor takes,
+    with ``e_i = |column i of B|^2 + |row i of A|^2``, twice the singular value at the split:
 
     =================  ===========================================================
-    "largest"          1 / max e; what True means
+    "largest"          1 / max e; the meaning of True
     "geometric mean"   1 / geometric mean of e
     "each direction"   1 / e_i for direction i
     "root of largest"  1 / sqrt(2 max e)
@@ -171,7 +159,7 @@ class RMTPruner:
         if any(t.layer == ROOT and not t.refusal(mode) for t in targets) and mode == Action.SPLIT:
             raise InvalidValueError(
                 f"`model` is itself a layer to be split, a {type(model).__name__}, which cannot be "
-                "done in place. Put it into a module: torch.nn.Sequential(layer)."
+                "done in place. Wrap it in a module: torch.nn.Sequential(layer)."
             )
         self._optimizer = FactorOptimizer(optimizer, match_step, decay)
         self._optimizer.check_holds(model)
@@ -189,41 +177,41 @@ class RMTPruner:
 
     @property
     def next_epoch(self) -> int | None:
-        """The epoch after which layers may be split next; None for no further one."""
+        """The epoch after which layers may be split next; None after the last cycle."""
         return self._schedule.next
 
     def step(self, loss: Any = None) -> Report | None:
-        """Count an epoch, and at the end of a cycle split what can be split.
+        """Count an epoch, and at the end of a cycle split the layers that can be split.
 
-        Call it after the epoch's last step of the optimizer. In a distributed run call it in every
+        Call it after the optimizer's last step of the epoch. In a distributed run call it in every
         process, and wrap the model again whenever it returns a report.
 
         Parameters
         ----------
         loss : float or scalar tensor, optional
-            Of the epoch. Where it is nan or infinite nothing is split, and a warning says so; nan
-            in the weights does the same.
+            The epoch's loss. If it is nan or infinite, or if a weight has such entries, nothing is
+            split, and a warning says so.
 
         Returns
         -------
         Report or None
-            What was decided for each matrix, and why; None within a cycle or where the split was
-            left out.
+            What was decided for each matrix, and why; None within a cycle, or if nothing was to be
+            split because of nan.
 
         Raises
         ------
         InvalidValueError, InvalidTypeError
-            `loss` is no number, or the schedule returns nonsense; nothing is counted then.
+            `loss` is not a number, or the schedule returns a wrong length; no epoch is counted.
         """
         trouble = _trouble(loss)
         if not self._schedule.advance():
             return None
         trouble = trouble or _nan_weight(self.model)
-        if decided_once(lambda: trouble):
+        if replicas.decided_once(lambda: trouble):
             warnings.warn(
                 f"No layer is split after epoch {self.epoch}: "
-                f"{trouble or 'the first process found nan'}. Training goes on with the layers as "
-                "they are; a lower learning rate may help.",
+                f"{trouble or 'the first process found nan'}. Training continues with the layers "
+                "as they are; a lower learning rate may help.",
                 RmtspecWarning,
                 stacklevel=2,
             )
@@ -233,9 +221,9 @@ class RMTPruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs beside the states of model and optimizer.
+        """Return what a resumed training needs besides the states of model and optimizer.
 
-        Plain numbers, text and lists: `torch.load` reads it with ``weights_only=True``.
+        It has plain numbers, text and lists: `torch.load` reads it with ``weights_only=True``.
         """
         return {
             "schema": SCHEMA,
@@ -246,83 +234,80 @@ class RMTPruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Split the layers that were split, and stand where the state was taken.
+        """Split the layers that were split, and continue from where the state was taken.
 
-        Call it on a pruner of a freshly built model, before the states of model and optimizer are
-        loaded: these need the layers and factors that it makes. `resume` does all three.
+        Call it on the pruner of a freshly built model, before the states of model and optimizer
+        are loaded: they need the layers and factors that it makes. `resume` does all three.
 
         Raises
         ------
         InvalidTypeError, InvalidValueError
-            No state of a pruner, or one of another model; nothing is changed then.
+            The state is not that of a pruner, or of another model; nothing is changed.
         """
-        rebuilt = Rebuilt(state, self.model, self._start, SCHEMA)
+        rebuilt = Rebuilt(state, self.model, self._start)
         for path, weight, layer, entry in rebuilt.layers():
             self._optimizer.adopt(path, weight, layer, entry["share"])
             self._splits.append(entry)
-        self._unproved = bool(self._splits) and replicas() > 1
+        self._unproved = bool(self._splits) and replicas.count() > 1
         self._schedule.load_state_dict(rebuilt.schedule)
         self.history = rebuilt.history
 
     def save(self, path: PathLike, **others: Any) -> None:
-        """Write model, optimizer, pruner and the random state of torch into one file.
+        """Write model, optimizer, pruner and torch's random state into one file.
 
-        A file that was there is replaced in one step: whatever interrupts, one of them is whole.
+        An existing file is replaced in one step: after an interruption either the old or the new
+        one is complete.
 
         Parameters
         ----------
         path : path
         **others
             What else is to be resumed, by name: anything with `state_dict` and `load_state_dict`,
-            as schedulers and gradient scalers.
+            such as schedulers and gradient scalers.
 
         Raises
         ------
         FileError
-            It cannot be written; what was there is unchanged.
+            The file cannot be written; an existing one is unchanged.
         """
         write_training(path, self._parts(others))
 
     def resume(self, path: PathLike, **others: Any) -> None:
-        """Go on from a file that `save` wrote, with a freshly built model, optimizer and pruner.
+        """Resume from a file that `save` wrote, with a freshly built model, optimizer and pruner.
 
-        On the CPU the training goes on exactly as if it had not been interrupted, given the same
-        batches.
+        On the CPU, given the same batches, the training continues exactly as if it had not been
+        interrupted.
 
         Parameters
         ----------
         path : path
         **others
-            The same names as were saved.
+            The names that were saved, each with a freshly built object.
 
         Raises
         ------
         FileError
-            No such file, or none that `save` wrote.
+            The file does not exist, or was not written by `save`.
         InvalidValueError
-            A file of another model, or with other names; nothing is changed then.
+            The file is of another model, or has other names; nothing is changed.
         """
         read_training(path, self._parts(others))
 
     def _parts(self, others: dict[str, Any]) -> dict[str, Any]:
-        """Return what a file holds, in the order in which it is loaded."""
-        own: dict[str, Any] = {
-            "pruner": self,
-            "model": self.model,
-            "optimizer": self._optimizer.optimizer,
-        }
+        """Return the contents of a file, in the order in which they are loaded."""
+        own = {"pruner": self, "model": self.model, "optimizer": self._optimizer.optimizer}
         for name, part in others.items():
             if name in own:
                 raise InvalidValueError(f"{name!r} is saved anyway; leave it out.")
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise InvalidTypeError(
-                    f"{name!r} is a {type(part).__name__}; expected something with state_dict and "
-                    "load_state_dict, as a scheduler."
+                    f"{name!r} is a {type(part).__name__}; expected an object with state_dict and "
+                    "load_state_dict, such as a scheduler."
                 )
         return own | others
 
     def _leave(self, matrix: WeightMatrix) -> str:
-        """Return why the training has a matrix left alone, or ""."""
+        """Return why a matrix is left alone at this stage of the training, or ""."""
         parameter = matrix.parameter
         if matrix.reason or parameter is None:
             return ""
@@ -331,7 +316,7 @@ class RMTPruner:
         return "" if parameter.requires_grad else Why.FROZEN.words()
 
     def _split(self) -> Report:
-        plan = decided_once(self._plan)
+        plan = replicas.decided_once(self._plan)
         matrices = dict(weight_matrices(self.model))
         by_layer: dict[str, list[WeightMatrix]] = {}
         changed: list[torch.Tensor] = []
@@ -345,7 +330,7 @@ class RMTPruner:
 
         def tell(path: str, layer: SplitLayer, parts: list[SplitFactors]) -> None:
             members = by_layer.pop(path)
-            # In the order of their rows in the weight, as `parts` are.
+            # In the order of their rows in the weight, like `parts`.
             members.sort(key=lambda m: m.part.start if isinstance(m.part, slice) else 0)
             share = self._optimizer.replace(path, members, parts, layer)
             self._splits.append({"name": path, "rank": layer.rank, "share": share})
@@ -353,9 +338,8 @@ class RMTPruner:
 
         _, report = carry_out(self.model, plan, matrices, moments={}, inplace=True, tell=tell)
         changed += [tensor for layer in made for tensor in self._optimizer.tensors_of(layer)]
-        made_equal(changed)
-        if made and replicas() > 1:
-            self._unproved = True
+        replicas.made_equal(changed)
+        self._unproved |= bool(made) and replicas.count() > 1
         return report
 
     def _plan(self) -> Plan:
@@ -366,29 +350,30 @@ class RMTPruner:
         try:
             task = PruningTask(self.model, asked, self._device, self._leave)
         except NothingToAnalyzeError as nothing:
-            # All is frozen, or the patterns meet no factor of what was split.
+            # Everything is frozen, or the patterns match no factor of the layers that were split.
             return Plan(
                 rows=[], skipped=nothing.skipped, settings={}, versions=versions("torch"),
                 matrices={},
             )  # fmt: skip
-        return task.plan_for(task.analyze(), {})
+        plan, _ = task.run()
+        return plan
 
     def _check_replicas(self, *_: Any) -> None:
-        """Make sure at the first step after a split that the gradients are those of all."""
+        """Check at the first step after a split that all processes share the gradients."""
         if self._unproved:
             newest = self._optimizer.newest
-            self._unproved = not shared_gradient(newest.grad, newest.device)
+            self._unproved = not replicas.shared_gradient(newest.grad, newest.device)
 
 
 def _trouble(loss: Any) -> str:
-    """Return why a loss is none to go on from, or ""."""
+    """Return why a split must not follow this loss, or ""."""
     if loss is None:
         return ""
     value = loss.item() if isinstance(loss, torch.Tensor) and loss.numel() == 1 else loss
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(
             f"`loss` is a {type(loss).__name__}; expected the loss of the epoch, a number. "
-            "Leave it out if there is none."
+            "Omit it if there is none."
         )
     return "" if math.isfinite(value) else f"the loss is {float(value)}"
 

@@ -1,4 +1,4 @@
-"""Replicas of a model in several processes (DistributedDataParallel): one decision for all."""
+"""Replicas of a model in several processes (DistributedDataParallel), kept the same."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -11,23 +11,20 @@ from rmtspec.errors import InvalidValueError
 T = TypeVar("T")
 
 
-def replicas() -> int:
-    """Return the number of processes that train together; 1 where none was set up."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 1
-    size: int = dist.get_world_size()
-    return size
+def count() -> int:
+    """Return the number of processes that train together."""
+    return int(dist.get_world_size()) if dist.is_available() and dist.is_initialized() else 1
 
 
 def decided_once(decide: Callable[[], T]) -> T:
-    """Return what the first process decides, in all of them; what it raises is raised in all."""
-    if replicas() == 1:
+    """Return the first process's decision in all processes; an error of it is raised in all."""
+    if count() == 1:
         return decide()
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             answer[0] = decide()
-        except Exception as error:  # the others wait for an answer, whatever it is
+        except Exception as error:  # the others wait for an answer of any kind
             answer[1] = error
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
@@ -37,8 +34,8 @@ def decided_once(decide: Callable[[], T]) -> T:
 
 
 def made_equal(tensors: Iterable[torch.Tensor]) -> None:
-    """Give tensors the values they have in the first process."""
-    if replicas() == 1:
+    """Give tensors the values that they have in the first process."""
+    if count() == 1:
         return
     for tensor in tensors:
         values = tensor.detach()
@@ -51,14 +48,10 @@ def made_equal(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def shared_gradient(gradient: torch.Tensor | None, device: torch.device) -> bool:
-    """Tell whether the gradient of a new layer is that of all processes; called in all of them.
+    """Tell whether all processes share the gradient of a new layer; call it in all of them.
 
-    False where none of them has one that says anything (none yet, zeros, nan).
-
-    Raises
-    ------
-    InvalidValueError
-        They have different ones: the wrapper does not know the new layer.
+    False if no gradient can tell (none yet, zeros, nan). Raise if they differ: the wrapper does
+    not know the new layer.
     """
     size = torch.zeros((), device=device)
     if gradient is not None:

@@ -1,4 +1,4 @@
-"""The split layers of a pruner's state, made again on a freshly built model."""
+"""The split layers in a pruner's state, made again on a freshly built model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +12,12 @@ from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapting import Report, listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
+#: Version of the states that `RMTPruner.state_dict` returns.
+SCHEMA = 1
+
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what tells a training from another's: tensors of the model, groups of parameters."""
+    """Return what identifies a training: the model's tensors, the optimizer's groups."""
     return {
         "type": type(model).__name__,
         "tensors": _shapes(model),
@@ -32,42 +35,27 @@ def _shapes(model: nn.Module) -> dict[str, list[int]]:
 
 
 class Rebuilt:
-    """A state that was checked against a training, to be made again on it.
+    """A state from `RMTPruner.state_dict` that fits a training, to be made again on its model.
 
-    Parameters
-    ----------
-    state : dict
-        From `RMTPruner.state_dict`.
-    model : torch.nn.Module
-    start : dict
-        Fingerprint of the training as the pruner was made.
-    schema : int
-        The latest that can be read.
-
-    Raises
-    ------
-    InvalidTypeError, InvalidValueError
-        It is no state of a pruner, or one of another model.
+    `start` is the fingerprint of the training when the pruner was made.
     """
 
-    def __init__(
-        self, state: dict[str, Any], model: nn.Module, start: dict[str, Any], schema: int
-    ) -> None:
+    def __init__(self, state: dict[str, Any], model: nn.Module, start: dict[str, Any]) -> None:
         keys = ("start", "schedule", "splits", "history", "schema")
         if not isinstance(state, dict) or any(key not in state for key in keys):
             raise InvalidTypeError(
-                "The state is none of a pruner; expected what RMTPruner.state_dict returned."
+                "The state is not that of a pruner; expected what RMTPruner.state_dict returned."
             )
-        if state["schema"] > schema:
+        if state["schema"] > SCHEMA:
             raise InvalidValueError(
                 f"The state has schema {state['schema']}; this version of rmtspec reads up to "
-                f"{schema}. Update rmtspec: pip install --upgrade rmtspec."
+                f"{SCHEMA}. Update rmtspec: pip install --upgrade rmtspec."
             )
         saved = state["start"]
         if saved["tensors"] != start["tensors"]:
             raise InvalidValueError(
-                f"The state is of another model: {_difference(saved, start)}. Build the model as "
-                "it was before any split."
+                f"The state is that of another model: {_difference(saved, start)}. Build the model "
+                "as it was before any split."
             )
         of_optimizer = [
             f"{each['optimizer']} over groups of {', '.join(map(str, each['groups']))} parameters"
@@ -75,13 +63,13 @@ class Rebuilt:
         ]
         if of_optimizer[0] != of_optimizer[1]:
             raise InvalidValueError(
-                f"The state is of a training with {of_optimizer[0]}; here it is {of_optimizer[1]}. "
-                "Build the optimizer as it was."
+                f"The state is that of a training with {of_optimizer[0]}; this one has "
+                f"{of_optimizer[1]}. Build the optimizer as it was."
             )
         if _shapes(model) != start["tensors"]:
             raise InvalidValueError(
-                "The model has changed since the pruner was made, by a split perhaps; expected "
-                "one that was freshly built. Build model, optimizer and pruner anew, then load."
+                "The model has changed since the pruner was made, perhaps by a split; expected "
+                "a freshly built one. Build model, optimizer and pruner again, then load."
             )
         self._model = model
         self._splits: list[dict[str, Any]] = state["splits"]
@@ -89,7 +77,7 @@ class Rebuilt:
         self.history = [Report.from_dict(report, "The state") for report in state["history"]]
 
     def layers(self) -> Iterator[tuple[str, nn.Parameter, SplitLayer, dict[str, Any]]]:
-        """Replace the layers one after the other, and yield each with the weight it had."""
+        """Replace the layers one by one, and yield each with the weight that it replaces."""
         for entry in self._splits:
             layer: Any = self._model.get_submodule(entry["name"])
             weight = layer.weight
@@ -100,9 +88,9 @@ class Rebuilt:
 
 
 def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
-    """Return what differs between the tensors of two fingerprints."""
+    """Return how the tensors of two fingerprints differ."""
     old, new = saved["tensors"], built["tensors"]
-    found = {
+    differences = {
         "not in this one": [name for name in old if name not in new],
         "not in the state's": [name for name in new if name not in old],
         "of another shape": [
@@ -111,5 +99,5 @@ def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:
             if name in new and old[name] != new[name]
         ],
     }
-    parts = [f"{what}: {listed(names, most=4)}" for what, names in found.items() if names]
+    parts = [f"{what}: {listed(names, most=4)}" for what, names in differences.items() if names]
     return "; ".join(parts) or f"a {saved['type']}"

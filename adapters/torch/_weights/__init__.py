@@ -1,1 +1,1 @@
-"""The weight matrices of a model: which there are, and what each allows."""
+"""The weight matrices of a model: which ones there are, and what each allows."""

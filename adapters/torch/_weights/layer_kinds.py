@@ -1,4 +1,4 @@
-"""Which matrices a layer holds, by its type; what cannot be read or split, and why."""
+"""The matrices that each type of layer holds; which cannot be read or split, and why."""
 
 import math
 from collections.abc import Iterator
@@ -12,16 +12,14 @@ from rmtspec.adapters.torch._weights.tensors import readable
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import Kind, Why
 
-#: The layers whose matrix has the shape of their weight, or one per group of it.
+#: The layers whose weight is one matrix, or one per group.
 _KINDS: dict[type[nn.Module], Kind] = {
     nn.Linear: Kind.LINEAR,
     nn.Embedding: Kind.EMBEDDING,
     nn.Conv1d: Kind.CONV1D,
     nn.Conv2d: Kind.CONV2D,
     nn.Conv3d: Kind.CONV3D,
-    nn.ConvTranspose1d: Kind.TRANSPOSED_CONV,
-    nn.ConvTranspose2d: Kind.TRANSPOSED_CONV,
-    nn.ConvTranspose3d: Kind.TRANSPOSED_CONV,
+    nn.modules.conv._ConvTransposeNd: Kind.TRANSPOSED_CONV,
 }
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
@@ -29,8 +27,13 @@ _GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
 ROOT = "(model)"
 
 
+def path_of(matrix: WeightMatrix) -> str:
+    """Return the path of a matrix's layer, as `get_submodule` takes it."""
+    return "" if matrix.layer == ROOT else matrix.layer
+
+
 def matrices_of(layer: nn.Module) -> list[WeightMatrix]:
-    """Return the matrices of the parameters that a layer itself holds, its children's not."""
+    """Return the matrices of a layer's own parameters, without those of its children."""
     return list(matrices_in_module(ROOT, "", layer, ""))
 
 
@@ -39,7 +42,7 @@ def is_plain(parameter: torch.Tensor) -> bool:
 
 
 def unreadable(parameter: Any, *, codes: bool = False) -> str:
-    """Return why a parameter cannot be read as numbers, or ""; integers can be with `codes`."""
+    """Return why a parameter cannot be read, or ""; `codes` allows any dtype, and empty ones."""
     family = type(parameter).__name__
     if not isinstance(parameter, torch.Tensor):
         return Why.NOT_A_TENSOR.words(type=family)
@@ -60,13 +63,13 @@ def unreadable(parameter: Any, *, codes: bool = False) -> str:
         return Why.UNREADABLE.words(dtype=dtype)
     if not is_plain(parameter):
         return Why.SUBCLASS.words(type=family)
-    return "" if parameter.numel() else Why.EMPTY.words()
+    return "" if codes or parameter.numel() else Why.EMPTY.words()
 
 
 def matrices_in_module(
     name: str, path: str, module: nn.Module, owner: str
 ) -> Iterator[WeightMatrix]:
-    """Yield the matrices of the parameters that a module itself holds."""
+    """Yield the matrices of a module's own parameters."""
     prefix = f"{path}." if path else ""
     computed = _computed(module)
     for short, reason in computed.items():
@@ -74,7 +77,7 @@ def matrices_in_module(
         yield WeightMatrix(shown, "", name, prefix + short, shape=(), reason=reason)
     for short, parameter in module.named_parameters(recurse=False):
         if any(short in (f"{of}_orig", f"{of}_g", f"{of}_v") for of in computed):
-            continue  # what a weight is computed from
+            continue  # a weight is computed from it
         key = prefix + short
         base = WeightMatrix(
             name, Kind.PARAMETER, name, key, shape=tuple(parameter.shape), parameter=parameter
@@ -90,19 +93,19 @@ def matrices_in_module(
 
 
 def _computed(module: nn.Module) -> dict[str, str]:
-    """Return which weights of a module are no parameters of its own, and why."""
-    found: dict[str, str] = {}
+    """Return the weights of a module that are not parameters of its own, each with the reason."""
+    reasons: dict[str, str] = {}
     if nn.utils.parametrize.is_parametrized(module):
-        found |= dict.fromkeys(module.parametrizations, Why.PARAMETRIZED.words())  # type: ignore[arg-type]
+        reasons |= dict.fromkeys(module.parametrizations, Why.PARAMETRIZED.words())  # type: ignore[arg-type]
     held = module._parameters
     for parameter in held:
         short, _, end = parameter.rpartition("_")
         if short and short not in held and (end == "orig" or (end == "g" and f"{short}_v" in held)):
-            found[short] = Why.COMPUTED.words()
+            reasons[short] = Why.COMPUTED.words()
     packed = callable(getattr(type(module), "weight", None))  # a method; ours is a property
     if packed or "_all_weight_values" in module._modules:
-        found["weight"] = Why.QUANTISED.words(what="quantised: its weight is packed")
-    return found
+        reasons["weight"] = Why.QUANTISED.words(what="quantised: its weight is packed")
+    return reasons
 
 
 def _parts(base: WeightMatrix, short: str, module: Any, owner: str) -> Iterator[WeightMatrix]:
@@ -136,7 +139,7 @@ def _parts(base: WeightMatrix, short: str, module: Any, owner: str) -> Iterator[
 
 
 def _own_forward(module: nn.Module, family: type[nn.Module] | None) -> str:
-    """Return why a module may do more than its family's forward, or ""."""
+    """Return why a module may do more than the forward of its family, or ""."""
     if "forward" in module.__dict__:
         return Why.FORWARD_REPLACED.words()
     if family is not None and type(module).forward is not family.forward:
@@ -158,7 +161,7 @@ def _part(base: WeightMatrix, name: str, part: slice | int) -> WeightMatrix:
 
 
 def _groups(base: WeightMatrix, groups: int) -> Iterator[WeightMatrix]:
-    """Yield the matrix of each group of a convolution; the first dimension is in groups."""
+    """Yield the matrix of each group of a convolution: a block of the first dimension."""
     each = base.parameter.shape[0] // groups
     if groups > 1 and each == 1:
         yield replace(base, reason=Why.DEPTHWISE.words())
@@ -181,7 +184,7 @@ def _gates(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[Weight
 
 
 def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
-    """Yield what a module of unknown type holds: a matrix, a stack of experts, or neither."""
+    """Yield what a module of unknown type may hold: a matrix, or a stack of experts."""
     family, (count, *sides) = type(module).__name__, base.parameter.shape
     name = base.name if short == "weight" else base.key
     base = replace(base, name=name, unsplittable=Why.READ_BY_LAYER.words(type=family))

@@ -1,4 +1,4 @@
-"""The weight matrices of a model: each with its name, or with the reason why it is none."""
+"""The weights of a model as named matrices; those that are not matrices with the reason."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,36 +21,36 @@ _WRAPPERS = {
 
 
 class NamedMatrix(NamedTuple):
-    """What `weight_matrices` yields: a pair of name and matrix."""
+    """A pair of name and matrix, as `weight_matrices` yields it."""
 
     name: str
     matrix: WeightMatrix
 
     @property
     def kind(self) -> str:
-        """Of the matrix."""
+        """Kind of the matrix."""
         return self.matrix.kind
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix."""
+        """Shape of the matrix."""
         return self.matrix.shape
 
     @property
     def reason(self) -> str:
-        """Why the matrix cannot be read; empty where it can."""
+        """Why the matrix cannot be read; empty if it can."""
         return self.matrix.reason
 
 
 def weight_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
-    """Yield every weight of a model as a named matrix, or with the reason why it is none.
+    """Yield every weight of a model as a named matrix, or with the reason why it is not one.
 
-    Nothing is copied, changed or registered on the model; a matrix is read when it is called.
+    The model is neither copied nor changed, and no hooks are registered; a matrix is read when it
+    is called.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any model.
 
     Yields
     ------
@@ -60,9 +60,9 @@ def weight_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
     Raises
     ------
     InvalidTypeError
-        `model` is no module, or one wrapped for parallel work or compiled.
+        `model` is not a module, or is wrapped for parallel work or compiled.
     InvalidValueError
-        A lazy module that has not seen a batch yet.
+        It has a lazy layer that has not seen a batch yet.
 
     Notes
     -----
@@ -130,33 +130,30 @@ def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
         if isinstance(module, computing):
             inside.append(f"{path}.")
         if f"{path}.".startswith(tuple(inside)):
-            continue  # what a weight is computed from
+            continue  # a weight is computed from it
         for matrix in matrices_in_module(path or ROOT, path, module, owners.get(path, "")):
             yield NamedMatrix(matrix.name, _with_ties(matrix, users))
 
 
 def _with_ties(matrix: WeightMatrix, users: dict[Any, list[str]]) -> WeightMatrix:
-    """Return `matrix` with its ties: the first user is read, the others say where."""
+    """Return `matrix` with its ties: it is read under its first name, the others refer to that."""
     if matrix.reason or matrix.parameter is None:
         return matrix
-    listed = users[memory_of(matrix.parameter)]
-    if len(listed) == 1:
-        return matrix
-    others = [key for key in listed if key != matrix.key]
-    if listed[0] != matrix.key:
-        return replace(matrix, reason=Why.TIED_ELSEWHERE.words(name=listed[0]))
-    return replace(matrix, tied=Why.TIED.words(names=", ".join(others)))
+    first, *others = users[memory_of(matrix.parameter)]
+    if first != matrix.key:
+        return replace(matrix, reason=Why.TIED_ELSEWHERE.words(name=first))
+    return replace(matrix, tied=Why.TIED.words(names=", ".join(others))) if others else matrix
 
 
 def memory_of(tensor: torch.Tensor) -> Any:
-    """Return what two names of one weight share: its memory, or the object where it has none."""
+    """Return what identifies a weight under several names: its memory, or else the object."""
     if tensor.is_meta or tensor.layout is not torch.strided or not is_plain(tensor):
         return id(tensor)
     return (tensor.device, tensor.data_ptr()) if tensor.numel() else id(tensor)
 
 
 def _users(model: nn.Module) -> dict[Any, list[str]]:
-    """Return the names under which each parameter is reached, shared modules included."""
+    """Return all names of each parameter, through shared modules too."""
     users: dict[Any, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(memory_of(parameter), []).append(name)
@@ -164,10 +161,10 @@ def _users(model: nn.Module) -> dict[Any, list[str]]:
 
 
 def _owners(model: nn.Module) -> dict[str, str]:
-    """Return the modules whose forward reads the weights of a child: path of child to reason."""
-    owners = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            inner = f"{path}." if path else ""
-            owners[f"{inner}out_proj"] = Why.READ_BY_LAYER.words(type="MultiheadAttention")
-    return owners
+    """Return the paths of layers whose weights are read by their parent's forward, with reasons."""
+    reason = Why.READ_BY_LAYER.words(type="MultiheadAttention")
+    return {
+        f"{path}.out_proj".lstrip("."): reason
+        for path, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }

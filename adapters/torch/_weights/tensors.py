@@ -1,4 +1,4 @@
-"""Tensors as NumPy arrays and back, without copies where the memory can be shared."""
+"""Tensors as NumPy arrays and back, sharing memory where possible."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-#: Floats that NumPy lacks: by the integer of their width, and ml_dtypes' name.
+#: Floats that NumPy lacks: the integer type of the same width, and the name in ml_dtypes.
 _SHORT = {
     torch.bfloat16: (torch.uint16, "bfloat16"),
     torch.float8_e4m3fn: (torch.uint8, "float8_e4m3fn"),
@@ -16,7 +16,7 @@ _PLAIN = (torch.float16, torch.float32, torch.float64)
 
 
 def readable(dtype: torch.dtype) -> bool:
-    """Tell whether `to_numpy` and the core can read floats of that dtype."""
+    """Tell whether `to_numpy` and the core can read floats of this dtype."""
     return dtype in _PLAIN or dtype in _SHORT
 
 
@@ -36,15 +36,10 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
 def to_tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """Return `array` as a contiguous tensor of the dtype and on the device of `like`."""
     array = np.ascontiguousarray(array)
-    if array.dtype.isbuiltin != 1:  # ml_dtypes' floats, told apart by name
-        for dtype, (integer, name) in _SHORT.items():
-            if name == array.dtype.name:
-                bits = np.uint16 if integer == torch.uint16 else np.uint8
-                tensor = torch.from_numpy(array.view(bits)).view(dtype)
-                break
-        else:
-            tensor = torch.from_numpy(array.astype(np.float64))
+    short = next((dtype for dtype, (_, name) in _SHORT.items() if name == array.dtype.name), None)
+    if short is not None:
+        tensor = torch.from_numpy(array.view(f"u{array.itemsize}")).view(short)
     else:
-        tensor = torch.from_numpy(array)
-    # Into memory of torch's own, whose alignment decides the last bit of products.
+        tensor = torch.from_numpy(array if array.dtype.isbuiltin == 1 else array.astype(np.float64))
+    # Copied into memory that torch allocates: its alignment decides the last bit of products.
     return tensor.to(device=like.device, dtype=like.dtype, copy=True)

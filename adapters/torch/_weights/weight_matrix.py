@@ -12,7 +12,7 @@ from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapting import Kind, Why
 from rmtspec.errors import InvalidValueError, RmtspecWarning
 
-#: Kinds that are cut only where the user names them, and why.
+#: Kinds that are cut only if the user names them, and why.
 ON_REQUEST: dict[str, str] = {
     kind: Why.NOT_NAMED.words(what=what, options="`include` or `ranks`")
     for kind, what in ((Kind.EMBEDDING, "an embedding"), (Kind.PARAMETER, "of unknown use"))
@@ -25,14 +25,14 @@ class SkippedMatrixError(InvalidValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightMatrix:
-    """One matrix of a model, read when called; `rmtspec.analyze_many` takes it as it is.
+    """One matrix of a model, read when called; `rmtspec.analyze_many` accepts it as it is.
 
     Attributes
     ----------
     name : str
-        Of the layer, with the part in brackets where a layer has several: "encoder.0.attn[q]".
+        The layer's, with the part in brackets if it has several: "encoder.0.attn[q]".
     kind : str
-        One of `rmtspec.terms.Kind`; empty for a vector or a number.
+        A `rmtspec.terms.Kind`; empty for a vector or a number.
     layer : str
         Fully qualified name of the module.
     key : str
@@ -40,11 +40,11 @@ class WeightMatrix:
     shape : tuple of int
         (rows, columns); rows are outputs.
     reason : str
-        Why it cannot be read; empty where it can.
+        Why it cannot be read; empty if it can.
     unsplittable : str
-        Why the layer cannot be split into two, only truncated; empty where it can.
+        Why the layer can only be truncated, not split into two; empty if it can be split.
     tied : str
-        Name of another layer that uses the same weight; empty where there is none.
+        "tied to ...", with the other weights that share its memory; empty if there are none.
     """
 
     name: str
@@ -60,7 +60,7 @@ class WeightMatrix:
     transposed: bool = field(default=False, repr=False)
 
     def __call__(self) -> NDArray[Any]:
-        """Return the matrix; on the CPU a view of the model's memory wherever that is possible.
+        """Return the matrix; on the CPU a view of the model's memory wherever possible.
 
         Raises
         ------
@@ -69,32 +69,32 @@ class WeightMatrix:
         """
         if self.reason:
             raise SkippedMatrixError(self.reason)
-        matrix = to_numpy(self._block()).reshape(self._block().shape[0], -1)
+        block = to_numpy(self._block())
+        matrix = block.reshape(block.shape[0], -1)
         return matrix.T if self.transposed else matrix
 
     def tensor(self) -> torch.Tensor:
-        """Return the matrix as a view of the parameter, through which gradients flow."""
-        block = self.parameter if self.part is None else self.parameter[self.part]
-        matrix: torch.Tensor = block.flatten(1)
+        """Return the matrix as a view of the parameter through which gradients flow."""
+        matrix = self._block().flatten(1)
         return matrix.mT if self.transposed else matrix
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self(), dtype=dtype, copy=copy)
 
     def is_finite(self) -> bool:
-        """Tell whether no entry is nan or infinite."""
+        """Tell whether all entries are finite."""
         return bool(torch.isfinite(self._block()).all())
 
     def write(self, matrix: NDArray[Any]) -> None:
-        """Put `matrix` in place of this one, in the memory the model uses."""
-        block = self._block()
+        """Overwrite this matrix with `matrix`, in the memory that the model uses."""
         values = matrix.T if self.transposed else matrix
         with torch.no_grad():
+            block = self._block()
             block.copy_(to_tensor(values, block).reshape(block.shape))
 
     @property
     def fixed(self) -> str:
-        """Why it can neither be split nor truncated; empty where one is possible."""
+        """Why it can be neither split nor truncated; empty if it can be."""
         if not self.tied and not self.reason and self.itemsize == 1:
             return Why.NO_ARITHMETIC.words(dtype=self.parameter.dtype)
         return self.tied
@@ -108,14 +108,13 @@ class WeightMatrix:
 
     @property
     def on_request(self) -> str:
-        """Why it is cut only where the user names it; empty where it is not so."""
+        """Why it is cut only if the user names it; empty if that is not so."""
         return ON_REQUEST.get(self.kind, "")
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an entry; 0 where there is no parameter to read."""
-        size: int = self.parameter.element_size() if self.parameter is not None else 0
-        return size
+        """Bytes per entry; 0 if there is no parameter to read."""
+        return 0 if self.parameter is None else int(self.parameter.element_size())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,5 +122,5 @@ class WeightMatrix:
         return tuple(dict.fromkeys((self.name, self.layer, self.key)))
 
     def _block(self) -> torch.Tensor:
-        whole: torch.Tensor = self.parameter.detach()
-        return whole if self.part is None else whole[self.part]
+        block: torch.Tensor = self.parameter if self.part is None else self.parameter[self.part]
+        return block

@@ -3,8 +3,8 @@
 from rmtspec.adapters.torch.callbacks.lightning import RMTPrunerCallback
 from rmtspec.adapters.torch.callbacks.transformers import RMTPrunerCallback
 
-Neither library is imported before its file is. `split_as` gives a freshly built model the layers of
-a checkpoint that either of them wrote.
+Each file imports only its own library. `split_as` gives a freshly built model the split layers of a
+checkpoint that either library wrote.
 """
 
 from rmtspec.adapters.torch.callbacks._split_as import split_as

@@ -1,4 +1,4 @@
-"""A pruner within a trainer's loop: made when training begins, kept in step, carried on."""
+"""A pruner in a trainer's loop: made when training begins, kept in step, and resumed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,50 +9,57 @@ from torch import nn
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training.pruner import RMTPruner
-from rmtspec.adapting import Every, Report
+from rmtspec.adapting import Action, Every, Report
 from rmtspec.errors import InvalidValueError
 
 
-class PrunedTraining:
-    """What the callbacks of all trainers have in common.
+class PrunerCallback:
+    """What the callbacks of all trainers have in common; the options are those of `RMTPruner`."""
 
-    Parameters
-    ----------
-    options : dict
-        Of `RMTPruner`.
+    #: The pruner; None before training begins.
+    pruner: RMTPruner | None = None
+    _optimizer: Any = None
+    _first: int | None = None
 
-    Attributes
-    ----------
-    pruner : RMTPruner or None
-        None before training begins.
-    """
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.pruner: RMTPruner | None = None
-        self._options = options
-        self._optimizer: Any = None
-        self._first: int | None = None
+    def __init__(
+        self,
+        *,
+        every: Every = 3,
+        bulk_keep: float | None = None,
+        fit_cutoff: float | None = 0.1,
+        match_step: bool | str = True,
+        decay: str = "factors",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._options: dict[str, Any] = {
+            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
+            "match_step": match_step, "decay": decay, **options,
+        }  # fmt: skip
 
     @property
     def history(self) -> list[Report]:
         """What was decided at the end of each cycle."""
         return [] if self.pruner is None else self.pruner.history
 
-    def begin(
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs: plain numbers, text and lists."""
+        if self.pruner is None:
+            return {}
+        order = _order(self.pruner.model, self._optimizer)
+        return {"pruner": self.pruner.state_dict(), "first": self._first, "order": order}
+
+    def _begin(
         self,
         model: nn.Module,
         optimizer: Any,
         state: dict[str, Any] | None,
         load: Callable[[], object] | None = None,
     ) -> None:
-        """Make the pruner, or go on with that of the same model.
+        """Make the pruner, or continue with that of the same model.
 
-        Parameters
-        ----------
-        state : dict or None
-            Of the training that is resumed.
-        load : callable, optional
-            Fills the layers that were split; without it they are there, and filled.
+        `state` is that of the training that is resumed, if any. `load` fills the layers that were
+        split; without it the model has them already, filled.
         """
         optimizer = innermost(optimizer)
         before = self.pruner if self.pruner is not None and self.pruner.model is model else None
@@ -78,11 +85,10 @@ class PrunedTraining:
             _check_order(state["order"], _order(model, optimizer))
         self.pruner, self._optimizer = pruner, optimizer
 
-    def catch_up(self, finished: int) -> bool:
-        """Act on epochs whose end the trainer did not tell: a checkpoint was taken just before.
+    def _catch_up(self, finished: int) -> bool:
+        """Count epochs whose end the trainer did not report: a checkpoint was taken just before.
 
-        `finished` is the number of epochs that the trainer has behind it. Return whether there
-        were any.
+        `finished` is how many epochs the trainer has finished. Return whether any were missing.
         """
         pruner = self._begun()
         if self._first is None:
@@ -92,67 +98,26 @@ class PrunedTraining:
             pruner.step()
         return missed > 0
 
-    def end_epoch(self, loss: Any = None) -> dict[str, int] | None:
-        """Count an epoch, and return figures of what was split if something was decided."""
+    def _end_epoch(self, loss: Any = None) -> dict[str, int] | None:
+        """Count an epoch; if something was decided, return figures of what was split."""
         pruner = self._begun()
         report = pruner.step(loss)
         if report is None:
             return None
         now = sum(parameter.numel() for parameter in pruner.model.parameters())
-        split = {row["layer"] for row in report.rows if row["action"] == "split"}
+        split = {row["layer"] for row in report.rows if row["action"] == Action.SPLIT}
         return {
             "rmtspec/parameters_before": report.totals.get("parameters_before", now),
             "rmtspec/parameters_after": now,
             "rmtspec/layers_split": len(split),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, text and lists; nothing before training begins."""
-        if self.pruner is None:
-            return {}
-        return {
-            "pruner": self.pruner.state_dict(),
-            "first": self._first,
-            "order": _order(self.pruner.model, self._optimizer),
-        }
-
     def _begun(self) -> RMTPruner:
         if self.pruner is None:
             raise InvalidValueError(
-                "No training has begun. Pass the callback to the trainer when that is made."
+                "No training has begun. Pass the callback to the trainer when you make it."
             )
         return self.pruner
-
-
-class PrunerCallback:
-    """What the callbacks of all trainers are made of: options of `RMTPruner`, and a training."""
-
-    def __init__(
-        self,
-        *,
-        every: Every = 3,
-        bulk_keep: float | None = None,
-        fit_cutoff: float | None = 0.1,
-        match_step: bool | str = True,
-        decay: str = "factors",
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self._options: dict[str, Any] = {
-            "every": every, "bulk_keep": bulk_keep, "fit_cutoff": fit_cutoff,
-            "match_step": match_step, "decay": decay, **options,
-        }  # fmt: skip
-        self._training = PrunedTraining(self._options)
-
-    @property
-    def pruner(self) -> RMTPruner | None:
-        """The pruner; None before training begins."""
-        return self._training.pruner
-
-    @property
-    def history(self) -> list[Report]:
-        """What was decided at the end of each cycle."""
-        return self._training.history
 
 
 def innermost(optimizer: Any) -> Any:
@@ -163,10 +128,10 @@ def innermost(optimizer: Any) -> Any:
 
 
 def run_closure_first(optimizer: torch.optim.Optimizer) -> None:
-    """Have the closure of a step run before the hooks that the pruner registers after this one.
+    """Run the closure of a step before the hooks that the pruner registers after this one.
 
-    They look at gradients, which Lightning makes in the closure; torch calls hooks before it. The
-    first call of the closure within the step gets the result of this one.
+    They need gradients, which Lightning computes in the closure; torch calls hooks before it. The
+    first call of the closure within the step returns the result of this one.
     """
 
     def run(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -193,33 +158,33 @@ def _order(model: nn.Module, optimizer: Any) -> list[list[str]]:
 
 
 def _check_order(saved: list[list[str]], built: list[list[str]]) -> None:
-    """Raise where an optimizer's state would go to other parameters than those it is of."""
+    """Raise if an optimizer's state would go to other parameters than those it belongs to."""
     if saved != built:
         was = [name for group in saved for name in group]
         now = [name for group in built for name in group]
         differ = (f": {b!r} where {a!r} was" for a, b in zip(was, now, strict=False) if a != b)
         raise InvalidValueError(
             "The optimizer holds its parameters in other groups or another order than in the "
-            f"checkpoint{next(differ, '')}; its state would go to the wrong ones. Build the "
-            "optimizer as in the training that is resumed."
+            f"checkpoint{next(differ, '')}, so that its state would go to the wrong ones. Build "
+            "the optimizer as in the training that is resumed."
         )
 
 
 def _unsplit(
     model: nn.Module, optimizer: Any, splits: list[dict[str, Any]]
 ) -> Callable[[], object]:
-    """Undo the splits of a pruner in model and optimizer, as a new one has to find them.
+    """Undo the splits of a pruner in model and optimizer, as a new pruner expects them.
 
-    Return a function that gives the factors their values and states back, to be called when the
-    new pruner has made them.
+    Return a function that restores the values and states of the factors, to be called once the new
+    pruner has made them.
     """
     modules = dict(model.named_modules())
     for entry in splits:
-        found = modules.get(entry["name"])
-        if not isinstance(found, SplitLayer) or found.rank != entry["rank"]:
+        present = modules.get(entry["name"])
+        if not isinstance(present, SplitLayer) or present.rank != entry["rank"]:
             raise InvalidValueError(
-                f"The checkpoint has {entry['name']!r} split at rank {entry['rank']}, the model "
-                "has not. Pass the model as it was built for the training that is resumed."
+                f"The checkpoint has {entry['name']!r} split at rank {entry['rank']}, but the "
+                "model does not. Pass the model as built for the training that is resumed."
             )
     values = {name: value.detach().clone() for name, value in model.state_dict().items()}
     states = {name: optimizer.state.get(p) for name, p in model.named_parameters()}
@@ -230,7 +195,7 @@ def _unsplit(
             if states[name] is not None:
                 optimizer.state[parameter] = states[name]
 
-    for entry in reversed(splits):  # what was split again before what it is in
+    for entry in reversed(splits):  # a factor that was split again before its layer
         layer: Any = model.get_submodule(entry["name"])
         factors = [layer.inner.weight, layer.outer.weight]
         merged = layer.merged(entry["name"])

@@ -1,4 +1,4 @@
-"""The layers that a state dict needs, made on a model that has others."""
+"""Giving a model the split layers that a state dict needs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,21 +11,22 @@ from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.matrices import check_model
 
 State = Mapping[str, Any]
-#: A weight that is gone, and the factors that took its place.
+#: A weight that was removed, and the factors that replaced it.
 Replaced = list[tuple[nn.Parameter, list[nn.Parameter]]]
 
 
 def split_as(model: nn.Module, state_dict: State) -> nn.Module:
     """Give a model the split layers that a state dict has, and no others.
 
-    Their factors are zeros until the state dict is loaded. What the state dict does not name stays.
+    Their factors are zeros until the state dict is loaded. Layers that the state dict does not name
+    are not changed.
 
     Parameters
     ----------
     model : torch.nn.Module
         Of the architecture that was trained; changed in place.
     state_dict : mapping of str to Tensor
-        Of a model whose layers were split, from a checkpoint perhaps.
+        Of a model with split layers, for example from a checkpoint.
 
     Returns
     -------
@@ -52,18 +53,13 @@ def fits(model: nn.Module, state: State) -> bool:
     return not any(_foreign(model, state)) and not any(_unsplit(model, state))
 
 
-def is_split(model: nn.Module) -> bool:
-    """Tell whether a model has a split layer."""
-    return any(isinstance(module, SplitLayer) for module in model.modules())
-
-
 def make_layers(model: nn.Module, state: State) -> Replaced:
     """Split and merge the layers of a model, and return the weights that were split."""
     for path, layer in list(_foreign(model, state)):
         replace_layers(model, {path: layer.merged(path)}, inplace=True)
     replaced: Replaced = []
-    while found := list(_unsplit(model, state)):  # a factor may be split itself
-        for path, layer, rank in found:
+    while unsplit := list(_unsplit(model, state)):  # a factor may itself be split
+        for path, layer, rank in unsplit:
             made = SPLIT_TYPES[kind_of(layer)].empty_like(layer, rank, layer.weight.device)
             replaced.append((layer.weight, [made.inner.weight, made.outer.weight]))
             replace_layers(model, {path: made}, inplace=True)
@@ -71,7 +67,7 @@ def make_layers(model: nn.Module, state: State) -> Replaced:
 
 
 def _foreign(model: nn.Module, state: State) -> Iterator[tuple[str, SplitLayer]]:
-    """Yield the split layers that a state dict has otherwise, the outermost of each."""
+    """Yield the split layers that differ from those of a state dict, only the outermost."""
     outermost = ""
     for path, module in model.named_modules():
         inside = outermost and path.startswith(f"{outermost}.")
@@ -88,7 +84,7 @@ def _foreign(model: nn.Module, state: State) -> Iterator[tuple[str, SplitLayer]]
 
 
 def _unsplit(model: nn.Module, state: State) -> Iterator[tuple[str, Any, int]]:
-    """Yield the layers that a state dict has split, with the rank."""
+    """Yield the layers that are split in a state dict but not in the model, with the rank."""
     for path, module in model.named_modules():
         if path and not isinstance(module, SplitLayer) and kind_of(module) in SPLIT_TYPES:
             rank = _ranks(path, state).get(path)
@@ -97,11 +93,11 @@ def _unsplit(model: nn.Module, state: State) -> Iterator[tuple[str, Any, int]]:
 
 
 def _ranks(path: str, state: State) -> dict[str, int]:
-    """Return the rank of the split layer at a path of a state dict, and of those in it."""
+    """Return the rank of the split layer at a path of a state dict, and of those inside it."""
     inner, outer = f"{path}.inner", f"{path}.outer"
     if f"{path}.weight" in state or not (_has(state, inner) and _has(state, outer)):
         return {}
-    factor = outer  # what its inputs go to is as wide as the rank
+    factor = outer  # the layer that takes its inputs is as wide as the rank
     while f"{factor}.weight" not in state:
         factor = f"{factor}.inner"
         if not _has(state, factor):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch.callbacks._pruned_training import PrunerCallback
-from rmtspec.adapters.torch.callbacks._split_as import fits, is_split, make_layers
+from rmtspec.adapters.torch.callbacks._split_as import fits, make_layers
 from rmtspec.errors import InvalidValueError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -27,21 +28,21 @@ else:
                 'installed. Install it with: pip install "rmtspec[lightning]"'
             ) from error
 
-#: Strategies under which one process has the whole model; DDP's wrapper is made anew at a split.
+#: Strategies under which each process has the whole model; DDP's wrapper is replaced at a split.
 _WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
 _OTHERS = ("SingleDeviceXLAStrategy", "XLAStrategy", "DeepSpeedStrategy")
-#: Callbacks with a copy of the model, whose layers would stay as they were.
+#: Callbacks that keep a copy of the model, whose layers would not be split.
 _COPIES = ("StochasticWeightAveraging", "WeightAveraging")
 
 
 class RMTPrunerCallback(PrunerCallback, Callback):
     """Split a LightningModule's layers while it trains: `RMTPruner`, called by the trainer.
 
-    After the last step of each epoch, and after the epoch's validation, the pruner's `step` is
-    called with the mean of the losses that `training_step` returned. What it decides is logged as
-    "rmtspec/parameters_before", "rmtspec/parameters_after" and "rmtspec/layers_split". The states
-    of the callback are in Lightning's checkpoints: ``trainer.fit(model, ckpt_path=...)`` with a
-    freshly built model goes on from there, and ``trainer.test(model, ckpt_path=...)`` works too.
+    After the last step of each epoch and the epoch's validation, the pruner's `step` is called with
+    the mean of the losses that `training_step` returned. What it decides is logged as
+    "rmtspec/parameters_before", "rmtspec/parameters_after" and "rmtspec/layers_split". Lightning's
+    checkpoints contain the state of the callback: ``trainer.fit(model, ckpt_path=...)`` with a
+    freshly built model continues from there, and ``trainer.test(model, ckpt_path=...)`` works too.
 
     Parameters
     ----------
@@ -52,12 +53,13 @@ class RMTPrunerCallback(PrunerCallback, Callback):
     Raises
     ------
     InvalidValueError
-        By `fit`, before anything is trained: several optimizers; a strategy that shards the model,
-        or starts processes by spawn or fork; a callback that averages weights. DDP will do.
+        By `fit`, before anything is trained: there are several optimizers, or a callback that
+        averages weights, or the strategy shards the model or starts processes by spawn or fork. DDP
+        is supported.
 
     Notes
     -----
-    ``LightningModule.load_from_checkpoint`` does not know of callbacks. Load by hand::
+    ``LightningModule.load_from_checkpoint`` ignores callbacks. Load by hand::
 
         state = rt.read_state_dict("last.ckpt")
         model = split_as(Net(), state)  # from rmtspec.adapters.torch.callbacks
@@ -83,7 +85,7 @@ class RMTPrunerCallback(PrunerCallback, Callback):
     _batches = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Make ready for a checkpoint: Lightning loads the weights before the optimizer is made."""
+        """Prepare for a checkpoint: Lightning loads the weights before it makes the optimizer."""
         self._fitting = stage == "fit"
         if self._fitting:
             _check_trainer(trainer)
@@ -95,38 +97,34 @@ class RMTPrunerCallback(PrunerCallback, Callback):
         """Keep the state until there is an optimizer."""
         self._state = state_dict if self._fitting else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs: plain numbers, text and lists."""
-        return self._training.state_dict()
-
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the pruner, and where a training is resumed the layers and their weights."""
+        """Make the pruner and, if a training is resumed, the split layers with their weights."""
         self._unhook()
         held, self._held = self._held, None
         state, self._state = self._state, None
         if state is None and held is not None:
             raise InvalidValueError(
-                "The checkpoint has split layers and no state of RMTPrunerCallback; expected one "
-                "that was written in a training with this callback. Start from its weights "
-                "instead: split_as(model, state_dict), then load them."
+                "The checkpoint has split layers but no state of RMTPrunerCallback; expected one "
+                "that was written in a training with this callback. To start from its weights, "
+                "call split_as(model, state_dict) and load them."
             )
         if len(trainer.optimizers) != 1:
             raise InvalidValueError(
                 f"The training has {len(trainer.optimizers)} optimizers; expected one that holds "
-                "all parameters that are trained. Return one from configure_optimizers, with a "
-                "group for each of the present ones."
+                "all parameters that are trained. Return a single one from configure_optimizers, "
+                "with a parameter group for each of these."
             )
 
         def load() -> None:
             pl_module.load_state_dict(held, strict=pl_module.strict_loading)
 
         optimizer = trainer.optimizers[0]
-        self._training.begin(pl_module, optimizer, state, load if held is not None else None)
+        self._begin(pl_module, optimizer, state, load if held is not None else None)
         _wrap_again(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the epochs that a checkpoint has finished."""
-        if self._training.catch_up(trainer.fit_loop.epoch_progress.current.processed):
+        if self._catch_up(trainer.fit_loop.epoch_progress.current.processed):
             _wrap_again(trainer)
         self._loss, self._batches = 0.0, 0
 
@@ -145,7 +143,7 @@ class RMTPrunerCallback(PrunerCallback, Callback):
         self._loss, self._batches = 0.0, 0
         if loss is not None:
             loss = trainer.strategy.reduce(loss, reduce_op="mean")
-        figures = self._training.end_epoch(loss)
+        figures = self._end_epoch(loss)
         if figures is None:
             return
         if figures["rmtspec/layers_split"]:
@@ -159,14 +157,14 @@ class RMTPrunerCallback(PrunerCallback, Callback):
         self._unhook()
 
     def _before_load(self, module: Any, state_dict: dict[str, Any], *_: Any) -> None:
-        """Have a checkpoint's weights wait for the optimizer where they need split layers.
+        """Hold a checkpoint's weights back until there is an optimizer, if they need split layers.
 
-        The optimizer is then configured over the layers as the module builds them, as it was when
-        the training began; its groups are those of the checkpoint once the layers are split.
+        The optimizer is then configured over the layers that the module builds, as when the
+        training began; once the layers are split, its groups are those of the checkpoint.
         """
         if fits(module, state_dict):
             return
-        if not self._fitting or is_split(module):
+        if not self._fitting or any(isinstance(part, SplitLayer) for part in module.modules()):
             make_layers(module, state_dict)
             return
         self._held = dict(state_dict)
@@ -180,13 +178,13 @@ class RMTPrunerCallback(PrunerCallback, Callback):
 
 
 def _check_trainer(trainer: Any) -> None:
-    """Raise where something would not know the new layers."""
+    """Raise if the strategy or a callback would not know the new layers."""
     strategy = trainer.strategy
     bases = {base.__name__ for base in type(strategy).__mro__}
     if not bases.intersection(_WHOLE) or bases.intersection(_OTHERS):
         raise InvalidValueError(
-            f"The strategy is {type(strategy).__name__}, which would not know the layers that "
-            'replace others while it trains. Use a single device, or Trainer(strategy="ddp").'
+            f"The strategy is {type(strategy).__name__}, which would not know layers that are "
+            'replaced during training. Use a single device, or Trainer(strategy="ddp").'
         )
     if type(strategy.launcher).__name__ == "_MultiProcessingLauncher":
         raise InvalidValueError(
@@ -196,13 +194,13 @@ def _check_trainer(trainer: Any) -> None:
     for callback in trainer.callbacks:
         if any(base.__name__ in _COPIES for base in type(callback).__mro__):
             raise InvalidValueError(
-                f"{type(callback).__name__} keeps a copy of the model, whose layers would stay as "
-                "they are. Leave it out while layers are split; average in a training after that."
+                f"{type(callback).__name__} keeps a copy of the model, whose layers would not be "
+                "split. Leave it out while layers are split, and average in a later training."
             )
 
 
 def _wrap_again(trainer: Any) -> None:
-    """Have DistributedDataParallel know the new layers."""
+    """Make DistributedDataParallel know the new layers."""
     strategy = trainer.strategy
     if isinstance(strategy.model, DistributedDataParallel):
         strategy.model = trainer.lightning_module

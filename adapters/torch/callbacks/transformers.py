@@ -1,4 +1,4 @@
-"""Splitting layers while the Trainer of transformers trains: a callback."""
+"""Splitting layers while transformers' Trainer trains: a callback."""
 
 import json
 import logging
@@ -27,14 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
-    """Split a model's layers while transformers' Trainer trains it: `RMTPruner`, called by that.
+    """Split a model's layers while transformers' Trainer trains it: `RMTPruner`, called by it.
 
-    After the last step of each epoch, and before the evaluation and the checkpoint of the epoch,
-    the pruner's `step` is called with the loss that was logged last in the epoch, if any was. What
-    it decides goes to ``trainer.state.log_history``, as "rmtspec/parameters_before",
-    "rmtspec/parameters_after" and "rmtspec/layers_split". The state of the callback is in the
-    Trainer's checkpoints: ``trainer.train(resume_from_checkpoint=...)`` with a freshly built model
-    goes on from there.
+    After the last step of each epoch, before the epoch's evaluation and checkpoint, the pruner's
+    `step` is called with the last loss logged in the epoch, if any. What it decides goes to
+    ``trainer.state.log_history`` as "rmtspec/parameters_before", "rmtspec/parameters_after" and
+    "rmtspec/layers_split". The Trainer's checkpoints contain the state of the callback:
+    ``trainer.train(resume_from_checkpoint=...)`` with a freshly built model continues from there.
 
     Parameters
     ----------
@@ -45,17 +44,17 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
     Raises
     ------
     InvalidValueError
-        Before anything is trained: several processes, FSDP or DeepSpeed.
+        Before anything is trained: the Trainer uses several processes, FSDP or DeepSpeed.
 
     Notes
     -----
-    To resume, pass the callback when the Trainer is made, ``Trainer(model, callbacks=[...])``, and
-    a model: after `add_callback`, with `model_init` or without the callback the Trainer loads the
-    weights into layers that are not split, and fails ("parameter group that doesn't match the size
-    of optimizer's group").
+    To resume, pass the callback and a model when you make the Trainer, ``Trainer(model,
+    callbacks=[...])``. After `add_callback`, with `model_init` or without the callback, the Trainer
+    loads the weights into layers that are not split, and fails ("parameter group that doesn't match
+    the size of optimizer's group").
 
     A callback cannot write to the Trainer's other reports (TensorBoard, Weights & Biases); at level
-    INFO `logging` tells what goes to the log history.
+    INFO, `logging` shows what goes to the log history.
 
     ``from_pretrained`` cannot read a checkpoint with split layers. Load by hand::
 
@@ -78,21 +77,21 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
 
     _followed: nn.Module | None = None
     _loss: float | None = None
-    #: Set by the Trainer where it makes the callback anew from a checkpoint.
+    #: Set by the Trainer if it makes a new callback from a checkpoint.
     not_restored: Sequence[str] = ()
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer writes into its checkpoints, as JSON."""
+        """Return the state that the Trainer writes into its checkpoints as JSON."""
         plain = {name: value for name, value in self._options.items() if _is_plain(value)}
         lost = [name for name in self._options if name not in plain]
         return {
             "args": plain,
             "attributes": {"not_restored": lost},
-            "training": self._training.state_dict(),
+            "training": self.state_dict(),
         }
 
     def on_init_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
-        """Make ready for a checkpoint: the Trainer loads its weights before any other event."""
+        """Prepare for a checkpoint: the Trainer loads its weights before any other event."""
         _check_arguments(args)
         self._follow(held.get("model"), held.get("optimizer"))
 
@@ -100,12 +99,12 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
         """Make the pruner."""
         model: Any = held.get("model")
         _check_arguments(args)
-        self._follow(model)  # for the best model that is loaded at the end
+        self._follow(model)  # for the best model, which is loaded at the end
         if self.not_restored:
             raise InvalidValueError(
-                f"The Trainer made RMTPrunerCallback anew from the checkpoint, which cannot hold "
+                "The Trainer made a new RMTPrunerCallback from the checkpoint, which cannot hold "
                 f"{', '.join(self.not_restored)}. Leave out restore_callback_states_from_checkpoint"
-                ": the callback goes on from the checkpoint by itself."
+                ": the callback resumes from the checkpoint by itself."
             )
         name = type(self).__name__
         saved = state.stateful_callbacks.setdefault(name, {})
@@ -116,11 +115,11 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
         resumed = (saved.get("training") or None) if state.global_step else None
         if resumed is not None:
             _check_layers(model, resumed["pruner"]["splits"])
-        self._training.begin(model, held.get("optimizer"), resumed)
-        self._training.catch_up(_finished(state))
+        self._begin(model, held.get("optimizer"), resumed)
+        self._catch_up(int(float(state.epoch or 0.0) + 1e-6))  # whole epochs only
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Forget the loss of another epoch."""
+        """Forget the loss of the epoch before."""
         self._loss = None
 
     def on_log(
@@ -131,13 +130,13 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Call the pruner, and log what it decided."""
-        figures = self._training.end_epoch(self._loss)
+        figures = self._end_epoch(self._loss)
         if figures is not None:
             state.log_history.append({**figures, "epoch": state.epoch, "step": state.global_step})
             logger.info("epoch %s: %s", state.epoch, figures)
 
     def _follow(self, model: Any, optimizer: Any = None) -> None:
-        """Have a model take the layers of what is loaded into it."""
+        """Make a model take over the split layers of any state that is loaded into it."""
         if isinstance(model, nn.Module) and model is not self._followed:
             hooked: Any = model  # the method has no types
             hooked.register_load_state_dict_pre_hook(_LayersOfLoadedState(optimizer))
@@ -145,10 +144,9 @@ class RMTPrunerCallback(PrunerCallback, TrainerCallback, ExportableState):
 
 
 class _LayersOfLoadedState:
-    """A hook that splits a model's layers as the weights that are loaded, without asking.
+    """A hook that splits a model's layers to match the weights that are loaded.
 
-    An optimizer that was made before gets the factors. Nothing of it goes along where the model is
-    copied or pickled.
+    An optimizer that exists already gets the factors; it is not copied or pickled with the model.
     """
 
     def __init__(self, optimizer: Any = None) -> None:
@@ -160,18 +158,12 @@ class _LayersOfLoadedState:
             return
         for weight, factors in replaced:
             for group in self._optimizer.param_groups:
-                places = [i for i, held in enumerate(group["params"]) if held is weight]
-                for place in places:
+                for place in [i for i, held in enumerate(group["params"]) if held is weight]:
                     group["params"][place : place + 1] = factors
             self._optimizer.state.pop(weight, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
-
-
-def _finished(state: Any) -> int:
-    """Return the whole epochs behind the trainer."""
-    return int(float(state.epoch or 0.0) + 1e-6)
 
 
 def _is_plain(value: Any) -> bool:
@@ -183,7 +175,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_arguments(args: Any) -> None:
-    """Raise where something would not know the new layers."""
+    """Raise if the Trainer would not know the new layers."""
     mode = str(getattr(args.parallel_mode, "value", args.parallel_mode))
     for used, what in (
         (args.fsdp, "FSDP"),
@@ -192,19 +184,19 @@ def _check_arguments(args: Any) -> None:
     ):
         if used:
             raise InvalidValueError(
-                f"The Trainer uses {what}, which would not know the layers that replace others "
-                "while it trains. Train in one process, or prune before or after the training: "
+                f"The Trainer uses {what}, which would not know layers that are replaced during "
+                "training. Train in one process, or prune before or after the training: "
                 "rt.prune(model)."
             )
 
 
 def _check_layers(model: nn.Module, splits: list[dict[str, Any]]) -> None:
-    """Raise where the Trainer has loaded weights into layers that are not those it saved."""
+    """Raise if the Trainer has loaded weights into other layers than those it saved."""
     modules = dict(model.named_modules())
     for entry in splits:
         if not isinstance(modules.get(entry["name"]), SplitLayer):
             raise InvalidValueError(
-                f"The checkpoint has {entry['name']!r} split and the model does not, so that its "
-                "weights were not loaded. Pass the callback when the Trainer is made, "
+                f"The checkpoint has {entry['name']!r} split, but the model does not, so that its "
+                "weights were not loaded. Pass the callback when you make the Trainer, "
                 "Trainer(model, callbacks=[callback]), and a model, not `model_init`."
             )

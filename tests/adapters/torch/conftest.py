@@ -1,4 +1,4 @@
-"""Trained networks of the tests: the MNIST net with its images, CIFAR ResNets."""
+"""Trained networks for the tests: the MNIST net with its images, CIFAR ResNets."""
 
 import gzip
 

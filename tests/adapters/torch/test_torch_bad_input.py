@@ -1,4 +1,4 @@
-"""Bad input: an error of ours that says what to do, and a model that is as it was."""
+"""Bad input: an error of ours that says what to do, and an unchanged model."""
 
 import re
 from contextlib import contextmanager
@@ -78,7 +78,7 @@ def refused(model, message, kind=InvalidValueError):
 
 
 def refuse(model, message, kind=InvalidValueError, **options):
-    """`prune` refuses, into a copy and in place alike; with the same words by `plan` if it can."""
+    """`prune` refuses, in a copy and in place, and `plan` too, where it can, in the same words."""
     for inplace in (False, True):
         with refused(model, message, kind) as caught:
             rt.prune(model, inplace=inplace, **options)
@@ -171,7 +171,7 @@ def test_one_group_alone_is_not_split(model):
     assert report.row("conv[0]")["reason"] == "conv[1] of the same layer is not in `include`"
     _, report = rt.prune(model, exclude=r"conv\[1\]")
     assert report.row("conv[0]")["reason"] == "conv[1] of the same layer is in `exclude`"
-    # its values alone can be truncated, and a bias left out is no part of the weight
+    # its values alone can be truncated, and a bias left out is not part of the weight
     smaller, report = rt.prune(model, include=r"conv\[0\]", mode="truncate", ranks={"conv[0]": 2})
     assert np.linalg.matrix_rank(smaller.conv.weight[:32].detach().flatten(1).numpy()) == 2
     assert torch.equal(smaller.conv.weight[32:], model.conv.weight[32:])
@@ -187,7 +187,7 @@ def test_a_plan_that_splits_one_group_alone(model, delete):
     else:
         plan.row("conv[1]")["action"] = "keep"
     for inplace in (False, True):
-        with refused(model, r"splits 'conv\[0\]' and not 'conv\[1\]'.*split together"):
+        with refused(model, r"splits 'conv\[0\]' but not 'conv\[1\]'.*split together"):
             rt.apply_plan(model, plan, inplace=inplace)
 
 
@@ -223,9 +223,9 @@ def test_distributed_data_parallel_is_named(model, tmp_path):
 
 
 def cut(model, message, calibration, kind=InvalidValueError, include=IN_USE, **options):
-    """Both with ranks that a rule chose and with a budget, `calibration` is refused."""
+    """`calibration` is refused, both with ranks chosen by a rule and with a budget."""
     refuse(model, message, kind, include=include, calibration=calibration, **options)
-    if not callable(calibration):  # what is used up is another matter
+    if not callable(calibration):  # an iterator that is used up is another matter
         refuse(model, message, kind, include=include, calibration=calibration, budget=0.5)
 
 
@@ -258,7 +258,7 @@ def test_calibration_that_yields_nan(model, value):
 
 def test_calibration_of_nothing_but_zeros(model):
     with torch.no_grad():
-        model.first.bias.fill_(-1e9)  # a dead layer: what the next one gets is 0
+        model.first.bias.fill_(-1e9)  # a dead layer: the inputs of the next one are 0
     cut(model, "only zeros at the inputs of 'second'", [batch()])
 
 
@@ -287,7 +287,7 @@ def test_calibration_that_the_model_cannot_take(model, wrong, words, kind):
 
 
 def test_one_batch_in_place_of_a_list(model):
-    words = "`calibration` is a single (Tensor|dict); .*Pass a list with this one in it"
+    words = "`calibration` is a single (Tensor|dict); .*Pass a list that contains it"
     for single in (batch(), {"x": batch()}):
         cut(model, words, single, InvalidTypeError)
 
@@ -507,7 +507,7 @@ def test_include_by_predicate_and_by_several(model):
     ]  # fmt: skip
     assert seen("conv", exclude=r"\[1\]") == ["conv[0]"]
     assert seen(None, exclude=lambda name, module: module is not model.table) == ["table"]
-    # a predicate names what it takes: an embedding is then cut
+    # a predicate names what it accepts: an embedding is then cut
     smaller, _ = rt.prune(
         model, include=lambda name, module: module is model.table, bulk_keep=0.2
     )  # fmt: skip
@@ -525,11 +525,11 @@ def test_an_error_in_the_users_predicate_comes_through(model):
 def test_in_place_on_a_model_that_is_one_layer():
     torch.manual_seed(0)
     layer = nn.Linear(40, 30)
-    with refused(layer, "`model` is itself the layer to be replaced.*inplace=False"):
+    with refused(layer, "`model` is itself the layer to replace.*inplace=False"):
         rt.prune(layer, ranks={"(model)": 3}, inplace=True)
     smaller, _ = rt.prune(layer, ranks={"(model)": 3})
     assert type(smaller) is rt.SplitLinear
-    with refused(smaller, "`model` is itself the layer to be replaced"):
+    with refused(smaller, "`model` is itself the layer to replace"):
         rt.merge(smaller, inplace=True)
     # nothing to replace, or nothing that replaces: no obstacle
     assert rt.prune(layer, include="(model)", min_saving=1.0, inplace=True)[0] is layer

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 from rmtspec.adapters import torch as rt  # noqa: E402
 from rmtspec.adapters.torch.callbacks import split_as  # noqa: E402
 from rmtspec.adapters.torch.callbacks._pruned_training import (  # noqa: E402
-    PrunedTraining,
+    PrunerCallback,
     innermost,
     run_closure_first,
 )
@@ -51,7 +51,7 @@ def pruned(ranks=RANKS, model=None):
 
 
 def twice():
-    """Both factors of one layer, and of each kind one, are split again."""
+    """Both factors of one layer, and one of each kind, are split again."""
     more = {"linear.inner": 3, "linear.outer": 2, "table.inner": 2, "table.outer": 3}
     more |= {"conv.inner[0]": 2, "conv.inner[1]": 2, "conv1d.outer": 2}
     return pruned(more, pruned())
@@ -191,22 +191,22 @@ def advance(model, optimizer, steps=2):
 def run(epochs, again=(), names=False, decay="factors"):
     """Train, and begin again (as a second call of a trainer does) before the epochs in `again`."""
     model, optimizer = training(names)
-    pruning = PrunedTraining({**CHOSEN, "decay": decay})
+    pruning = PrunerCallback(**CHOSEN, decay=decay)
     for epoch in range(epochs):
         if epoch == 0:
-            pruning.begin(model, optimizer, None)
+            pruning._begin(model, optimizer, None)
         elif epoch in again:
-            state, pruning = pruning.state_dict(), PrunedTraining({**CHOSEN, "decay": decay})
-            # What the trainer has: the layers are split, and in the optimizer.
+            state, pruning = pruning.state_dict(), PrunerCallback(**CHOSEN, decay=decay)
+            # As a trainer has it: the layers are split, and so is the optimizer's group.
             fresh = torch.optim.SGD(
                 model.named_parameters() if names else model.parameters(), lr=0.1, momentum=0.9
             )
             fresh.load_state_dict(optimizer.state_dict())
             optimizer = fresh
-            pruning.begin(model, optimizer, state)
-        pruning.catch_up(epoch)
+            pruning._begin(model, optimizer, state)
+        pruning._catch_up(epoch)
         advance(model, optimizer)
-        pruning.end_epoch()
+        pruning._end_epoch()
     return model, optimizer, pruning
 
 
@@ -230,14 +230,14 @@ def test_a_state_of_other_layers_is_refused():
     state = pruning.state_dict()
     model, optimizer = training()
     state["order"] = [list(dict(model.named_parameters()))]
-    with pytest.raises(InvalidValueError, match="has 'first' split at rank 12, the model has not"):
-        PrunedTraining(CHOSEN).begin(model, optimizer, state)
+    with pytest.raises(InvalidValueError, match="'first' split at rank 12, but the model"):
+        PrunerCallback(**CHOSEN)._begin(model, optimizer, state)
 
 
 def test_nothing_is_counted_before_training():
     with pytest.raises(InvalidValueError, match="No training has begun"):
-        PrunedTraining({}).end_epoch()
-    assert PrunedTraining({}).state_dict() == {}
+        PrunerCallback()._end_epoch()
+    assert PrunerCallback().state_dict() == {}
 
 
 def test_the_package_imports_no_trainer():

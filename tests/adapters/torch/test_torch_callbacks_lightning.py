@@ -78,7 +78,7 @@ class Net(lightning.LightningModule):
 
 
 def optimizer_of(net, kind):
-    """Weights and biases apart, the weights in another order than the model's."""
+    """Separate groups for weights and biases, the weights not in the model's order."""
     weights = [net.last.weight, net.first.weight, net.second.weight]
     biases = [net.first.bias, net.second.bias, net.last.bias]
     groups = [{"params": weights, "lr": 0.01}, {"params": biases, "lr": 0.003}]
@@ -117,7 +117,7 @@ def trainer(epochs, *callbacks, **options):
 
 
 def assert_equal(one, other):
-    """Compare nested states to the bit."""
+    """Compare nested states bit by bit."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
@@ -150,7 +150,7 @@ def states(training, model, callback):
 
 
 class Watch(lightning.Callback):
-    """What is there at the start of each epoch, and what was logged at its end."""
+    """The state at the start of each epoch, and what was logged at its end."""
 
     def __init__(self):
         self.parameters, self.logged, self.rates = [], [], []
@@ -400,9 +400,11 @@ def test_a_model_that_is_split_already_goes_back_to_a_checkpoint(unbroken):
 
 
 def optimizer_of_split(model):
-    """As `optimizer_of`, of a model whose first layer is split twice."""
-    found = dict(model.named_parameters())
-    of_first = [found[name] for name in found if name.startswith("first") and "bias" not in name]
+    """Like `optimizer_of`, for a model whose first layer is split twice."""
+    parameters = dict(model.named_parameters())
+    of_first = [
+        parameters[name] for name in parameters if name.startswith("first") and "bias" not in name
+    ]
     weights = [model.last.weight, *of_first, model.second.weight]
     biases = [model.first.outer.bias, model.second.bias, model.last.bias]
     optimizer = torch.optim.AdamW(
@@ -444,7 +446,7 @@ def test_two_processes_train_as_one(tmp_path):
             else state[name]
             for state in (both[0], one)
         )
-        # The mean of two halves is rounded otherwise than that of the whole; so are the factors,
+        # The mean of two halves is not rounded like that of the whole; nor are the factors,
         # whose signs are free.
         torch.testing.assert_close(two, alone, rtol=1e-3, atol=1e-5)
 
@@ -467,7 +469,7 @@ def test_two_optimizers_are_refused():
         torch.optim.SGD(model.first.parameters()),
         torch.optim.SGD(model.second.parameters()),
     ]
-    refused("has 2 optimizers; expected one.*Return one from configure_optimizers", model)
+    refused("has 2 optimizers; expected one.*Return a single one from configure_opt", model)
 
 
 def test_nonsense_in_an_option_is_refused_before_training():
@@ -508,7 +510,7 @@ def test_a_checkpoint_without_the_state_is_refused(tmp_path):
     content = torch.load(tmp_path / "full.ckpt", weights_only=True)
     del content["callbacks"]
     torch.save(content, tmp_path / "bare.ckpt")
-    refused("has split layers and no state", Net(), ckpt_path=tmp_path / "bare.ckpt")
+    refused("has split layers but no state", Net(), ckpt_path=tmp_path / "bare.ckpt")
 
 
 def test_an_optimizer_in_another_order_is_refused(unbroken):
@@ -550,5 +552,5 @@ def test_the_old_name_of_lightning(monkeypatch, installed):
         monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     monkeypatch.setitem(sys.modules, "pytorch_lightning", old)
     monkeypatch.delitem(sys.modules, HOME)
-    found = importlib.import_module(HOME).RMTPrunerCallback
-    assert issubclass(found, old.Callback)
+    callback_type = importlib.import_module(HOME).RMTPrunerCallback
+    assert issubclass(callback_type, old.Callback)

@@ -38,14 +38,14 @@ CHOSEN = {
 
 @pytest.fixture(autouse=True, scope="module")
 def fewer_objects_to_collect():
-    """Spare what was imported the garbage collection with which the Trainer begins."""
+    """Exempt imported modules from the garbage collection with which the Trainer begins."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 class Net(nn.Module):
-    """No model of transformers: the Trainer takes any module."""
+    """Not a model of transformers: the Trainer accepts any module."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ def decided(callback):
 
 
 class Watch(TrainerCallback):
-    """What is there at the start of each epoch."""
+    """The state at the start of each epoch."""
 
     def __init__(self):
         self.parameters, self.decays = [], []
@@ -204,7 +204,7 @@ def test_layers_are_split_after_the_epochs_of_the_schedule(tmp_path):
     rates = [e["learning_rate"] for e in training.state.log_history if "learning_rate" in e]
     steps = 5 * STEPS
     expected = [0.01 * (steps - step) / steps for step in range(steps)]
-    assert rates == pytest.approx(expected, rel=1e-12)  # the scheduler goes on
+    assert rates == pytest.approx(expected, rel=1e-12)  # the scheduler continues
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -315,8 +315,8 @@ def resumed(folder, name, step, callback=None, model=None, **options):
 def test_a_resumed_training_ends_at_the_same_bits(tmp_path, name, epochs):
     expected, first = whole(tmp_path, name, save_strategy="epoch")
     assert any(".inner.inner." in key for key in expected)
-    found, callback = resumed(tmp_path, name, epochs * STEPS)
-    assert_same(found, expected)
+    state, callback = resumed(tmp_path, name, epochs * STEPS)
+    assert_same(state, expected)
     assert callback.pruner.epoch == 3
     assert decided(callback) == decided(first)
     assert callback.state()["training"]["order"] == first.state()["training"]["order"]
@@ -326,8 +326,8 @@ def test_resumed_within_an_epoch_and_before_its_end_was_told(tmp_path):
     options = {"save_strategy": "steps", "save_steps": STEPS // 2, "optim": "sgd"}
     expected, first = whole(tmp_path, "net", **options)
     for half in (1, 2, 5):
-        found, callback = resumed(tmp_path, "net", half * STEPS // 2, **options)
-        assert_same(found, expected)
+        state, callback = resumed(tmp_path, "net", half * STEPS // 2, **options)
+        assert_same(state, expected)
         assert decided(callback) == decided(first)
 
 
@@ -346,27 +346,27 @@ def test_an_optimizer_that_was_made_before_is_resumed(tmp_path):
     options = {"save_strategy": "epoch"}
     trainer(tmp_path, 3, model, callback, optimizers=own_optimizer(model), **options).train()
     again = net()
-    found, _ = resumed(
+    state, _ = resumed(
         tmp_path, "net", 2 * STEPS, model=again, optimizers=own_optimizer(again), **options
     )
-    assert_same(found, bits(model))
+    assert_same(state, bits(model))
 
 
 def test_a_callback_that_comes_in_later(tmp_path):
     model = net()
     trainer(tmp_path, 1, model, save_strategy="epoch").train()
     callback = RMTPrunerCallback(every=1, **CHOSEN["net"])
-    found, _ = resumed(tmp_path, "net", STEPS, callback=callback, save_strategy="epoch")
+    state, _ = resumed(tmp_path, "net", STEPS, callback=callback, save_strategy="epoch")
     assert callback.pruner.epoch == 2
-    assert "first.inner.inner.weight" in found
+    assert "first.inner.inner.weight" in state
     folder = tmp_path / "resumed"
     again, other = resumed(folder, "net", 2 * STEPS, save_strategy="epoch")
-    assert_same(again, found)
+    assert_same(again, state)
     assert other.pruner.epoch == 2
 
 
 class Rated(Trainer):
-    """With a metric that the first evaluation wins."""
+    """With a metric that is best at the first evaluation."""
 
     def evaluate(self, *_, **__):
         metrics = {"eval_loss": float(self.state.global_step)}
@@ -425,10 +425,10 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one epoch")
     callback = RMTPrunerCallback(every=1, **CHOSEN["bert"])
     trainer(folder, 1, bert(), callback, save_strategy="epoch").train()
-    found = folder / f"checkpoint-{STEPS}"
-    shutil.copytree(found, folder / "model alone")
+    folder_of_step = folder / f"checkpoint-{STEPS}"
+    shutil.copytree(folder_of_step, folder / "model alone")
     (folder / "model alone" / "optimizer.pt").unlink()
-    return str(found), str(folder / "model alone")
+    return str(folder_of_step), str(folder / "model alone")
 
 
 def test_a_callback_that_was_added_late_is_refused_with_a_checkpoint(checkpoint, tmp_path):
@@ -468,7 +468,7 @@ def test_an_optimizer_in_another_order_is_refused(checkpoint, tmp_path):
 REMADE = {"restore_callback_states_from_checkpoint": True, "save_strategy": "epoch"}
 
 
-def test_a_callback_that_the_trainer_makes_anew(checkpoint, tmp_path):
+def test_a_callback_that_the_trainer_makes_itself(checkpoint, tmp_path):
     model, callback = bert(), RMTPrunerCallback(every=1, **CHOSEN["bert"])
     training = trainer(tmp_path, 2, model, callback, **REMADE)
     training.train(resume_from_checkpoint=checkpoint[0])

@@ -81,7 +81,7 @@ def test_a_range_too_wide_for_the_gram_matrix():
 def test_arrays_of_other_kinds():
     W = ensembles.wishart(50, 30, rng=4)
     frozen = W.copy()
-    frozen.flags.writeable = False  # of which torch would warn
+    frozen.flags.writeable = False  # torch would warn
     big_endian = W.astype(">f4")
     integers = np.arange(600).reshape(30, 20) % 17
     for array in (frozen, big_endian, integers, W.astype(np.longdouble), np.asfortranarray(W),

@@ -302,7 +302,7 @@ def test_a_factor_takes_its_share_of_the_plain_step(kind, options):
 
 
 def test_matched_steps_move_the_weight_no_further_than_the_optimizer_would():
-    """To first order |dW| <= lr |G| for "largest", and plain steps on the factors go beyond."""
+    """To first order |dW| <= lr |G| for "largest", and plain steps on the factors exceed that."""
     for rule in (True, False):
         model = single(dtype=torch.float64)
         with torch.no_grad():
@@ -434,7 +434,7 @@ def test_a_step_that_does_not_move_leaves_every_bit():
 @pytest.mark.parametrize("by_name", [True, False])
 @pytest.mark.parametrize("decay", ["factors", "weight"])
 def test_a_closure_makes_the_same_steps(decay, by_name):
-    """Gradients come into being within the step; before it there are none, or old ones."""
+    """Gradients are computed within the step; before it there are none, or old ones."""
     x, made = torch.linspace(-1, 1, 160, dtype=torch.float64).reshape(4, 40), []
     for closure in (False, True):
         model = single(dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Parts of fused tensors against what the models of transformers do with those tensors."""
+"""Parts of fused tensors, compared with how the models of transformers use those tensors."""
 
 import importlib
 import json
@@ -20,11 +20,11 @@ def parts_in(model, config):
     """Return (name, label) -> matrix for all parts in a model's tensors."""
     state = {name: p.detach() for name, p in model.named_parameters()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    found = {}
+    parts = {}
     for name, tensor in state.items():
         for part in parts_of(name, shapes[name], config, shapes):
-            found[name, part.label] = torch.from_numpy(part.of(tensor.numpy()).copy())
-    return found
+            parts[name, part.label] = torch.from_numpy(part.of(tensor.numpy()).copy())
+    return parts
 
 
 # Layers of torch itself: the names and matrices of the adapter, which knows their types.
@@ -46,10 +46,10 @@ def test_the_same_parts_as_in_a_model():
             "moe": Moe(),
         }
     )
-    found = parts_in(model, {})
+    parts = parts_in(model, {})
     expected = {m.name: m for m in rt.weight_matrices(model) if m.name.endswith("]")}
     names = {
-        f"{name}[{label}]".replace(".in_proj_weight", ""): m for (name, label), m in found.items()
+        f"{name}[{label}]".replace(".in_proj_weight", ""): m for (name, label), m in parts.items()
     }
     assert names.keys() == expected.keys()
     assert len(names) == 3 + 2 * 2 * 2 * 4 + 2 * 4 + 2 * 3 + 3
@@ -77,7 +77,7 @@ def tiny(transformers, model_type, options):
 
 
 class Recorder(TorchFunctionMode):
-    """Records, after the fused layer was called, what is multiplied with what."""
+    """Records the operands of each product after the fused layer was called."""
 
     def __init__(self, fused):
         super().__init__()
@@ -343,8 +343,8 @@ def test_gate_and_up(transformers, model_type):
     nn.init.zeros_(fused.bias) if fused.bias is not None else None
     name = f"model.layers.0.{end}.weight"
     weight = fused.weight.detach().numpy()
-    found = parts_of(name, weight.shape, json.loads(config.to_json_string()))
-    parts = {(name, part.label): torch.from_numpy(part.of(weight)) for part in found}
+    listed = parts_of(name, weight.shape, json.loads(config.to_json_string()))
+    parts = {(name, part.label): torch.from_numpy(part.of(weight)) for part in listed}
     with torch.no_grad(), Recorder(fused) as record:
         layer(torch.randn(5, weight.shape[1]))
         expected = gated(record.input, parts, name, activation)

@@ -1,4 +1,4 @@
-"""What shows in use: order, failures midway, owners that read weights, factors changed later."""
+"""Split models in use: order, failures midway, owners that read weights, changed factors."""
 
 import time
 
@@ -85,7 +85,7 @@ def encoder():
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_calibration_with_a_padding_mask():
-    """The encoder turns padded batches into nested tensors, and what is padded does not count."""
+    """The encoder turns padded batches into nested tensors, and padding does not count."""
     model = encoder()
     mask = torch.zeros(4, 10, dtype=torch.bool)
     mask[0, 5:] = True
@@ -111,7 +111,7 @@ def test_the_short_cut_of_the_encoder_layer_does_not_multiply_the_factors():
     rt.SplitLinear._product = counted
     try:
         with torch.no_grad():
-            found = smaller(torch.ones(1, 5, 64))
+            output = smaller(torch.ones(1, 5, 64))
     finally:
         rt.SplitLinear._product = product
     assert asked == []
@@ -119,7 +119,7 @@ def test_the_short_cut_of_the_encoder_layer_does_not_multiply_the_factors():
     for layer in merged.layers:  # the short cut is theirs again
         assert factors_are_used not in layer.linear1._forward_hooks.values()
     with torch.no_grad():
-        torch.testing.assert_close(merged(torch.ones(1, 5, 64)), found, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(merged(torch.ones(1, 5, 64)), output, rtol=1e-4, atol=1e-5)
     assert not any(m._forward_hooks for m in model.modules())
 
 

@@ -26,9 +26,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def gap(found, expected):
+def gap(actual, expected):
     """The largest difference over the largest entry."""
-    return float((found - expected).detach().double().abs().max() / expected.detach().abs().max())
+    return float((actual - expected).detach().double().abs().max() / expected.detach().abs().max())
 
 
 def full_rank(layer):
@@ -42,9 +42,9 @@ def tail(matrix, rank):
     return np.sqrt((s[rank:] ** 2).sum() / (s**2).sum())
 
 
-def distance(found, expected):
-    found, expected = found.detach().double(), expected.detach().double()
-    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
+def distance(actual, expected):
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float(torch.linalg.norm(actual - expected) / torch.linalg.norm(expected))
 
 
 def conv_inputs(layer, batch=2, size=9):
@@ -94,9 +94,9 @@ def test_convolution_at_full_rank(family, options, dtype):
     split = SPLIT_CONV[family].from_layer(layer, full_rank(layer))
     inputs = conv_inputs(layer)
     expected = layer(inputs)
-    found = split(inputs)
-    assert found.shape == expected.shape
-    assert gap(found, expected) < TOLERANCE[dtype]
+    output = split(inputs)
+    assert output.shape == expected.shape
+    assert gap(output, expected) < TOLERANCE[dtype]
     assert gap(split.weight, layer.weight) < TOLERANCE[dtype]
     assert split.dense_shape == tuple(layer.weight.shape)
     assert gap(split.merged()(inputs), expected) < TOLERANCE[dtype]
@@ -158,8 +158,8 @@ def test_truncated_convolution_has_the_error_of_the_svd(family):
     assert (split.inner.out_channels, split.outer.in_channels) == (4, 4)
     for group in range(2):
         rows = slice(6 * group, 6 * group + 6)
-        found, expected = split.weight[rows].flatten(1), layer.weight[rows].flatten(1)
-        assert_allclose(distance(found, expected), tail(expected, 2), rtol=1e-9)
+        actual, expected = split.weight[rows].flatten(1), layer.weight[rows].flatten(1)
+        assert_allclose(distance(actual, expected), tail(expected, 2), rtol=1e-9)
 
 
 def test_truncated_embedding_has_the_error_of_the_svd():
@@ -451,9 +451,9 @@ def assert_same_training(model, run):
     expected.square().sum().backward()
     grads = {name: grad.clone() for name, grad in gradients(model).items()}
     model.zero_grad()
-    found = run(model)
-    found.square().sum().backward()
-    assert gap(found, expected) < 1e-5
+    output = run(model)
+    output.square().sum().backward()
+    assert gap(output, expected) < 1e-5
     for name, grad in gradients(model).items():
         assert gap(grad, grads[name]) < 1e-4, name
 
@@ -495,20 +495,20 @@ def test_onnx(tmp_path):
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [put.name for put in session.get_inputs()]
     feed = {name: value.numpy() for name, value in zip(names, example(), strict=True)}
-    (found,) = session.run(None, feed)
+    (output,) = session.run(None, feed)
     expected = net(*example()).detach().numpy()
-    assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert_allclose(output, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_autocast():
     net, inputs = Net(), example()
     expected = net(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        found = net(*inputs)
-        assert found.dtype == torch.bfloat16
+        output = net(*inputs)
+        assert output.dtype == torch.bfloat16
         assert net.fc.weight.dtype == torch.bfloat16  # as a product is, under autocast
-    assert gap(found, expected) < 0.05
-    found.float().sum().backward()
+    assert gap(output, expected) < 0.05
+    output.float().sum().backward()
     assert net.fc.inner.weight.grad.dtype == torch.float32
 
 
@@ -598,8 +598,8 @@ def test_encoder_layer_with_split_feed_forward(activation, monkeypatch):
         assert len(calls) == 2
         assert gap(layer(inputs), layer.train()(inputs)) < 1e-5
         layer.eval()
-        found, expected = (m(inputs, src_key_padding_mask=mask) for m in (layer, merged))
-        assert gap(found[kept], expected[kept]) < 1e-5
+        output, expected = (m(inputs, src_key_padding_mask=mask) for m in (layer, merged))
+        assert gap(output[kept], expected[kept]) < 1e-5
 
 
 def test_encoder_without_nested_tensors():
@@ -618,8 +618,8 @@ def test_encoder_without_nested_tensors():
     assert gap(smaller(inputs), merged(inputs)) < 1e-5
     smaller.eval(), merged.eval()
     with torch.no_grad():
-        found, expected = (m(inputs, src_key_padding_mask=mask) for m in (smaller, merged))
-    assert gap(found[~mask], expected[~mask]) < 1e-5
+        output, expected = (m(inputs, src_key_padding_mask=mask) for m in (smaller, merged))
+    assert gap(output[~mask], expected[~mask]) < 1e-5
 
 
 # ---------------------------------------------------------------------------- what is refused

@@ -1,4 +1,4 @@
-"""What counts as a weight matrix: names, kinds, values, views, or the reason why it is none."""
+"""What counts as a weight matrix: names, kinds, values, views, or the reason why it does not."""
 
 import copy
 import pickle
@@ -38,11 +38,11 @@ def names(model):
 
 def assert_holds(model, expected):
     """The readable matrices are `expected`, in order, in name and value; their shapes are true."""
-    found = readable(model)
-    assert list(found) == list(expected)
+    matrices = readable(model)
+    assert list(matrices) == list(expected)
     for name, values in expected.items():
-        assert found[name].shape == found[name]().shape
-        assert_array_equal(found[name](), values.detach().numpy(), err_msg=name)
+        assert matrices[name].shape == matrices[name]().shape
+        assert_array_equal(matrices[name](), values.detach().numpy(), err_msg=name)
 
 
 def assert_writes(model):
@@ -174,9 +174,9 @@ def test_attention_packed():
             "0.out_proj": layer.out_proj.weight,
         },
     )
-    found = readable(model)
-    assert [m.kind for m in found.values()] == ["attention"] * 3 + ["parameter"] * 2 + ["linear"]
-    assert all("MultiheadAttention reads" in m.unsplittable for m in found.values())
+    matrices = readable(model)
+    assert [m.kind for m in matrices.values()] == ["attention"] * 3 + ["parameter"] * 2 + ["linear"]
+    assert all("MultiheadAttention reads" in m.unsplittable for m in matrices.values())
     assert set(reasons(model)) == {"0.in_proj_bias", "0.out_proj.bias"}
     assert_writes(model)
 
@@ -222,10 +222,10 @@ def test_recurrent_layers_per_gate(family, gates):
 
 def test_recurrent_projection_has_no_gates():
     layer = nn.LSTM(3, 6, proj_size=2)
-    found = readable(layer)
-    assert [name for name in found if "hr" in name] == ["weight_hr_l0"]
-    assert_array_equal(found["weight_hr_l0"](), layer.weight_hr_l0.detach().numpy())
-    assert found["weight_hh_l0[o]"].shape == (6, 2)
+    matrices = readable(layer)
+    assert [name for name in matrices if "hr" in name] == ["weight_hr_l0"]
+    assert_array_equal(matrices["weight_hr_l0"](), layer.weight_hr_l0.detach().numpy())
+    assert matrices["weight_hh_l0[o]"].shape == (6, 2)
     assert_writes(layer)
 
 
@@ -276,7 +276,7 @@ def test_numbers_and_vectors_and_root_parameters():
         "bias": "1 dimension: a vector has no spectrum",
         "scale": "0 dimensions: a number has no spectrum",
     }
-    # A module that holds more is more than its family: it may use what it holds.
+    # A module that holds more than its family may use what it holds.
     assert (
         readable(root)["(model)"].unsplittable == "this Linear holds more than a weight and a bias"
     )
@@ -290,9 +290,9 @@ def test_a_forward_of_its_own_keeps_a_layer_whole():
 
     replaced = nn.Linear(4, 5)
     replaced.forward = lambda input: input  # noqa: A006
-    found = readable(nn.Sequential(Scaled(4, 5), replaced))
-    assert found["0"].unsplittable == "Scaled has a forward of its own"
-    assert "replaced on the instance" in found["1"].unsplittable
+    matrices = readable(nn.Sequential(Scaled(4, 5), replaced))
+    assert matrices["0"].unsplittable == "Scaled has a forward of its own"
+    assert "replaced on the instance" in matrices["1"].unsplittable
 
 
 # ---------------------------------------------------------------------------- ties
@@ -480,18 +480,18 @@ def test_dtypes_are_read_as_they_are_without_a_copy(dtype, name):
     layer = nn.Linear(20, 30, bias=False)
     layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
     matrix = readable(layer)["(model)"]
-    found = matrix()
-    assert found.dtype == np.dtype(getattr(ml_dtypes, name, name))
+    values = matrix()
+    assert values.dtype == np.dtype(getattr(ml_dtypes, name, name))
     assert matrix.itemsize == layer.weight.element_size()
-    assert_array_equal(found.astype(np.float64), layer.weight.detach().double().numpy())
-    assert found.__array_interface__["data"][0] == layer.weight.data_ptr()
+    assert_array_equal(values.astype(np.float64), layer.weight.detach().double().numpy())
+    assert values.__array_interface__["data"][0] == layer.weight.data_ptr()
     # analysed as it is read
     assert rt.analyze(layer).rows[0]["p"] == 20
     # and written back in its own dtype
     matrix.write(np.full((30, 20), 2.0))
     assert layer.weight.dtype == dtype
     assert (layer.weight.detach().double() == 2.0).all()
-    matrix.write(found)  # also from an array of ml_dtypes
+    matrix.write(values)  # also from an array of ml_dtypes
     assert (layer.weight.detach().double() == 2.0).all()
 
 

@@ -174,10 +174,10 @@ def test_dtypes(dtype):
 
 def test_options_of_the_analysis_are_used():
     model, (W,) = with_spikes("linear", strengths=(1.2, 1.4))
-    found = [rt.BulkPenalty(model, 1.0, beta=beta)().item() for beta in (0.9, 1e-6)]
+    penalties = [rt.BulkPenalty(model, 1.0, beta=beta)().item() for beta in (0.9, 1e-6)]
     spikes = [rmtspec.analyze(W, beta=beta).fit.n_spikes for beta in (0.9, 1e-6)]
     assert spikes[0] > spikes[1]
-    assert found[0] < found[1]
+    assert penalties[0] < penalties[1]
 
 
 def test_a_refresh_that_fails_changes_nothing():
@@ -265,7 +265,7 @@ def test_only_what_is_chosen_and_trained_is_lowered():
 
 
 def test_it_is_the_proximal_step_of_the_nuclear_norm():
-    """It minimises |X - W|^2 / 2 + amount |X|_*, and so no direction lowers that."""
+    """It minimises |X - W|^2 / 2 + amount |X|_*, so that no direction lowers that."""
     model, (W,) = with_spikes("linear")
     rt.shrink_singular_values(model, 0.7)
     (X,) = arrays(model, "linear")

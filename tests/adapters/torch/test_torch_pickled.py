@@ -44,9 +44,9 @@ def nothing_open():
     _pickled._opened.cache_clear()
 
 
-def check(found, names=tuple(STATE)):
-    assert list(found.tensors) == list(names)
-    for name, tensor in found.tensors.items():
+def check(checkpoint, names=tuple(STATE)):
+    assert list(checkpoint.tensors) == list(names)
+    for name, tensor in checkpoint.tensors.items():
         array, expected = tensor(), STATE[name]
         assert array.shape == tuple(expected.shape) == tensor.shape
         assert_array_equal(array.astype(np.float64), expected.to(torch.float64).numpy())
@@ -57,17 +57,17 @@ def check(found, names=tuple(STATE)):
 def test_a_state_dict(tmp_path, suffix):
     path = tmp_path / f"m{suffix}"
     torch.save(STATE, path)
-    found = matrices_in(path)
-    check(found)
-    dtypes = {name: matrix().dtype.name for name, matrix in found}
+    checkpoint = matrices_in(path)
+    check(checkpoint)
+    dtypes = {name: matrix().dtype.name for name, matrix in checkpoint}
     assert dtypes == {
         "fc.weight": "float32",
         "half.weight": "bfloat16",
         "fp8.weight": "float8_e4m3fn",
         "turned.weight": "float32",
     }
-    assert found.tensors["half.weight"].dtype == "BF16"
-    assert {entry["name"] for entry in found.skipped} == {"fc.bias", "steps", "empty"}
+    assert checkpoint.tensors["half.weight"].dtype == "BF16"
+    assert {entry["name"] for entry in checkpoint.skipped} == {"fc.bias", "steps", "empty"}
 
 
 def test_it_is_mapped_not_loaded(tmp_path, monkeypatch):
@@ -75,8 +75,8 @@ def test_it_is_mapped_not_loaded(tmp_path, monkeypatch):
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: given.append(k) or load(*a, **k))
     torch.save(STATE, tmp_path / "m.pt")
-    found = matrices_in(tmp_path / "m.pt")
-    for _, matrix in found:
+    checkpoint = matrices_in(tmp_path / "m.pt")
+    for _, matrix in checkpoint:
         matrix()
     assert given == [{"map_location": "cpu", "weights_only": True, "mmap": True}]  # once
 
@@ -126,7 +126,7 @@ def test_code_is_never_run(tmp_path):
         (torch.ones(3, 3), "holds a Tensor, not a state dict"),
     ],
 )
-def test_what_is_no_state_dict(tmp_path, content, message):
+def test_what_is_not_a_state_dict(tmp_path, content, message):
     torch.save(content, tmp_path / "m.pt")
     with pytest.raises(FileError, match=message):
         matrices_in(tmp_path / "m.pt")
@@ -141,11 +141,11 @@ def test_damaged_files(tmp_path):
         with pytest.raises(FileError, match=r"m\.pt (is damaged|cannot be read without running)"):
             matrices_in(path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\n")
-    with pytest.raises(FileError, match=r"no file of torch\.save: it is a Git LFS pointer"):
+    with pytest.raises(FileError, match=r"not a file of torch\.save: it is a Git LFS pointer"):
         matrices_in(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "x")
-    with pytest.raises(FileError, match=r"m\.pt is damaged or no file of torch\.save"):
+    with pytest.raises(FileError, match=r"m\.pt is damaged or not a file of torch\.save"):
         matrices_in(path)
 
 
@@ -192,9 +192,9 @@ def test_tensors_that_are_not_dense(tmp_path):
         "w": torch.ones(20, 16),
     }
     torch.save(odd, tmp_path / "m.pt")
-    found = matrices_in(tmp_path / "m.pt")
-    assert list(found.matrices) == ["w"]
-    why = {entry["name"]: entry["reason"] for entry in found.skipped}
+    checkpoint = matrices_in(tmp_path / "m.pt")
+    assert list(checkpoint.matrices) == ["w"]
+    why = {entry["name"]: entry["reason"] for entry in checkpoint.skipped}
     assert why["sparse"].startswith("sparse")
     assert "complex64" in why["waves"]
     assert why["flags"].startswith("dtype bool")
@@ -277,19 +277,19 @@ def test_prune(folder, tmp_path, form):
     assert out == {*names, f"{stem}.safetensors.index.json", "config.json"} | (
         {"rmtspec.json"} if form == "factors" else set()
     )
-    found = load_file(tmp_path / "out" / names[0]) | load_file(tmp_path / "out" / names[1])
+    tensors = load_file(tmp_path / "out" / names[0]) | load_file(tmp_path / "out" / names[1])
     rank = done.row("fc.weight")["rank"]
     if form == "factors":
-        product = found.pop("fc.outer.weight") @ found.pop("fc.inner.weight")
-        bias = found.pop("fc.outer.bias")
+        product = tensors.pop("fc.outer.weight") @ tensors.pop("fc.inner.weight")
+        bias = tensors.pop("fc.outer.bias")
     else:
-        product, bias = found.pop("fc.weight"), found.pop("fc.bias")
+        product, bias = tensors.pop("fc.weight"), tensors.pop("fc.bias")
     assert np.linalg.matrix_rank(product.numpy(), tol=1e-3) == rank == 2
     assert torch.equal(bias, STATE["fc.bias"])
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         assert tensor.dtype == STATE[name].dtype
         assert torch.equal(tensor.float(), STATE[name].float())
-    assert len(found) == len(STATE) - 2
+    assert len(tensors) == len(STATE) - 2
 
 
 def test_fingerprint_goes_by_content(tmp_path):

@@ -41,8 +41,8 @@ def inputs(build):
 
 def outputs(model, x):
     with torch.no_grad():
-        found = model.eval()(x)
-    return found if isinstance(found, torch.Tensor) else found[0]
+        output = model.eval()(x)
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def test_a_conv1d_of_the_file_has_rows_and_columns_exchanged(tmp_path):
     assert row["parameters_after"] == 7 * (48 + 192)
     back = rt.apply_plan(model, done)[1].row(name)
     assert (back["rows"], back["columns"], back["kind"]) == (192, 48, "transposed linear")
-    # Of another layer that is another matrix.
+    # A matrix of another layer is another matrix.
     model = nn.Sequential(nn.Linear(48, 100))
     plan = rt.plan(model, ranks={"0": 7})
     plan.row("0").update(rows=48, columns=100)

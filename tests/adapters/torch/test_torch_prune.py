@@ -158,7 +158,7 @@ def test_in_place_changes_the_model_itself(model):
     smaller, _ = rt.prune(model, bulk_keep=0, beta=0.01, inplace=True)
     assert smaller is model
     assert isinstance(model[0], rt.SplitLinear)
-    assert model[0].bias is bias  # an optimizer that holds it goes on
+    assert model[0].bias is bias  # an optimizer that holds it still works
     assert model[4].weight is last
 
 
@@ -350,8 +350,8 @@ def test_calibration_minimises_the_error_of_the_output(model):
     assert row["output_error"] < 1e-2  # the ridge keeps it from zero
     assert row["weight_error"] > free.row("0")["weight_error"]
     with torch.no_grad():
-        whole, found = model[0](x), smaller[0](x)
-        measured = (whole - found).norm() / (whole - model[0].bias).norm()
+        whole, thin = model[0](x), smaller[0](x)
+        measured = (whole - thin).norm() / (whole - model[0].bias).norm()
     assert float(measured) == pytest.approx(row["output_error"], rel=1e-3)
 
 
@@ -374,9 +374,9 @@ def test_calibration_of_convolutions_sees_the_patches():
 def test_calibration_takes_tensors_tuples_mappings_and_callables(model):
     x = torch.randn(64, 120, generator=torch.Generator().manual_seed(0))
     ways = [[x], [(x,)], [{"input": x}], lambda m: m(x), iter([x[:30], x[30:]])]
-    found = [rt.prune(model, ranks={"0": 9}, calibration=way)[0][0].weight for way in ways]
-    for weight in found[1:]:
-        torch.testing.assert_close(weight, found[0], rtol=1e-4, atol=1e-5)
+    weights = [rt.prune(model, ranks={"0": 9}, calibration=way)[0][0].weight for way in ways]
+    for weight in weights[1:]:
+        torch.testing.assert_close(weight, weights[0], rtol=1e-4, atol=1e-5)
 
 
 def test_calibration_leaves_nothing_behind(model):

@@ -1,4 +1,4 @@
-"""Replicas: two processes on the CPU decide the same, stay equal, and are told what went wrong.
+"""Replicas: two processes on the CPU decide the same, stay equal, and are told of errors.
 
 The processes run all of it once, each writing down what it found; the tests compare.
 """
@@ -35,7 +35,7 @@ class Convolution(nn.Module):
 
 
 class Process:
-    """One of the processes: a model, an optimizer and the batches of its own."""
+    """One of the processes: a model, an optimizer and batches of its own."""
 
     def __init__(self, rank, kind="SGD", model=None):
         self.rank = rank
@@ -57,7 +57,7 @@ class Process:
             self.optimizer.step()
 
     def perturb(self, name="layers.0"):
-        """Let the second process have another weight, as rounding might, only more so."""
+        """Give the second process another weight, as rounding might do, but exaggerated."""
         if self.rank == 1:
             with torch.no_grad():
                 weight = self.model.get_submodule(name).weight
@@ -128,12 +128,12 @@ def not_wrapped_again(rank):
     process.train()
     pruner.step()
     before = process.everything()[0]
-    found = error_of(lambda: process.train(1))
+    first_error = error_of(lambda: process.train(1))
     same = all(map(torch.equal, before, process.everything()[0]))
     again = error_of(process.optimizer.step)
     process.wrap()
     process.train()
-    return {"error": found, "untouched": same, "again": again, "waits": pruner._unproved}
+    return {"error": first_error, "untouched": same, "again": again, "waits": pruner._unproved}
 
 
 def without_gradient(rank):
@@ -196,7 +196,7 @@ def resumed(rank, folder):
         pruner.save(folder / "run.pt")
     dist.barrier()
     first.train()
-    found = {}
+    by_wrapping = {}
     for again in (False, True):
         second = Process(rank, model=network(seed=rank + 5))
         second.batches.set_state(first.batches.get_state())
@@ -207,8 +207,8 @@ def resumed(rank, folder):
             second.batches.manual_seed(50 + rank)
             for _ in range(4):  # where the first one saved
                 torch.randn(8, 40, generator=second.batches)
-        found[again] = error_of(second.train)
-    return {"errors": found, "trained": second.everything(), "unbroken": first.everything()}
+        by_wrapping[again] = error_of(second.train)
+    return {"errors": by_wrapping, "trained": second.everything(), "unbroken": first.everything()}
 
 
 def work(rank, folder):
@@ -220,7 +220,7 @@ def work(rank, folder):
         world_size=2,
         timeout=datetime.timedelta(seconds=SECONDS),
     )
-    found = {
+    results = {
         "sgd": one_decision(rank, "SGD"),
         "adam": one_decision(rank, "Adam", match_step="each direction"),
         "convolution": convolution(rank),
@@ -231,13 +231,13 @@ def work(rank, folder):
         "nan": nan_in_the_first(rank),
         "resumed": resumed(rank, folder),
     }
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Return what each of the two processes found."""
+    """Return the results of the two processes."""
     folder = tmp_path_factory.mktemp("replicas")
     started = torch.multiprocessing.start_processes(
         work, args=(folder,), nprocs=2, join=False, start_method="spawn"
@@ -262,7 +262,7 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_one_decision_for_all(both, kind):
-    first, second = (found[kind] for found in both)
+    first, second = (results[kind] for results in both)
     assert first["own rank"] != second["own rank"]  # on its own it would have cut elsewhere
     assert first["rows"] == second["rows"]
     assert first["rows"][0] == ("layers.0", "split", first["own rank"])
@@ -273,19 +273,19 @@ def test_one_decision_for_all(both, kind):
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "convolution"])
 def test_training_goes_on_equal_after_wrapping_again(both, kind):
-    first, second = (found[kind] for found in both)
+    first, second = (results[kind] for results in both)
     assert_same(first["after"], second["after"])
     assert_same(first["trained"], second["trained"])
     assert not torch.equal(first["trained"][0][0], first["after"][0][0])
 
 
 def test_truncated_weights_are_equal(both):
-    assert_same(*(found["truncated"]["trained"] for found in both))
+    assert_same(*(results["truncated"]["trained"] for results in both))
 
 
 def test_forgetting_to_wrap_again_is_said_in_all(both):
-    for found in both:
-        seen = found["not wrapped again"]
+    for results in both:
+        seen = results["not wrapped again"]
         for name, words in (seen["error"], seen["again"]):
             assert name == InvalidValueError.__name__
             assert "Wrap the model again whenever step() returns a report" in words
@@ -294,12 +294,12 @@ def test_forgetting_to_wrap_again_is_said_in_all(both):
 
 
 def test_no_gradient_proves_nothing(both):
-    for found in both:
-        assert found["without gradient"] == {"waits": True, "later": False}
+    for results in both:
+        assert results["without gradient"] == {"waits": True, "later": False}
 
 
 def test_errors_of_the_first_process_reach_all(both):
-    first, second = (found["failing"] for found in both)
+    first, second = (results["failing"] for results in both)
     assert first == second
     (name, words), other = first["errors"]
     assert name == InvalidOptionError.__name__
@@ -309,7 +309,7 @@ def test_errors_of_the_first_process_reach_all(both):
 
 
 def test_nan_in_the_first_process_stops_all(both):
-    first, second = (found["nan"] for found in both)
+    first, second = (results["nan"] for results in both)
     for seen in (first, second):
         assert (seen["report"], seen["layer"], seen["next"]) == (True, "Linear", "split")
     assert "the loss is nan" in first["warning"][0]
@@ -317,14 +317,14 @@ def test_nan_in_the_first_process_stops_all(both):
 
 
 def test_resuming(both):
-    for found in both:
-        seen = found["resumed"]
+    for results in both:
+        seen = results["resumed"]
         name, words = seen["errors"][False]  # the wrapper knows the layers of before
         assert name == InvalidValueError.__name__
         assert "and after resume" in words
         assert seen["errors"][True] is None
         assert_same(seen["trained"], seen["unbroken"])
-    assert_same(*(found["resumed"]["trained"] for found in both))
+    assert_same(*(results["resumed"]["trained"] for results in both))
 
 
 def test_a_single_process_needs_none_of_it():

@@ -48,7 +48,7 @@ def model():
 
 
 def in_shards(folder, count=3):
-    """Write the tensors of a saved folder into several files, as prune does."""
+    """Write the tensors of a saved folder into several files, as `prune` does."""
     manifest = Manifest.read(folder)
     file = folder / WEIGHTS
     tensors = [
@@ -64,11 +64,11 @@ def in_shards(folder, count=3):
     return folder
 
 
-def assert_equal(found, expected):
-    assert list(found) == list(expected)
+def assert_equal(tensors, expected):
+    assert list(tensors) == list(expected)
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-        assert found[name].dtype == value.dtype, name
+        assert torch.equal(tensors[name], value), name
+        assert tensors[name].dtype == value.dtype, name
 
 
 # -- loading
@@ -121,7 +121,7 @@ def test_a_file_or_a_key_that_is_missing(model, tmp_path):
 
 
 def sharded_checkpoint(state, folder):
-    """Save a state dict as transformers does it, in two shards and an index."""
+    """Save a state dict as transformers does, in two shards with an index."""
     folder.mkdir()
     names = file_names("model.safetensors", 2)
     keys = list(state)
@@ -154,18 +154,18 @@ def test_loading_what_prune_wrote_of_shards(tmp_path):
 
 
 def assert_merged(model, folder, tmp_path):
-    """Compare what is merged on disk with what is merged in memory; return the former."""
+    """Compare the merge on disk with that in memory; return the former."""
     out = tmp_path / "dense"
     rmtspec.merge_checkpoint(folder, out)
-    found = {}
+    merged = {}
     for file in sorted(out.glob("*.safetensors")):
         part = safetensors.torch.load_file(file)
-        assert not found.keys() & part.keys()
-        found |= part
+        assert not merged.keys() & part.keys()
+        merged |= part
     expected = rt.merge(model).state_dict()
-    assert sorted(found) == sorted(expected)
+    assert sorted(merged) == sorted(expected)
     for name, value in expected.items():
-        got = found[name]
+        got = merged[name]
         assert (got.dtype, got.shape) == (value.dtype, value.shape), name
         if name in model.state_dict():
             assert torch.equal(got, value), name
@@ -173,16 +173,16 @@ def assert_merged(model, folder, tmp_path):
         # A factor that was split again is rounded to the dtype in memory, and not on disk.
         eps = torch.finfo(value.dtype).eps
         torch.testing.assert_close(got, value, rtol=eps, atol=4 * eps * value.abs().max().item())
-    return found
+    return merged
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_merging_on_disk_is_merging_in_memory(model, tmp_path, dtype):
     model = model.to(dtype)
-    found = assert_merged(model, rt.save(model, tmp_path / "small"), tmp_path)
+    state = assert_merged(model, rt.save(model, tmp_path / "small"), tmp_path)
     fresh = build(seed=1).to(dtype)
-    fresh.load_state_dict(found, strict=True)
-    assert torch.equal(found["head.weight"], found["table.weight"])
+    fresh.load_state_dict(state, strict=True)
+    assert torch.equal(state["head.weight"], state["table.weight"])
 
 
 def test_merging_shards_on_disk(model, tmp_path):
@@ -218,17 +218,17 @@ def test_merging_a_layer_with_two_names(tmp_path):
     torch.manual_seed(0)
     model = nn.ModuleDict({"a": nn.Linear(40, 30), "c": nn.Linear(30, 40)})
     model["a"] = model["b"] = rt.SplitLinear.from_layer(model["a"], 5)
-    found = assert_merged(model, rt.save(model, tmp_path / "small"), tmp_path)
-    assert torch.equal(found["a.weight"], found["b.weight"])
+    state = assert_merged(model, rt.save(model, tmp_path / "small"), tmp_path)
+    assert torch.equal(state["a.weight"], state["b.weight"])
 
 
 def test_a_model_without_splits_is_copied(tmp_path):
     model = build()
     folder = rt.save(model, tmp_path / "whole")
     assert rmtspec.merge_checkpoint(folder, tmp_path / "out") == []
-    found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
-    assert sorted(found) == sorted(model.state_dict())
-    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert sorted(tensors) == sorted(model.state_dict())
+    assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
 
 
 def test_altered_factors_are_refused_on_disk_as_in_memory(tmp_path):
@@ -266,8 +266,8 @@ def test_gpt2_merged_on_disk_is_a_pretrained_model(tmp_path, shards):
         folder = rt.save(model, tmp_path / "small")
         if shards > 1:
             in_shards(folder, shards)
-        found = assert_merged(model, folder, tmp_path)
-        assert torch.equal(found["lm_head.weight"], found["transformer.wte.weight"])
+        state = assert_merged(model, folder, tmp_path)
+        assert torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
         loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "dense").eval()
         tokens = torch.arange(12).reshape(2, 6)
         with torch.no_grad():
@@ -275,7 +275,7 @@ def test_gpt2_merged_on_disk_is_a_pretrained_model(tmp_path, shards):
 
 
 def test_pruned_on_disk_merged_on_disk(tmp_path):
-    """As stored, a table and a Conv1D are matrices like any other; so they come back."""
+    """As stored, a table and a Conv1D are matrices like any other, and come back as such."""
     pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
     torch.manual_seed(0)
     model = nn.ModuleDict({"wte": nn.Embedding(90, 32), "attn": pytorch_utils.Conv1D(60, 32)})
@@ -286,7 +286,7 @@ def test_pruned_on_disk_merged_on_disk(tmp_path):
     rmtspec.merge_checkpoint(tmp_path / "small", tmp_path / "dense")
     for file in (tmp_path / "cut").glob("*.safetensors"):
         expected = safetensors.torch.load_file(file)
-        found = safetensors.torch.load_file(tmp_path / "dense" / file.name)
-        assert sorted(found) == sorted(expected)
+        tensors = safetensors.torch.load_file(tmp_path / "dense" / file.name)
+        assert sorted(tensors) == sorted(expected)
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)  # of float32
+            torch.testing.assert_close(tensors[name], value, rtol=1e-5, atol=1e-6)  # of float32

@@ -86,7 +86,7 @@ def test_factors_lie_in_memory_and_are_trained_as_the_layer_was(way, make, layou
     def build():
         torch.manual_seed(0)
         model = nn.Sequential(make(16, 24, 3), nn.ReLU(), make(24, 16, 3)).to(memory_format=layout)
-        model[2].weight.requires_grad_(way == "resume")  # what is frozen the pruner leaves alone
+        model[2].weight.requires_grad_(way == "resume")  # the pruner leaves frozen layers alone
         return model
 
     def pruner_of(model):
@@ -346,7 +346,7 @@ def test_transformers_models(build, tmp_path):
 
 
 def test_a_split_folder_is_not_taken_for_the_dense_model(tmp_path):
-    """from_pretrained must fail aloud on it, not fill in random weights with a warning."""
+    """`from_pretrained` must fail on it, not fill in random weights with a warning."""
     pytest.importorskip("transformers")
     with quiet():
         torch.manual_seed(0)
@@ -383,7 +383,7 @@ def test_skeleton_of_another_architecture_is_refused_and_untouched(saved):
             self.head.weight = nn.Parameter(torch.zeros(90, 32))
 
     for kind, message in [
-        (Other, r"weight \(65, 48\).*has split a Linear with weight \(64, 48\)"),
+        (Other, r"weight \(65, 48\).*it was a Linear with weight \(64, 48\)"),
         (Without, "no layer 'fc', which was split"),
         (More, r"not in the file: extra.weight, extra.bias; of another shape: norm.weight \(47,\)"),
     ]:
@@ -495,8 +495,8 @@ def test_read_state_dict_reads_every_format(tmp_path):
     torch.save(state, tmp_path / "c.bin", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(state, tmp_path / "d.safetensors")
     for name in ("a.pt", "b.ckpt", "c.bin", "d.safetensors"):
-        found = rt.read_state_dict(tmp_path / name)
-        assert {k: v.tolist() for k, v in found.items()} == {
+        state = rt.read_state_dict(tmp_path / name)
+        assert {k: v.tolist() for k, v in state.items()} == {
             k: v.tolist() for k, v in state.items()
         }
 

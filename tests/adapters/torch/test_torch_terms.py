@@ -118,9 +118,9 @@ def test_every_reason_of_a_model_is_known(model):
     reports += [rt.analyze(model), rt.analyze(model, include="^(fc|own)$", exclude="fc")]
     met = set()
     for report in reports:
-        found = whys(report)
-        assert [name for name, reasons in found.items() if Why.OTHER in reasons] == []
-        met |= {why for reasons in found.values() for why in reasons}
+        reasons_of = whys(report)
+        assert [name for name, reasons in reasons_of.items() if Why.OTHER in reasons] == []
+        met |= {why for reasons in reasons_of.values() for why in reasons}
     assert met == {
         Why.NO_BULK, Why.NO_SIGNAL, Why.ALL_ZERO, Why.TOO_SMALL, Why.UNRELIABLE, Why.FIT_REJECTED,
         Why.NOT_FINITE, Why.SAVES_NOTHING, Why.SAVES_LITTLE, Why.FULL_RANK, Why.STAYS_DENSE,

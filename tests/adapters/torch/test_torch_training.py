@@ -1,4 +1,4 @@
-"""RMTPruner: when it acts, what it decides, what it leaves alone, and that training goes on."""
+"""RMTPruner: when it acts, what it decides, what it leaves alone, and that training continues."""
 
 import copy
 import itertools
@@ -70,8 +70,8 @@ def model():
 def test_cycles_end_when_the_schedule_says(model, every, ends, over):
     pruner = pruner_of(model, sgd(model), every=every)
     assert pruner.next_epoch == ends[0]
-    found = [epoch for epoch in range(1, 11) if pruner.step() is not None]
-    assert found == ends
+    acted = [epoch for epoch in range(1, 11) if pruner.step() is not None]
+    assert acted == ends
     assert pruner.epoch == 10
     assert len(pruner.history) == len(ends)
     assert (pruner.next_epoch is None) is over
@@ -144,7 +144,7 @@ def test_the_first_split_has_the_rank_of_the_paper():
 def test_a_fit_that_is_rejected_leaves_the_layer():
     torch.manual_seed(0)
     steep = nn.Linear(100, 150)
-    with torch.no_grad():  # singular values that fall evenly to 0, as no noise has them
+    with torch.no_grad():  # singular values that fall evenly to 0, unlike noise
         left, _, right = torch.linalg.svd(steep.weight, full_matrices=False)
         steep.weight.copy_((left * torch.linspace(2.0, 0.0, 100) ** 3) @ right)
     for cutoff, action in ((None, "split"), (0.1, "keep")):
@@ -253,8 +253,8 @@ def test_ranks_by_the_name_of_layer_matrix_or_weight():
     )
     ranks = {"0": 4, "1[1]": 3, "3.weight": 5, "4": 6, "5": 7}
     report = pruner_of(model, sgd(model), ranks=ranks).step()
-    found = {row["name"]: (row["action"], row["rank"], row["rule"]) for row in report.rows}
-    assert found == {
+    decided = {row["name"]: (row["action"], row["rank"], row["rule"]) for row in report.rows}
+    assert decided == {
         "0[0]": ("split", 4, "given"),
         "0[1]": ("split", 4, "given"),
         "1[0]": ("split", 3, "given"),
@@ -482,7 +482,7 @@ def test_nan_in_the_weights_splits_nothing(model):
     for trouble in (float("nan"), float("inf")):
         with torch.no_grad():
             model.layers[2].bias[3] = trouble
-        with pytest.warns(RmtspecWarning, match=r"layers\.2\.bias has nan or infinite.*goes on"):
+        with pytest.warns(RmtspecWarning, match=r"layers\.2\.bias has nan or infinite.*continues"):
             assert pruner.step(0.5) is None
         assert kinds(model)["layers.0"] == "Linear"
     with torch.no_grad():
@@ -574,7 +574,7 @@ def test_a_model_without_matrices():
         rt.RMTPruner(model, sgd(model))
 
 
-# ------------------------------------------------------------------------------- training goes on
+# ------------------------------------------------------------------------------ training continues
 
 
 @pytest.fixture(scope="module")
@@ -606,7 +606,7 @@ def test_training_goes_on_where_it_was(clusters, optimizer):
     plain, unmatched, _ = trained_through_splits(clusters, make, match_step=False)
     assert matched[:4] == plain[:4]
     assert (model.layers[0].rank, model.layers[1].rank) == (24, 24)
-    # What the truncation costs is small; steps too long cost more, in loss and accuracy.
+    # Truncation costs little; steps that are too long cost more, in loss and accuracy.
     assert after[4] >= after[3] - 0.01
     assert after[-1] >= after[3] - 0.02
     assert matched[4] < plain[4]

@@ -1,4 +1,4 @@
-"""Saving and resuming: the training goes on bit for bit, and no file can harm it."""
+"""Saving and resuming: the training continues bit for bit, and no file can harm it."""
 
 import builtins
 import collections
@@ -146,7 +146,7 @@ def test_resumed_training_is_the_unbroken_one(unbroken, make, options, epoch, tm
     assert sorted(names) == sorted([*RANKS, *AGAIN])
     first = Run(make, **options).epochs(epoch)
     first.pruner.save(tmp_path / "run.pt", **first.others)
-    second = Run(make, seed=7, **options)  # built anew, from another seed
+    second = Run(make, seed=7, **options)  # built again, from another seed
     second.pruner.resume(tmp_path / "run.pt", **second.others)
     assert second.pruner.epoch == epoch
     assert second.pruner.next_epoch == first.pruner.next_epoch
@@ -178,7 +178,7 @@ def test_a_file_can_be_saved_again_and_resumed_twice(tmp_path):
 
 
 def test_state_dicts_alone(tmp_path):
-    """Without `save`: the pruner's state first, for it makes what the others fill."""
+    """Without `save`: the pruner's state first, since it makes the layers that the others fill."""
     run = Run(sgd).epochs(5)
     states = {"pruner": run.pruner.state_dict(), **run.state()}
     torch.save(states, tmp_path / "mine.pt")
@@ -301,7 +301,7 @@ def test_what_could_not_be_read_again_is_not_written(held, tmp_path):
 def test_others_that_cannot_be_saved(tmp_path):
     model = network()
     pruner = pruner_of(model, sgd(model.parameters()))
-    with pytest.raises(InvalidTypeError, match="'epoch' is a int; expected something with state"):
+    with pytest.raises(InvalidTypeError, match="'epoch' is a int; expected an object with state"):
         pruner.save(tmp_path / "run.pt", epoch=3)
     with pytest.raises(InvalidValueError, match="'model' is saved anyway; leave it out"):
         pruner.save(tmp_path / "run.pt", model=model)
@@ -325,7 +325,7 @@ def saved(tmp_path):
 
 
 def refused(pruner, path, kind, message, **others):
-    """`resume` raises, and model, optimizer, pruner and random state are as they were."""
+    """`resume` raises, and model, optimizer, pruner and random state are unchanged."""
     model, optimizer = pruner.model, pruner._optimizer.optimizer
     modules = list(model.modules())
     values = [p.clone() for p in model.parameters()]
@@ -371,22 +371,22 @@ def test_a_file_of_a_model_with_other_buffers(tmp_path):
 
 def test_a_file_of_another_optimizer(saved):
     refused(fresh(make=adamw), saved, InvalidValueError,
-            "a training with SGD over groups of 6 parameters; here it is AdamW")  # fmt: skip
+            "a training with SGD over groups of 6 parameters; this one has AdamW")  # fmt: skip
     model = network()
     first, *rest = model.parameters()
     optimizer = sgd([{"params": [first]}, {"params": rest}])
     pruner = pruner_of(model, optimizer)
-    refused(pruner, saved, InvalidValueError, "here it is SGD over groups of 1, 5 parameters")
+    refused(pruner, saved, InvalidValueError, "this one has SGD over groups of 1, 5 parameters")
 
 
 def test_other_names(saved, tmp_path):
     pruner = fresh()
     schedule = lr_scheduler.StepLR(pruner._optimizer.optimizer, 3)
     refused(pruner, saved, InvalidValueError,
-            "holds the states of pruner, model, optimizer; given are .*schedule",
+            "holds the states of pruner, model, optimizer; you passed .*schedule",
             schedule=schedule)  # fmt: skip
     pruner.save(tmp_path / "with.pt", schedule=schedule)
-    refused(pruner, tmp_path / "with.pt", InvalidValueError, "Expected the same names as were")
+    refused(pruner, tmp_path / "with.pt", InvalidValueError, "Expected the names that were saved")
 
 
 def test_a_model_that_is_split_already(saved):
@@ -417,7 +417,7 @@ def test_files_that_are_not_ours(saved, tmp_path):
     assert len(paths) == 41
     pruner = fresh()
     for path in paths:
-        refused(pruner, path, FileError, f"{path.name} is no file that RMTPruner.save wrote")
+        refused(pruner, path, FileError, f"{path.name} is not a file that RMTPruner.save wrote")
     refused(pruner, tmp_path / "none.pt", FileError, "cannot be read: no such file.*Check the path")
     refused(pruner, tmp_path, FileError, "cannot be read: is a directory")
     for path in (None, 3, saved.open("rb")):
@@ -436,8 +436,8 @@ def test_code_in_a_file_is_never_run(saved, tmp_path, monkeypatch):
     (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
     pruner = fresh()
     for name in ("bomb.pt", "bomb.pkl"):
-        refused(pruner, tmp_path / name, FileError, "is no file that RMTPruner.save wrote")
-    with pytest.raises(FileError, match=r"beside numbers.*nothing was run") as caught:
+        refused(pruner, tmp_path / name, FileError, "is not a file that RMTPruner.save wrote")
+    with pytest.raises(FileError, match=r"other objects than numbers.*nothing was run") as caught:
         pruner.resume(path)
     assert "trust" not in str(caught.value)  # torch's own advice is to run it
     assert not hasattr(builtins, "went_off")
@@ -450,7 +450,7 @@ def test_files_and_states_of_a_later_version(saved):
     refused(fresh(), saved, FileError, "has schema 2; this version of rmtspec reads up to 1")
     state = content["states"]["pruner"]
     for wrong in (None, [], {}, {"schema": 1}, content["states"]["optimizer"]):
-        with pytest.raises(InvalidTypeError, match="none of a pruner"):
+        with pytest.raises(InvalidTypeError, match="not that of a pruner"):
             fresh().load_state_dict(wrong)
     with pytest.raises(InvalidValueError, match="The state has schema 2"):
         fresh().load_state_dict({**state, "schema": 2})
