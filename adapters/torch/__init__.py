@@ -35,8 +35,9 @@ from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrice
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
 __all__ = [
-    "MLP", "BulkPenalty", "NamedMatrix", "RMTPruner", "SplitConv1d", "SplitConv2d", "SplitConv3d",
-    "SplitEmbedding", "SplitLayer", "SplitLinear", "WeightMatrix", "analyze", "apply_plan",
-    "count_parameters", "layer_dims", "load", "merge", "plan", "prune", "read_state_dict", "save",
-    "shrink_singular_values", "weight_matrices",
+    "MLP", "BulkPenalty", "NamedMatrix", "RMTPruner",
+    "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
+    "SplitLayer", "SplitLinear", "WeightMatrix",
+    "analyze", "apply_plan", "count_parameters", "layer_dims", "load", "merge", "plan", "prune",
+    "read_state_dict", "save", "shrink_singular_values", "weight_matrices",
 ]  # fmt: skip
