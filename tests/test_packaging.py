@@ -45,6 +45,7 @@ def test_data_files_are_package_data():
     }
     assert shipped == {
         "rmtspec/py.typed",
+        "rmtspec/checkpoint/fused.toml",
         "rmtspec/laws/_fit_statistic_table.npz",
         "rmtspec/laws/_tracy_widom_table.npz",
         "rmtspec/report/report_template.html",
