@@ -6,22 +6,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 import rmtspec
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 #: Kernels take what numba can take: many arrays and numbers, in order.
 KERNELS = ("rmtspec/_kernels/",)
-#: What is still to be brought in line; this list is to become empty.
-ALLOWED_FOR_NOW = (
-    "rmtspec/planning/",
-    "rmtspec/runs/",
-    "rmtspec/report/",
-    "adapters/torch/_pruning/",
-    "adapters/torch/_training/pruner.py",
-)
 
 
 @cache
@@ -73,7 +63,7 @@ def test_calls_of_our_own_name_all_but_four_arguments():
     ours = {node.name for _, node in nodes((*FUNCTIONS, ast.ClassDef))} | {"cls"}
     found = [
         f"{place}: {called(node)} with {len(node.args)} positional arguments"
-        for place, node in nodes(ast.Call, KERNELS + ALLOWED_FOR_NOW)
+        for place, node in nodes(ast.Call, KERNELS)
         if called(node) in ours and len(node.args) > 4
     ]
     assert not found, found
@@ -90,15 +80,10 @@ def test_private_functions_have_at_most_eight_parameters():
     }
     found = [
         f"{place}: {node.name} has {len(parameters(node))}"
-        for place, node in nodes(FUNCTIONS, ALLOWED_FOR_NOW)
+        for place, node in nodes(FUNCTIONS)
         if len(parameters(node)) > 8 and node.name not in public and id(node) not in constructors
     ]
     assert not found, found
-
-
-@pytest.mark.parametrize("allowed", ALLOWED_FOR_NOW)
-def test_what_is_allowed_for_now_is_there(allowed):
-    assert any(name.startswith(allowed) for name in product())
 
 
 def test_no_assert_in_the_product():

@@ -207,7 +207,7 @@ def prune(
     click.echo(f"{before:,} bytes of tensors become {after:,} ({after / before:.1%})")
     left = companions(listed.path, listed.files)[1]
     if left:
-        click.echo(f"Not copied: {', '.join(left)}")
+        click.echo(f"Not copied: {printable(', '.join(left))}")
     click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
 
 

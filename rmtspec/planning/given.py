@@ -1,5 +1,6 @@
 """A given plan, edited or read from a file, checked against the matrices it is to be applied to."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -69,7 +70,9 @@ def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: boo
                 f"is {' x '.join(map(str, shape))}. Apply it to what it was made for."
             )
         row.update(name=name, rows=shape[0], columns=shape[1])
-        row.update(layer=target.layer, kind=target.kind)
+        row.update(layer=target.layer, kind=str(target.kind))
+        with contextlib.suppress(ValueError):  # an unknown action is reported below
+            row["action"] = Action(str(row.get("action"))).value
         row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
         if dense and row.get("action") == Action.SPLIT:
             row["action"] = Action.TRUNCATE.value

@@ -123,7 +123,7 @@ def report_of(
         else:
             matrices[name] = outcome
     rows = [report.to_dict() for report in matrices.values()]
-    return Report(rows, [*left_out, *skipped], settings, versions(), matrices)
+    return Report(rows, [*left_out, *skipped], settings, versions=versions(), matrices=matrices)
 
 
 def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:

@@ -15,6 +15,7 @@ from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
 from rmtspec.matrix.rank import RankDecision, choose_rank
 from rmtspec.matrix.spectrum import Spectrum, spectrum
+from rmtspec.plot.esd import plot_esd
 from rmtspec.report.options import AnalysisOptions
 from rmtspec.terms import Kind, Why
 
@@ -77,8 +78,6 @@ class MatrixReport:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the spectrum with the fitted law: see `rmtspec.plot.plot_esd`."""
-        from rmtspec.plot.esd import plot_esd
-
         axes = plot_esd(self.spectrum, self.fit, ax=ax)
         axes.set_title(self.name)
         return axes

@@ -89,7 +89,8 @@ class Report:
                 f"{owner} is not a report: expected lists of rows and skipped, settings and "
                 "versions. Write one with Report.to_json."
             )
-        return cls(rows, skipped, settings, made_with, {}, content.get("totals", {}))
+        totals = content.get("totals", {})
+        return cls(rows, skipped, settings, versions=made_with, matrices={}, totals=totals)
 
     def row(self, name: str) -> dict[str, Any]:
         """Return the row of a matrix; in a plan it may be edited ("action", "rank").

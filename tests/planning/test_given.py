@@ -87,6 +87,11 @@ def test_an_action_that_is_not_one(plan, action):
         adopted(plan)
 
 
+def test_leave_is_another_word_for_keep(plan):
+    plan.row("b")["action"] = "leave"
+    assert adopted(plan).row("b")["action"] == "keep"
+
+
 @pytest.mark.parametrize("action", ["split", "truncate"])
 @pytest.mark.parametrize(
     ("rank", "error"),

@@ -117,6 +117,15 @@ def test_dense_shards(folder, tmp_path):
             assert rank == done.row(name)["rank"] == 2
 
 
+def test_names_of_what_stays_behind_do_not_reach_the_terminal_raw(folder, tmp_path):
+    (folder / "red\x1b[31m.onnx").write_bytes(b"")
+    words = ["prune", str(folder), str(tmp_path / "out"), "--bulk-keep", "0"]
+    done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "red\\x1b[31m.onnx" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
 def test_links_become_files(folder, tmp_path):
     prune_checkpoint(folder, tmp_path / "plain", bulk_keep=0.0)
     for name in ("onnx/decoder.onnx", "pytorch_model.bin"):
