@@ -109,7 +109,9 @@ def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidTypeError(f"`{name}` cannot be read as an array: {error}.") from error
+        raise InvalidTypeError(
+            f"`{name}` cannot be read as an array: {str(error).rstrip('.')}."
+        ) from error
     if array.dtype.kind == "c":
         raise InvalidTypeError(
             f"`{name}` is complex ({array.dtype}); expected real numbers. The laws used here are "

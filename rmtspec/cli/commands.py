@@ -16,13 +16,23 @@ from rmtspec import __version__
 from rmtspec._text import printable
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show, show_costs
-from rmtspec.cli.wording import Command, in_flags
+from rmtspec.cli.wording import Command, in_flags, spoken
 from rmtspec.errors import FileError, InvalidValueError, OptionError
 
 _RULES = ("bema", "energy", "fraction")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
-_PATH = click.Path(path_type=Path)
+
+class _FilePath(click.Path):
+    """A path; an empty one, as an unset variable leaves it, is not the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("the path is empty; expected the name of a file or folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _FilePath(path_type=Path)
 _RULE_HELP = "What decides the rank: the noise edge, a share of the squares, a share of the rank."
 _BULK_KEEP_HELP = "Share of the bulk to keep (rule bema)."
 _ALPHA_HELP, _BETA_HELP = "Share left out on each side.", "Chance of a spike in pure noise."
@@ -111,7 +121,7 @@ def analyze(
     chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
         skipped = [*listed.skipped, *left_out]
-        raise click.ClickException(nothing_in(path, skipped, selection.unmet))
+        raise click.ClickException(spoken(nothing_in(path, skipped, selection.unmet)))
     if dry_run:
         processes = effective_n_jobs(n_jobs)
         show_costs(costs.dry_run(listed, selection, n_jobs=processes, threads=threads))
@@ -129,7 +139,7 @@ def analyze(
             threads=threads, device=device, progress=progress, **options,
         )  # fmt: skip
     if not report.rows:
-        raise click.ClickException(nothing_in(path, report.skipped, selection.unmet))
+        raise click.ClickException(spoken(nothing_in(path, report.skipped, selection.unmet)))
     if out is not None:
         report.save(out)
     show(report)

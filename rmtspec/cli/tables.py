@@ -8,6 +8,7 @@ import click
 
 from rmtspec._text import grouped
 from rmtspec.cli.progress import duration
+from rmtspec.cli.wording import spoken
 
 if TYPE_CHECKING:
     from rmtspec.report.report import Report
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 def show(report: "Report") -> None:
     """Print the table of a report, the share of parameters kept, and what was skipped."""
     header, lines = report.cells()
+    lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
     table(header, lines, numeric=("spikes", "rank", "kept"))
     click.echo(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
     for reason, names in grouped(report.skipped):
-        click.echo(f"skipped {names}: {reason}")
+        click.echo(f"skipped {names}: {spoken(reason)}")
 
 
 def table(
@@ -64,4 +66,4 @@ def show_costs(costs: "DryRun") -> None:
         f"{costs.memory / 1e9:.1f} GB of memory"
     )
     for reason, names in grouped(costs.skipped):
-        click.echo(f"will be skipped {names}: {reason}")
+        click.echo(f"to be skipped: {names}: {spoken(reason)}")

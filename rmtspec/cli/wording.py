@@ -1,6 +1,7 @@
 """A command that shows our errors as one message, in its own terms: `--jobs` for `n_jobs`."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -28,7 +29,7 @@ class Command(click.Command):
         except OptionError as error:
             raise click.UsageError(in_flags(error, self), ctx) from None
         except RmtspecError as error:
-            raise click.ClickException(printable(str(error))) from None
+            raise click.ClickException(printable(spoken(str(error), self))) from None
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
@@ -36,14 +37,25 @@ class Command(click.Command):
 
 def in_flags(error: OptionError, command: click.Command) -> str:
     """Return the message of an error with the options named as on the command line."""
+    flags = _flags(command)
+    parts = (spoken(part, command) for part in (error.problem, error.expected, error.command_hint))
+    problem, *rest = parts  # values that were given, in the first, stay as they are
+    return printable(str(OptionError(problem, *(_PASSED.sub(flags, part) for part in rest))))
+
+
+def spoken(text: str, command: click.Command | None = None) -> str:
+    """Return a text with options named as on the line of a command, by default the running one."""
+    for pair, words in _PAIRS.items():
+        text = text.replace(pair, words)
+    return _NAMED.sub(_flags(command or click.get_current_context().command), text)
+
+
+def _flags(command: click.Command) -> Callable[[re.Match[str]], str]:
+    """Return what replaces the name of an option, and its value if there is one, by its flag."""
     flags = {option.name: option.opts[0] for option in command.params}
 
     def flag(option: re.Match[str]) -> str:
         name, value = option[1], option[2] or ""
         return f"{flags[name]} {value}".strip() if name in flags else option[0]
 
-    parts = [error.problem, error.expected, error.command_hint]
-    for pair, words in _PAIRS.items():
-        parts = [part.replace(pair, words) for part in parts]
-    problem, *rest = (_NAMED.sub(flag, part) for part in parts)
-    return printable(str(OptionError(problem, *(_PASSED.sub(flag, part) for part in rest))))
+    return flag

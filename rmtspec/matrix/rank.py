@@ -195,8 +195,8 @@ def check_shares(rule: str, bulk_keep: Any, keep: Any) -> tuple[float, float]:
     if rule == "bema":
         if keep is not None:
             raise InvalidOptionError(
-                f"`keep` is {keep!r} and `rule` 'bema'; `keep` belongs to the rules 'energy' and "
-                "'fraction'.",
+                f"`keep` is {keep!r} and `rule` 'bema'; `keep` belongs to the rules "
+                f"{' and '.join(map(repr, RULES[1:]))}.",
                 hint="Pass one of them, or `bulk_keep`, the share of the bulk to keep.",
             )
         return bulk_keep, math.nan

@@ -100,7 +100,7 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
         if missing:
             raise InvalidValueError(
                 f"The row {name!r} has no {missing[0]!r}: this is a report, not a plan. Make one "
-                "with the adapter's `plan`."
+                "with the adapter's `plan`, or with: rmtspec prune IN --dry-run --report plan.json"
             )
         if row["action"] not in ACTIONS:
             raise InvalidValueError(

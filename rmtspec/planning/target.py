@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rmtspec import _checks
-from rmtspec._text import nearest
+from rmtspec._text import listed, nearest
 from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
 from rmtspec.terms import Action
@@ -74,7 +74,7 @@ def given_ranks(
         if not names:
             raise InvalidOptionError(
                 f"`ranks` names {key!r}, which is not among the {len(targets)} chosen matrices."
-                f"{nearest(key, targets)}"
+                f"{nearest(key, targets) or f' They are {listed(targets, most=5)}.'}"
             )
         for name in names:
             target = targets[name]

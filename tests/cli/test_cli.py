@@ -133,13 +133,13 @@ def test_analyze_by_another_rule(weights, tmp_path):
 def test_include_keeps_only_what_it_finds(weights):
     done = run("analyze", weights, "--include", "pla")
     assert "1 analysed, 3 skipped" in done.stdout
-    assert "skipped 2 (noise, broken): not in `include`" in done.stdout
+    assert "skipped 2 (noise, broken): not in --include" in done.stdout
     done = run("analyze", weights, "--include", "nowhere")
     assert done.exit_code == 1
     assert done.stderr.splitlines() == [
         f"Error: Nothing in {weights} could be analysed.",
         "  skipped 1 (bias): 1 dimension: a vector has no spectrum",
-        "  skipped 3 (planted, noise, broken): not in `include`",
+        "  skipped 3 (planted, noise, broken): not in --include",
         "  no name matches include='nowhere'",
     ]
     assert run("analyze", weights, "--include", "nowhere", "--dry-run").stderr == done.stderr
@@ -491,7 +491,7 @@ def test_prune_inputs_that_cannot_be_used_exit_1(model, tmp_path):
             assert message in done.stderr
     before = sorted(tmp_path.iterdir())
     cases = {
-        "--exclude .": "in `exclude`: 2 (fc.weight, head.weight)",
+        "--exclude .": "in --exclude: 2 (fc.weight, head.weight)",
         "--plan missing.json": "missing.json cannot be read",
     }
     for words, message in cases.items():

@@ -171,3 +171,10 @@ def test_python_m_rmtspec_is_the_command():
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: rmtspec analyze [OPTIONS] PATH\n")
     assert "--jobs is 0; expected a whole number other than 0." in done.stderr
+
+
+def test_an_empty_path_is_not_the_current_folder(place):
+    for words in (["analyze", ""], ["prune", "", "new"], ["prune", "m.safetensors", ""]):
+        done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+        assert done.exit_code == 2
+        assert "the path is empty" in done.stderr

@@ -136,8 +136,8 @@ def test_the_commands_table(tmp_path, monkeypatch):
     assert ["2", "matrix", "60", "x", "40", "float32", "24.0"] in [line[:7] for line in lines]
     assert ["1", "conv", "30", "x", "24", "float32", "13.3"] in [line[:7] for line in lines]
     assert "Estimated for this machine with 2 processes: < 0.1 s, 0.6 GB of memory" in done.stdout
-    assert "will be skipped 1 (bias): 1 dimension: a vector has no spectrum" in done.stdout
-    assert "will be skipped 1 (half.weight): in `exclude`" in done.stdout
+    assert "to be skipped: 1 (bias): 1 dimension: a vector has no spectrum" in done.stdout
+    assert "to be skipped: 1 (half.weight): in --exclude" in done.stdout
     done = run("analyze", path, "--dry-run", "--include", "nowhere")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "no name matches include='nowhere'" in done.stderr
