@@ -66,9 +66,8 @@ def apply(root):
                 lines = hunk.splitlines(keepends=True)
                 old = "".join(line[1:] for line in lines if line[0] != "+")
                 new = "".join(line[1:] for line in lines if line[0] != "-")
-                assert ("\n" + text).count("\n" + old) == 1, (
-                    f"CONTRIBUTING.md quotes lines of {path.strip()} that have changed; update them:\n{old}"
-                )
+                advice = f"CONTRIBUTING.md quotes lines of {path.strip()} that have changed; update"
+                assert ("\n" + text).count("\n" + old) == 1, f"{advice} them:\n{old}"
                 text = ("\n" + text).replace("\n" + old, "\n" + new)[1:]
             (root / path.strip()).write_text(text, "utf-8")
 
