@@ -5,6 +5,6 @@ torch.save are read by the torch adapter, which does not run any code in them ei
 """
 
 from rmtspec.checkpoint.listing import CONFIG, Checkpoint, matrices_in
-from rmtspec.checkpoint.stored import StoredMatrix
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
 
-__all__ = ["CONFIG", "Checkpoint", "StoredMatrix", "matrices_in"]
+__all__ = ["CONFIG", "Checkpoint", "StoredMatrix", "StoredTensor", "matrices_in"]

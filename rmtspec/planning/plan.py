@@ -29,7 +29,7 @@ class Plan(Report):
     @property
     def cut(self) -> list[dict[str, Any]]:
         """The rows of the matrices that are split or truncated."""
-        return [row for row in self.rows if row["action"] != Action.LEAVE]
+        return [row for row in self.rows if row["action"] not in (Action.LEAVE, "leave")]
 
 
 def make_plan(

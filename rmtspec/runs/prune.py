@@ -16,7 +16,13 @@ from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.errors import FileError, InvalidOptionTypeError, InvalidValueError, RmtspecWarning
+from rmtspec.errors import (
+    FileError,
+    InvalidOptionError,
+    InvalidOptionTypeError,
+    InvalidValueError,
+    RmtspecWarning,
+)
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, make_plan
@@ -137,7 +143,12 @@ def prune_checkpoint(
     """
     if form is not None:
         _checks.choice(form, "form", tuple(FORMS.values()))
-        mode = next(new for new, old in FORMS.items() if old == form)
+        new = next(new for new, old in FORMS.items() if old == form)
+        if mode not in ("split", new):
+            raise InvalidOptionError(
+                f"`form` is {form!r} and `mode` {mode!r}", "one of them, `form` is its old name"
+            )
+        mode = new
         message = f"`form` is now called `mode`: pass mode={mode!r}."
         warnings.warn(message, RmtspecWarning, stacklevel=2)
     asked = PlanOptions(

@@ -89,6 +89,7 @@ def test_an_action_that_is_not_one(plan, action):
 
 def test_leave_is_another_word_for_keep(plan):
     plan.row("b")["action"] = "leave"
+    assert "b" not in [row["name"] for row in plan.cut]
     assert adopted(plan).row("b")["action"] == "keep"
 
 

@@ -477,6 +477,8 @@ def test_the_old_name_of_mode_warns_and_works(model, tmp_path):
         assert [r["rank"] for r in old.rows] == [r["rank"] for r in new.rows]
         files = [sorted(f.name for f in (tmp_path / name).iterdir()) for name in (form, mode)]
         assert files[0] == files[1]
+    with pytest.raises(InvalidValueError, match="`form` is 'factors' and `mode` 'truncate'"):
+        prune_checkpoint(model, tmp_path / "both", form="factors", mode="truncate")
 
 
 def test_a_rank_of_what_must_stay(model, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
-from rmtspec.adapting import Report, listed
+from rmtspec.adapting import Plan, Report, listed
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Version of the states that `RMTPruner.state_dict` returns.
@@ -74,7 +74,9 @@ class Rebuilt:
         self._model = model
         self._splits: list[dict[str, Any]] = state["splits"]
         self.schedule: dict[str, Any] = state["schedule"]
-        self.history = [Report.from_dict(report, "The state") for report in state["history"]]
+        self.history: list[Report] = [
+            Plan.from_dict(report, "The state") for report in state["history"]
+        ]
 
     def layers(self) -> Iterator[tuple[str, nn.Parameter, SplitLayer, dict[str, Any]]]:
         """Replace the layers one by one, and yield each with the weight that it replaces."""

@@ -657,3 +657,9 @@ def test_from_layer_rank_and_values():
         layer.weight[3, 4] = float("nan")
     with pytest.raises(InvalidValueError, match=r"1 nan and 0 infinite entries, .*\[3, 4\]"):
         rt.SplitLinear.from_layer(layer, 2)
+
+
+def test_models_pickled_before_the_classes_moved_find_them():
+    for kind in ("SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding", "SplitLinear"):
+        old = f"crmtspec.adapters.torch._layers\n{kind}\n.".encode()
+        assert pickle.loads(old) is getattr(rt, kind)

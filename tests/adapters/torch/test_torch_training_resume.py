@@ -14,6 +14,7 @@ from small_training import network, pruner_of
 from torch import nn
 from torch.optim import lr_scheduler
 
+import rmtspec
 from rmtspec.adapters import torch as rt
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
@@ -162,6 +163,7 @@ def test_resumed_training_is_the_unbroken_one(unbroken, make, options, epoch, tm
     ]
     assert rows[:3] == rows[3:]
     assert repr(second.pruner.history[0]) == repr(whole.pruner.history[0])
+    assert type(second.pruner.history[0]) is type(whole.pruner.history[0]) is rmtspec.Plan
 
 
 def test_a_file_can_be_saved_again_and_resumed_twice(tmp_path):
