@@ -23,10 +23,10 @@ Errors are those of `rmtspec.errors`; `checks` holds the checks of options. The 
 
 from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, cause, finished_file, finished_folder
+from rmtspec._files import PathLike, cause, finished_file
 from rmtspec._frameworks import SUFFIXES
 from rmtspec._records import versions
-from rmtspec._text import grouped, listed
+from rmtspec._text import listed
 from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
@@ -50,7 +50,7 @@ __all__ = [
     "Manifest", "MappedTensor", "Matrix", "NothingToAnalyzeError", "Outgoing", "PathLike",
     "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection", "SplitEntry",
     "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "Why", "adopt", "cause",
-    "checks", "finished_file", "finished_folder", "format_dtype", "grouped", "listed",
+    "checks", "finished_file", "format_dtype", "listed",
     "looks_like", "model_folder", "named_dtype", "output_energies", "report_on", "settle",
     "split", "step_share", "stored_tensors", "truncate", "versions",
 ]  # fmt: skip
