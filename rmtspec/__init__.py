@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rmtspec.matrix.bema import bema as bema
     from rmtspec.matrix.fit_test import FitTest as FitTest
     from rmtspec.matrix.fit_test import fit_test as fit_test
+    from rmtspec.matrix.noise import fit_noise as fit_noise
+    from rmtspec.matrix.noise_fit import NoiseFit as NoiseFit
     from rmtspec.matrix.rank import RankDecision as RankDecision
     from rmtspec.matrix.rank import choose_rank as choose_rank
     from rmtspec.matrix.spectrum import Spectrum as Spectrum
@@ -47,6 +49,7 @@ _HOME = {
     "FitTest": "matrix.fit_test",
     "MarchenkoPastur": "laws.marchenko_pastur",
     "MatrixReport": "report.matrix_report",
+    "NoiseFit": "matrix.noise_fit",
     "Plan": "planning.plan",
     "RankDecision": "matrix.rank",
     "Report": "report.report",
@@ -59,6 +62,7 @@ _HOME = {
     "analyze_many": "report.many",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
+    "fit_noise": "matrix.noise",
     "fit_test": "matrix.fit_test",
     "merge_checkpoint": "runs.merge",
     "prune_checkpoint": "runs.prune",

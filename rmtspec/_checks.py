@@ -60,6 +60,13 @@ def integer(value: Any, name: str, low: int, high: int | None = None, *, hint: s
     return number
 
 
+def seed(value: Any, name: str) -> int:
+    """Return a seed: `value` if it is a whole number from 0, or one drawn from a Generator."""
+    if isinstance(value, np.random.Generator):
+        return int(value.integers(2**63))
+    return integer(value, name, 0, hint="The same seed gives the same result.")
+
+
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return `value` if it is one of `options`."""
     if value not in options:

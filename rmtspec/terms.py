@@ -43,6 +43,15 @@ class Action(StrEnum):
         return cls.LEAVE if value == "leave" else None
 
 
+class Verdict(StrEnum):
+    """What is left of a matrix without its components: noise, or something else."""
+
+    NOISE_LIKE = "noise-like bulk"
+    NOT_NOISE_LIKE = "no noise-like bulk"
+    NO_BULK_LEFT = "no bulk left"
+    CANNOT_TELL = "cannot tell"
+
+
 class Why(StrEnum):
     """Templates of the reasons why something was left, was skipped, or cannot be relied on.
 
@@ -64,6 +73,28 @@ class Why(StrEnum):
         "`W` has {nans} nan and {infinities} infinite entries, the first at {places}; expected "
         "finite numbers. A layer whose training diverged has no spectrum; otherwise replace or "
         "drop these rows or columns."
+    )
+    # The noise, and what a verdict rests on.
+    LAW_FITS = "the Marchenko-Pastur law fits: p-value {pvalue:.3g}"
+    FLIPS_AGREE = "as random sign flips of itself: p-value {pvalue:.3g}, distance {distance:.4f}"
+    LAW_FAILS = "the Marchenko-Pastur law does not fit: p-value {pvalue:.3g}"
+    FLIPS_DIFFER = (
+        "unlike random sign flips of itself: p-value {pvalue:.3g}, distance {distance:.4f}"
+    )
+    MOSTLY_COMPONENTS = "{count} of {p} singular values are components: less than half is left"
+    FEW_ENTRIES = "half of the rows or columns have fewer than {least} entries that are not zero"
+    ENTRIES_UNKNOWN = "the entries are not known, only eigenvalues"
+    FLIPS_TELL_NOTHING = "sign flips do not change the singular values"
+    ONLY_ROUNDING = "only rounding is left beyond {count} components: low rank, exactly"
+    TOO_MANY_COMPONENTS = (
+        "{count} of {p} singular values exceed the noise: fewer than {least} would be left"
+    )
+    UNEQUAL = (
+        "{what} differ in scale: dispersion {dispersion:.3g} where noise has {null:.3g}; "
+        "count with the noise model auto"
+    )
+    HEAVY_TAILS = (
+        "heavy tails: kurtosis {kurtosis:.3g}, that of noise is 3; count with the noise model auto"
     )
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"

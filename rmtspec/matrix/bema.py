@@ -54,6 +54,8 @@ class BulkFit:
         (p - r) / (n - r) and its variance ``variance * (n - r) / n``.
     n_removed : int
         Number of spikes removed before the last fit; 0 for a plain fit.
+    n_plain : int
+        Number of spikes of the plain fit; nan if nothing could be fitted.
     n, p : int
         Larger and smaller side of the matrix.
     alpha, beta : float
@@ -82,6 +84,7 @@ class BulkFit:
     spikes: Float64Array
     law: MarchenkoPastur | None
     n_removed: int
+    n_plain: int
     n: int
     p: int
     alpha: float
@@ -189,9 +192,18 @@ def bema(
         return plain_fit
     refined, iterations, note = _refine(fit, plain_fit)
     if refined is not None and _follows_law(spec, refined):
-        return replace(refined, refinement="refined", iterations=iterations, note=note)
+        return replace(
+            refined, refinement="refined", iterations=iterations, note=note,
+            n_plain=plain_fit.n_spikes,
+        )  # fmt: skip
     note = note or "without its spikes the bulk does not follow the law"
     return replace(plain_fit, refinement="refused", iterations=iterations, note=note)
+
+
+def edge_width(n: int, p: int) -> float:
+    """Return the scale of the Tracy-Widom law of the largest s^2 / n of noise of unit variance."""
+    ratio = p / n
+    return float(n ** (-2 / 3) * ratio ** (-1 / 6) * (1.0 + math.sqrt(ratio)) ** (4 / 3))
 
 
 def check_levels(alpha: Any, beta: Any, quantiles: Any) -> tuple[float, float]:
@@ -217,17 +229,15 @@ def _fit(
     scale = float(scale_through_origin(unit, window.of(spec.eigenvalues)))
     if scale <= spec.rounding_variance:
         return None
-    root = math.sqrt(ratio)
-    width = n ** (-2 / 3) * ratio ** (-1 / 6) * (1.0 + root) ** (4 / 3)
-    threshold = scale * ((1.0 + root) ** 2 + margin * width)
+    threshold = scale * ((1.0 + math.sqrt(ratio)) ** 2 + margin * edge_width(n, p))
     n_spikes = spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
     law = MarchenkoPastur(ratio, scale)
     return BulkFit(
         variance=scale * spec.n / n,  # the bulk's own eigenvalues would be s^2 / (n - n_removed)
         lower_edge=law.lower_edge, bulk_edge=law.bulk_edge, threshold=threshold,
         n_spikes=n_spikes, spikes=spec.eigenvalues[spec.p - n_spikes :], law=law,
-        n_removed=n_removed, n=spec.n, p=spec.p, alpha=alpha, beta=beta, quantiles=quantiles,
-        refinement="plain", iterations=1, note="", reason="",
+        n_removed=n_removed, n_plain=n_spikes, n=spec.n, p=spec.p, alpha=alpha, beta=beta,
+        quantiles=quantiles, refinement="plain", iterations=1, note="", reason="",
     )  # fmt: skip
 
 
@@ -263,7 +273,7 @@ def _nothing(spec: Spectrum, alpha: float, beta: float, quantiles: str) -> BulkF
     nan = math.nan
     return BulkFit(
         variance=nan, lower_edge=nan, bulk_edge=nan, threshold=nan,
-        n_spikes=nan,  # type: ignore[arg-type]  # an undefined number is nan
+        n_spikes=nan, n_plain=nan,  # type: ignore[arg-type]  # an undefined number is nan
         spikes=np.empty(0), law=None, n_removed=0,
         n=spec.n, p=spec.p, alpha=alpha, beta=beta, quantiles=quantiles,
         refinement="plain", iterations=0,

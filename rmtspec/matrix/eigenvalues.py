@@ -15,10 +15,27 @@ Matrix = NDArray[Any]
 
 #: Bytes of one float64 block.
 _BLOCK_BYTES = 2**24
+#: Entries of a part of a block that stays in the cache.
+_CACHED = 2**15
 #: Ratio of largest eigenvalue to bulk beyond which the Gram route is abandoned, per precision.
 _RANGE = {"float64": 1e10, "float32": 1e3}
 #: Outside this range, sums of squared entries overflow or underflow float64.
 _LARGEST, _SMALLEST = 1e145, 1e-145
+#: The same for fourth powers.
+_LARGEST_FOURTH, _SMALLEST_FOURTH = 1e70, 1e-70
+
+
+class EntryMoments(NamedTuple):
+    """What one pass over the entries, without zero rows and columns, tells of their variances.
+
+    `row_dispersion` is the variance of the mean squares of rows (of the longer side) divided by the
+    square of their mean, `column_dispersion` that of columns; `kurtosis` is the mean fourth power
+    divided by the square of the mean square.
+    """
+
+    row_dispersion: float
+    column_dispersion: float
+    kurtosis: float
 
 
 class Eigenvalues(NamedTuple):
@@ -30,6 +47,7 @@ class Eigenvalues(NamedTuple):
     eps: float
     dropped_rows: int = 0
     dropped_columns: int = 0
+    moments: EntryMoments | None = None
 
 
 def matrix_eigenvalues(
@@ -38,13 +56,14 @@ def matrix_eigenvalues(
     """Return the eigenvalues of `array`; `rmtspec.spectrum` describes the parameters."""
     wide = array.shape[0] < array.shape[1]
     tall = array.T if wide else array  # the longer side first; a view
-    gram, row_is_zero = _gram(tall, wide, eigensolver)
-    column_is_zero = np.diagonal(gram) == 0.0
+    gram, row_squares, fourths = _gram(tall, wide, eigensolver)
+    row_is_zero, column_is_zero = row_squares == 0.0, np.diagonal(gram) == 0.0
     n = int(np.count_nonzero(~row_is_zero))
     p = int(np.count_nonzero(~column_is_zero))
     if n == 0 or p == 0:
         longer, shorter = tall.shape
         return Eigenvalues(np.zeros(shorter), longer, "gram", 0.0)
+    moments = _moments(row_squares[~row_is_zero], np.diagonal(gram)[~column_is_zero], fourths)
     dropped = (tall.shape[0] - n, tall.shape[1] - p)
     rows, columns = dropped[::-1] if wide else dropped
     if dropped != (0, 0):
@@ -55,7 +74,9 @@ def matrix_eigenvalues(
         gram = np.asfortranarray(gram[np.ix_(~column_is_zero, ~column_is_zero)])
         tall = tall[:, ~column_is_zero] if dropped[1] else tall
     values, route, eps = _solve(tall, gram, method, precision, eigensolver=eigensolver)
-    return Eigenvalues(values / n, n, route, eps, dropped_rows=rows, dropped_columns=columns)
+    return Eigenvalues(
+        values / n, n, route, eps, dropped_rows=rows, dropped_columns=columns, moments=moments
+    )
 
 
 def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
@@ -75,30 +96,53 @@ def blocks(tall: Matrix) -> Iterator[tuple[int, Float64Array]]:
         del block  # before the next one is made
 
 
+def entries_per_side(tall: Matrix, wide: bool) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return how many entries of each row, and of each column, are not zero.
+
+    Raise for nan and inf, and for entries whose squares leave the range of float64.
+    """
+    if tall.dtype.itemsize >= 8:
+        _check_range(tall, wide)
+    rows = np.zeros(tall.shape[0], dtype=np.intp)
+    columns = np.zeros(tall.shape[1], dtype=np.intp)
+    for start, block in blocks(tall):
+        if not np.isfinite(block).all():
+            _raise_not_finite(tall, wide)
+        there = block != 0.0
+        rows[start : start + len(block)] = np.count_nonzero(there, axis=1)
+        columns += np.count_nonzero(there, axis=0)
+        del block  # before the next one is made
+    return rows, columns
+
+
 def _block_rows(tall: Matrix) -> int:
     return max(1, _BLOCK_BYTES // (8 * max(int(tall.shape[1]), 1)))
 
 
 def _gram(
     tall: Matrix, wide: bool, eigensolver: Eigensolver | None = None
-) -> tuple[Float64Array, NDArray[np.bool_]]:
-    """Return the upper triangle of ``tall.T @ tall`` (Fortran order) and which rows are zero.
+) -> tuple[Float64Array, Float64Array, tuple[float, float]]:
+    """Return the upper triangle of ``tall.T @ tall`` (Fortran order), and sums of powers.
 
-    An eigensolver with a method `gram` computes the product itself, on its own device.
+    They are the sum of squares of each row, and that of all (w / unit)^4 with the unit. An
+    eigensolver with a method `gram` computes the product itself, on its own device.
     """
     from scipy.linalg.blas import dsyrk
 
+    unit = 1.0
     if tall.dtype.itemsize >= 8:
-        _check_range(tall, wide)
+        largest = _check_range(tall, wide)
+        unit = 1.0 if _SMALLEST_FOURTH < largest < _LARGEST_FOURTH else largest or 1.0
     n, p = tall.shape
     elsewhere = getattr(eigensolver, "gram", None)
     gram = np.zeros((p, p) if elsewhere is None else (1, 1), order="F")
-    row_is_zero = np.empty(n, dtype=np.bool_)
+    row_squares, fourths = np.empty(n), 0.0
     for start, block in blocks(tall):
         squares = np.einsum("ij,ij->i", block, block)
         if not np.isfinite(squares).all():
             _raise_not_finite(tall, wide)
-        row_is_zero[start : start + len(squares)] = squares == 0.0
+        row_squares[start : start + len(squares)] = squares
+        fourths += _fourths(block if unit == 1.0 else block / unit)
         if elsewhere is not None:
             continue
         if block.flags.f_contiguous:
@@ -113,7 +157,29 @@ def _gram(
                 f"`eigensolver.gram` returned shape {gram.shape}; expected ({p}, {p}), the product "
                 "of the transpose of the array it was given with that array."
             )
-    return gram, row_is_zero
+    return gram, row_squares, (fourths, unit)
+
+
+def _moments(
+    row_squares: Float64Array, column_squares: Float64Array, fourths: tuple[float, float]
+) -> EntryMoments:
+    """Return the moments from sums of squares of rows and of columns, and of fourth powers."""
+    total, unit = fourths
+    rows, columns = row_squares / row_squares.mean(), column_squares / column_squares.mean()
+    mean = float(row_squares.mean()) / column_squares.size / unit / unit
+    kurtosis = total / mean / mean / (row_squares.size * column_squares.size)
+    return EntryMoments(float(rows.var()), float(columns.var()), kurtosis)
+
+
+def _fourths(block: Float64Array) -> float:
+    """Return the sum of fourth powers of a block, a few rows (or columns) at a time."""
+    lines = block if block.flags.c_contiguous else block.T
+    step = max(1, _CACHED // max(lines.shape[1], 1))
+    total = 0.0
+    for start in range(0, len(lines), step):
+        squares = np.square(lines[start : start + step])
+        total += float(np.einsum("ij,ij->", squares, squares))
+    return total
 
 
 def _solve(
@@ -126,21 +192,21 @@ def _solve(
         if precision == "float32" and eigensolver is None:
             single = np.asarray(eigvalsh(gram.astype(np.float32), lower=False, check_finite=False))
             values = np.maximum(single.astype(np.float64), 0.0)
-            if _bulk_is_safe(values, _RANGE["float32"]):
+            if bulk_is_safe(values, "float32"):
                 return values, "gram32", float(np.finfo(np.float32).eps)
         if eigensolver is None:
             values = eigvalsh(gram, lower=False, overwrite_a=True, check_finite=False, driver="evd")
         else:
             values = _call(eigensolver, gram)
         values = np.maximum(values, 0.0)
-        if method == "gram" or _bulk_is_safe(values, _RANGE["float64"]):
+        if method == "gram" or bulk_is_safe(values):
             return values, "gram", float(np.finfo(np.float64).eps)
     return _svd_squares(tall), "svd", float(np.finfo(np.float64).eps)
 
 
-def _bulk_is_safe(values: Float64Array, span: float) -> bool:
+def bulk_is_safe(values: Float64Array, precision: str = "float64") -> bool:
     """Tell whether the lower quarter of the spectrum exceeds the rounding of the Gram matrix."""
-    return bool(values[-1] <= span * values[len(values) // 4])
+    return bool(values[-1] <= _RANGE[precision] * values[len(values) // 4])
 
 
 def _svd_squares(tall: Matrix) -> Float64Array:
@@ -173,7 +239,8 @@ def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
     return np.sort(values)
 
 
-def _check_range(tall: Matrix, wide: bool) -> None:
+def _check_range(tall: Matrix, wide: bool) -> float:
+    """Return the largest absolute value; raise if squares leave the range of float64."""
     largest = 0.0
     for start in range(0, tall.shape[0], step := _block_rows(tall)):
         part = tall[start : start + step]
@@ -185,6 +252,7 @@ def _check_range(tall: Matrix, wide: bool) -> None:
             f"`W` has entries up to {largest:.3g}, whose squares leave the range of float64; "
             f"expected between {_SMALLEST:g} and {_LARGEST:g}. Divide `W` by {largest:.0e} first."
         )
+    return largest
 
 
 def _raise_not_finite(tall: Matrix, wide: bool) -> None:

@@ -16,7 +16,12 @@ from rmtspec.errors import (
     InvalidTypeError,
     InvalidValueError,
 )
-from rmtspec.matrix.eigenvalues import Eigensolver, Eigenvalues, matrix_eigenvalues
+from rmtspec.matrix.eigenvalues import (
+    Eigensolver,
+    Eigenvalues,
+    EntryMoments,
+    matrix_eigenvalues,
+)
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -53,6 +58,9 @@ class Spectrum:
         Variance, in the units of the eigenvalues, of a bulk produced by rounding alone.
     dropped_rows, dropped_columns : int
         Number of zero rows and columns, which carry no information and were left out.
+    moments : EntryMoments or None
+        How unequal rows and columns are, and the kurtosis of the entries; None if only eigenvalues
+        are known.
 
     Raises
     ------
@@ -83,6 +91,7 @@ class Spectrum:
     rounding_variance: float
     dropped_rows: int
     dropped_columns: int
+    moments: EntryMoments | None
 
     def __init__(self, eigenvalues: ArrayLike, n: int) -> None:
         given = np.asarray(eigenvalues)
@@ -113,7 +122,7 @@ class Spectrum:
         # Given eigenvalues usually come from a Gram matrix, whose rounding error is eps * largest.
         self._fill(
             values, n, shape=(n, p), method="given", dtype=str(given.dtype),
-            rounding_variance=floor, dropped_rows=0, dropped_columns=0,
+            rounding_variance=floor, dropped_rows=0, dropped_columns=0, moments=None,
         )  # fmt: skip
 
     def _fill(
@@ -166,7 +175,22 @@ class Spectrum:
         """Return the fields as JSON-ready values, the eigenvalues as a list."""
         names = ("n", "p", "ratio", *self.__slots__[3:])
         values = {name: getattr(self, name) for name in names}
-        return {**values, "shape": list(self.shape), "eigenvalues": self.eigenvalues.tolist()}
+        values |= {"shape": list(self.shape), "eigenvalues": self.eigenvalues.tolist()}
+        return values | {"moments": None if self.moments is None else list(self.moments)}
+
+    @classmethod
+    def of_eigenvalues(
+        cls, eigenvalues: Eigenvalues, *, shape: tuple[int, int], dtype: np.dtype[Any]
+    ) -> "Spectrum":
+        """Return the spectrum of a matrix of this shape and dtype from its eigenvalues."""
+        spec = object.__new__(cls)
+        spec._fill(
+            eigenvalues.values, eigenvalues.n, shape=shape, method=eigenvalues.method,
+            dtype=str(dtype), rounding_variance=_rounding_variance(eigenvalues, dtype),
+            dropped_rows=eigenvalues.dropped_rows, dropped_columns=eigenvalues.dropped_columns,
+            moments=eigenvalues.moments,
+        )  # fmt: skip
+        return spec
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Spectrum":
@@ -181,6 +205,7 @@ class Spectrum:
             np.array(values["eigenvalues"], dtype=np.float64),
             values["n"],
             shape=(rows, columns),
+            moments=EntryMoments(*values["moments"]) if values.get("moments") else None,
             **{name: values[name] for name in names},
         )
         return spec
@@ -261,14 +286,8 @@ def spectrum(
     array = _checks.matrix(W)
     check_route(method, precision, eigensolver)
     eigenvalues = matrix_eigenvalues(array, method, precision, eigensolver)
-    spec = object.__new__(Spectrum)
     rows, columns = array.shape
-    spec._fill(
-        eigenvalues.values, eigenvalues.n, shape=(rows, columns), method=eigenvalues.method,
-        dtype=str(array.dtype), rounding_variance=_rounding_variance(eigenvalues, array.dtype),
-        dropped_rows=eigenvalues.dropped_rows, dropped_columns=eigenvalues.dropped_columns,
-    )  # fmt: skip
-    return spec
+    return Spectrum.of_eigenvalues(eigenvalues, shape=(rows, columns), dtype=array.dtype)
 
 
 def check_route(method: str, precision: str, eigensolver: Eigensolver | None) -> None:

@@ -1,0 +1,117 @@
+"""All singular values and some leading right singular vectors from one reduction."""
+
+import math
+
+import numpy as np
+
+from rmtspec._checks import Float64Array
+from rmtspec.matrix.eigenvalues import Eigenvalues, bulk_is_safe
+from rmtspec.matrix.entries import Entries, Scales
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+class Eigensystem:
+    """Spectrum of a scaled matrix Z, and its leading right singular vectors on request.
+
+    The Gram matrix is reduced to tridiagonal form once: all eigenvalues, and as many vectors as
+    are asked for, follow at a fraction of that cost. If the largest eigenvalue is so large that
+    the bulk would be rounding noise, Z itself is decomposed instead.
+
+    Attributes
+    ----------
+    squares : ndarray of shape (p,)
+        s^2, ascending.
+    eigenvalues : Eigenvalues
+        The same divided by n, with their route.
+    """
+
+    def __init__(self, entries: Entries, scales: Scales) -> None:
+        from scipy.linalg import lapack
+
+        self._n, p = entries.n, entries.p
+        gram = _lower_gram(entries, scales)
+        work = int(lapack.dsytrd_lwork(p, lower=1)[0])
+        self._reflected, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(
+            gram, lower=1, lwork=work, overwrite_a=1
+        )
+        values = lapack.dsterf(self._diagonal, self._beside)[0] if p > 1 else self._diagonal
+        self.squares: Float64Array = np.maximum(values, 0.0)
+        self._vectors: Float64Array | None = None
+        route = "gram"
+        if not bulk_is_safe(self.squares):
+            whole = np.vstack([block for _, block in entries.blocks(scales)])
+            _, singular, right = np.linalg.svd(whole, full_matrices=False)
+            self.squares, self._vectors = np.square(singular[::-1]), right.T
+            route = "svd"
+        self.eigenvalues = Eigenvalues(self.squares / self._n, self._n, route, _EPS)
+
+    def vectors(self, k: int) -> Float64Array:
+        """Return the k leading right singular vectors, descending, of shape (p, k)."""
+        from scipy.linalg import eigh_tridiagonal, lapack
+
+        if self._vectors is not None:
+            return np.ascontiguousarray(self._vectors[:, :k])
+        p = self._diagonal.size
+        if p == 1:
+            return np.ones((1, k))
+        vectors = eigh_tridiagonal(
+            self._diagonal, self._beside, select="i", select_range=(p - k, p - 1),
+            lapack_driver="stemr", check_finite=False,
+        )[1]  # fmt: skip
+        vectors = np.asfortranarray(vectors[:, ::-1])
+        # Q = H(1) ... H(p-1), whose vectors are stored below the subdiagonal.
+        below = np.asfortranarray(self._reflected[1:, :-1])
+        turned = np.asfortranarray(vectors[1:])
+        work = max(1, 64 * k)
+        vectors[1:] = lapack.dormqr("L", "N", below, self._tau, turned, work, overwrite_c=1)[0]
+        return np.ascontiguousarray(vectors)
+
+
+def _lower_gram(entries: Entries, scales: Scales) -> Float64Array:
+    """Return the lower triangle of Z^T Z, in Fortran order."""
+    from scipy.linalg.blas import dsyrk
+
+    gram = np.zeros((entries.p, entries.p), order="F")
+    for _, block in entries.blocks(scales):
+        gram = dsyrk(1.0, block.T, beta=1.0, c=gram, trans=0, lower=1, overwrite_c=1)
+        del block  # before the next one is made
+    return gram
+
+
+def residual(
+    entries: Entries, scales: Scales, system: Eigensystem, k: int
+) -> tuple[Float64Array, float]:
+    """Return Z without k components, corrected for leverage, and their share of ||W||^2.
+
+    E_ij = (Z - U_k S_k V_k^T)_ij / sqrt((1 - h_i)(1 - g_j)), where the leverages h and g are the
+    row sums of squares of U_k and V_k. The share is 1 - ||W - C||^2 / ||W||^2 with the components
+    C in the units of W. E has shape (n, p) and C order.
+    """
+    left_over = np.empty((entries.n, entries.p))
+    if k == 0:
+        for start, block in entries.blocks(scales):
+            left_over[start : start + len(block)] = block
+            del block
+        return left_over, 0.0
+    vectors = system.vectors(k)
+    inverse = 1.0 / np.maximum(system.squares[::-1][:k], math.ulp(0.0))
+    columns = _corrections(np.einsum("jk,jk->j", vectors, vectors))
+    lost = 0.0
+    for start, block in entries.blocks(scales):
+        here = slice(start, start + len(block))
+        projected = block @ vectors
+        rows = _corrections(np.einsum("ik,ik,k->i", projected, projected, inverse))
+        part = left_over[here]
+        np.matmul(projected, vectors.T, out=part)
+        np.subtract(block, part, out=part)
+        energies = np.square(part, out=block) @ np.square(scales.columns)
+        lost += float(np.dot(energies, np.square(scales.rows[here] / entries.largest)))
+        part /= rows[:, None]
+        part /= columns
+        del block, part
+    return left_over, 1.0 - lost / entries.energy
+
+
+def _corrections(leverages: Float64Array) -> Float64Array:
+    return np.sqrt(np.maximum(1.0 - leverages, 0.05))

@@ -1,0 +1,84 @@
+"""Screen: whether the entries of a matrix look like noise of one variance with light tails.
+
+The Marchenko-Pastur threshold is safe for such noise only, and an accepted fit does not show it: on
+Student's t with five degrees of freedom the fit is accepted in 87 % of draws and spikes that are
+not there are raised in 46 %. The screen sees three numbers, which cost one pass over the entries.
+"""
+
+import math
+
+import numpy as np
+
+from rmtspec._checks import Float64Array
+from rmtspec.matrix.bema import BulkFit
+from rmtspec.matrix.eigenvalues import EntryMoments
+from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.terms import Why
+
+#: Excesses that leave the level below 0.15, at 0.1: of the dispersion of variances, in units of
+#: n^(-2/3) (the width of the largest eigenvalue), and of the kurtosis.
+_DISPERSION, _KURTOSIS = 0.2, 0.75
+#: Standard deviations beyond its mean under noise at which a number fails.
+_FAR = 4.0
+
+
+def screen(spec: Spectrum, fit: BulkFit) -> str:
+    """Return why the count of `fit` is not safe, or "" if nothing speaks against it.
+
+    Components are taken to have directions spread over all rows and columns, as those of
+    `rmtspec.ensembles.spiked`; what they add to the three numbers is allowed for.
+    """
+    moments = spec.moments
+    if moments is None:
+        return Why.ENTRIES_UNKNOWN.words()
+    if fit.reason:
+        return fit.reason
+    n, p, variance = spec.n, spec.p, fit.variance
+    components = fit.spikes * n  # s^2
+    energy = float(spec.eigenvalues.sum()) * n
+    kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p, variance))
+    if kurtosis > 3.0 + _KURTOSIS + _FAR * error:
+        return Why.HEAVY_TAILS.words(kurtosis=kurtosis)
+    tall = spec.shape[0] >= spec.shape[1]
+    sides = (("rows", moments.row_dispersion, n, p), ("columns", moments.column_dispersion, p, n))
+    for name, dispersion, count, length in sides:
+        expected = _expected(components, count, length, variance=variance, kurtosis=kurtosis)
+        seen = dispersion * (energy / count) ** 2  # variance of the sum of squares of one of them
+        noise = (length * variance) ** 2
+        excess = (seen - expected[0] - _FAR * expected[1]) / noise
+        if excess > _DISPERSION * max(n, p) ** (-2.0 / 3.0):
+            other = {"rows": "columns", "columns": "rows"}[name]
+            null = expected[0] / (energy / count) ** 2
+            return Why.UNEQUAL.words(what=name if tall else other, dispersion=dispersion, null=null)
+    return ""
+
+
+def _noise_kurtosis(
+    moments: EntryMoments, components: Float64Array, energy: float, noise: tuple[int, int, float]
+) -> tuple[float, float]:
+    """Return the kurtosis of the noise entries and its standard error.
+
+    A component of Gaussian directions adds 6 (s^2 / (n p))^2 to the fourth cumulant.
+    """
+    n, p, variance = noise
+    squares = np.square(components / (n * p))
+    whole = (moments.kurtosis - 3.0) * (energy / (n * p)) ** 2
+    excess = (whole - 6.0 * float(squares.sum())) / variance**2
+    spread = 9.0 * math.sqrt(10.7 / n + 10.7 / p) * math.sqrt(float(np.square(squares).sum()))
+    return 3.0 + excess, math.hypot(math.sqrt(24.0 / (n * p)), spread / variance**2)
+
+
+def _expected(
+    components: Float64Array, count: int, length: int, *, variance: float, kurtosis: float
+) -> tuple[float, float]:
+    """Return the variance among `count` sums of squares under noise and components, and its error.
+
+    A component gives the row i s^2 u_i^2, of variance 2 s^4 / count^2, and the noise the variance
+    length (kurtosis - 1) variance^2.
+    """
+    shares = components / count
+    signal = 2.0 * float(np.square(shares).sum())
+    mixed = 4.0 * variance * float(shares.sum())
+    total = signal + mixed + length * max(kurtosis - 1.0, 0.0) * variance**2
+    fourth = 2.0 + 48.0 * float(np.sum(shares**4)) / total**2 if total else 2.0
+    return total, total * math.sqrt(fourth / count)

@@ -1,0 +1,135 @@
+"""Random sign flips of a noise matrix: how large its largest singular value is by chance.
+
+If the entries of E are independent and symmetric about 0, E and |E| with random signs have the same
+law, whatever the variance of each entry and however heavy its tails (Hong, Sheng and Dobriban,
+"Selecting the number of components in PCA via random signflips", 2020).
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmtspec._checks import Float64Array
+from rmtspec._kernels.equalize import flip_signs, top_eigenvalue
+from rmtspec.laws.tracy_widom import TracyWidom
+
+Float32Array = NDArray[np.float32]
+
+#: For each number of draws, by level: the threshold is mean + factor * sd of the draws, and one
+#: more draw of a Tracy-Widom law exceeds it with that probability.
+_FACTORS = {
+    10: {0.5: -0.0405, 0.1: 1.5057, 0.05: 2.0530, 0.01: 3.2752},
+    20: {0.5: -0.0541, 0.1: 1.4032, 0.05: 1.8760, 0.01: 2.8611},
+}
+_SIMULATED = 400_000
+#: Up to this smaller side, or for tall matrices, the Gram matrix is cheaper than products with E.
+_SMALL, _TALL = 256, 3.0
+_SETTLED = 1e-6
+_MOST_STEPS = 400
+
+
+def n_draws(beta: float) -> int:
+    """Return how many flips a threshold of this level takes."""
+    return 10 if beta >= 0.05 else 20
+
+
+@functools.cache
+def prediction_factor(draws: int, beta: float) -> float:
+    """Return c such that one more draw exceeds mean + c sd of `draws` draws with chance `beta`."""
+    known = _FACTORS.get(draws, {}).get(beta)
+    return simulated_factor(draws, beta) if known is None else known
+
+
+def simulated_factor(draws: int, beta: float, *, seed: int = 0) -> float:
+    """Return the prediction factor from simulated sets of Tracy-Widom draws."""
+    generator = np.random.default_rng(seed)
+    levels = (np.arange(1 << 16) + 0.5) / (1 << 16)
+    table = TracyWidom(1).ppf(levels)
+    values = np.interp(generator.random((_SIMULATED, draws + 1)), levels, table)
+    before, after = values[:, :draws], values[:, draws]
+    ratios = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
+    return float(np.quantile(ratios, 1.0 - beta))
+
+
+def flips(
+    residual: NDArray[Any], k: int, draws: int, generator: np.random.Generator
+) -> Iterator[Float32Array]:
+    """Yield `residual`, of shape (n, p), without k random rows and columns and with random signs.
+
+    All are in one buffer: use each before the next one is made.
+    """
+    n, p = residual.shape
+    out = np.empty((n - k, p - k), dtype=np.float32)
+    words = (n - k) * -(-(p - k) // 64)
+    for _ in range(draws):
+        rows, columns = _without(k, n, generator), _without(k, p, generator)
+        bits = generator.integers(0, 1 << 64, words, dtype=np.uint64)
+        flip_signs(residual, rows, columns, bits, out)
+        yield out
+
+
+def _without(k: int, size: int, generator: np.random.Generator) -> NDArray[np.intp]:
+    """Return the indices 0 to size - 1 without k random ones."""
+    kept = np.ones(size, dtype=np.bool_)
+    kept[generator.choice(size, k, replace=False, shuffle=False)] = False
+    return np.flatnonzero(kept)
+
+
+def largest_square(matrix: Float32Array) -> float:
+    """Return the square of the largest singular value, to about 1e-6 of itself.
+
+    Lanczos on the Gram matrix without reorthogonalisation, which finds the largest value as well,
+    with products in float32.
+    """
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    n, p = matrix.shape
+    start: Any = np.random.default_rng(0).standard_normal(p)
+    start /= np.linalg.norm(start)
+    if p <= _SMALL or n >= _TALL * p:
+        return float(top_eigenvalue(matrix.T @ matrix, start, _SETTLED))
+    vector = start.astype(np.float32)
+    before = np.zeros_like(vector)
+    alphas: list[float] = []
+    betas: list[float] = []
+    top = 0.0
+    for step in range(1, _MOST_STEPS + 1):
+        image = matrix @ vector
+        following = image @ matrix
+        alpha = float(np.dot(image, image))
+        following -= np.float32(alpha) * vector
+        if betas:
+            following -= np.float32(betas[-1]) * before
+        alphas.append(alpha)
+        if step % 6 == 0:
+            last = (step - 1, step - 1)
+            now = float(eigvalsh_tridiagonal(
+                np.array(alphas), np.array(betas), select="i", select_range=last,
+                check_finite=False,
+            )[0])  # fmt: skip
+            if now - top <= _SETTLED * now:
+                return now
+            top = now
+        beta = float(np.linalg.norm(following))
+        if beta <= 1e-6 * alpha:
+            break
+        betas.append(beta)
+        before, vector = vector, np.asarray(following / np.float32(beta), dtype=np.float32)
+    values = eigvalsh_tridiagonal(np.array(alphas), np.array(betas[: len(alphas) - 1]))
+    return float(values[-1])
+
+
+def flipped_spectrum(matrix: Float32Array) -> Float64Array:
+    """Return the squares of all singular values of a flip, ascending."""
+    from scipy.linalg import LinAlgError, eigvalsh
+
+    gram = matrix.T @ matrix
+    try:
+        values = eigvalsh(gram, check_finite=False, overwrite_a=True)
+    except LinAlgError:  # the float32 solver failed
+        wide = matrix.astype(np.float64)
+        values = eigvalsh(wide.T @ wide, check_finite=False)
+    return np.maximum(np.asarray(values, dtype=np.float64), 0.0)
