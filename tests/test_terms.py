@@ -12,7 +12,18 @@ import rmtspec
 from rmtspec.report import Report
 from rmtspec.terms import Action, Kind, Why
 
-SAMPLES = {"statistic": 0.25, "cutoff": 0.1, "break_even": 61.25, "saving": 0.031, "least": 0.5}
+SAMPLES = {
+    "pvalue": 0.03,
+    "distance": 0.011,
+    "dispersion": 0.2,
+    "null": 0.01,
+    "kurtosis": 9.0,
+    "statistic": 0.25,
+    "cutoff": 0.1,
+    "break_even": 61.25,
+    "saving": 0.031,
+    "least": 0.5,
+}
 
 
 def sample(why):

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
+from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec.errors import InvalidOptionError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
@@ -120,7 +121,7 @@ def noise_of(array: NDArray[Any], model: str, beta: float, seed: int) -> NoiseFi
     if model != "auto":
         return case.fit(model)
     fit = case.fit("equalized")
-    if fit.law_pvalue >= LAW_LEVEL or fit.exact:
+    if fit.exact or not (fit.law_pvalue < LAW_LEVEL or fit.law is None):
         return fit
     why = Why.LAW_FAILS.words(pvalue=fit.law_pvalue)
     return case.fit("signflip", why if fit.law is not None else fit.reason)
@@ -148,9 +149,7 @@ class _Case:
         else:
             bulk = Bulk(spec.eigenvalues[: p - k], outcome.residual, n, seed)
             law = MarchenkoPastur((p - k) / (n - k), (n - k) / n)
-            window = bulk_window(p - k, ALPHA)
-            distance = statistic(spec.eigenvalues, law, window)
-            pvalue = float(FitStatisticNull(n - k, p - k, ALPHA).sf(distance))
+            distance, pvalue = _compared(spec.eigenvalues, law, n - k, p - k)
         rows, columns = self._scales(outcome)
         undefined: Any = math.nan
         return NoiseFit(
@@ -177,6 +176,24 @@ class _Case:
             return Why.ONLY_ROUNDING.words(count=self._separator.numerical_rank)
         p, least = self._entries.p, self._separator.least_bulk
         return Why.TOO_MANY_COMPONENTS.words(count=outcome.count, p=p, least=least)
+
+
+def _compared(values: Float64Array, law: MarchenkoPastur, n: int, p: int) -> tuple[float, float]:
+    """Return the fit statistic of the p lowest values, and its p-value, by their shape alone.
+
+    The law is scaled to them by least squares, as its null law supposes; equalizing leaves the
+    middle of a bulk of noise 0.3 % above the law.
+    """
+    window = bulk_window(p, ALPHA)
+    if window.n_ranks == 0:
+        return math.nan, math.nan
+    own = window.of(values)
+    scale = float(scale_through_origin(law.ppf(window.levels("midpoint")), own))
+    if scale <= 0.0:
+        return math.nan, math.nan
+    scaled = MarchenkoPastur(law.ratio, law.variance * scale)
+    distance = statistic(values, scaled, window)
+    return distance, float(FitStatisticNull(n, p, ALPHA).sf(distance))
 
 
 def plain_noise(

@@ -92,7 +92,7 @@ class NoiseFit:
     exact : bool
         Whether only rounding is left beyond a low rank.
     law_pvalue, law_distance : float
-        The fit test of `law` on the bulk; nan if there is none.
+        The fit test of the shape of `law` on the bulk; nan if there is none.
     """
 
     n_components: int
@@ -176,8 +176,7 @@ class NoiseFit:
             agrees, words = False, Why.LAW_FAILS.words(pvalue=self.law_pvalue)
         else:
             test = self._bulk.test
-            assert test is not None  # a bulk is left
-            if not test.informative:
+            if test is None or not test.informative:
                 return Verdict.CANNOT_TELL, Why.FLIPS_TELL_NOTHING.words()
             agrees = test.pvalue > _LEVEL or test.distance <= _DISTANCE
             why = Why.FLIPS_AGREE if agrees else Why.FLIPS_DIFFER

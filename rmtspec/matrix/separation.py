@@ -100,12 +100,13 @@ class Separator:
             left_over, share = None, 0.0
             if model.uses_residual:
                 left_over, share = residual(entries, scales, system, k)
+            seen = np.empty((0, 0)) if left_over is None else left_over
             exact = spectrum.rounding_variance >= 1.0
-            at = model.threshold(system.squares, entries.n, k, left_over)
+            at = model.threshold(system.squares, entries.n, k, seen)
             count = _above(system.squares, at(beta))
             if number == 1:
                 at_least = count
-            settled = count <= k
+            settled, seen = count <= k, np.empty((0, 0))
             gone = not settled and entries.p - count < self.least_bulk
             if settled or gone or exact or number == _MAX_ROUNDS:
                 break

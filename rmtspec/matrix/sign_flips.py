@@ -67,7 +67,7 @@ def flips(
     for _ in range(draws):
         rows, columns = _without(k, n, generator), _without(k, p, generator)
         bits = generator.integers(0, 1 << 64, words, dtype=np.uint64)
-        flip_signs(residual, rows, columns, bits, out)
+        flip_signs(residual, rows, columns, bits, out=out)
         yield out
 
 

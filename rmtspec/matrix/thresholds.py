@@ -22,9 +22,7 @@ class Model(Protocol):
 
     uses_residual: bool
 
-    def threshold(
-        self, squares: Float64Array, n: int, k: int, residual: Float64Array | None
-    ) -> Threshold:
+    def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
         """Return the thresholds for s^2, with k components removed.
 
         `squares` are all s^2 of the equalized matrix, ascending, and n is its longer side.
@@ -42,9 +40,7 @@ class LawThreshold:
 
     uses_residual = False
 
-    def threshold(
-        self, squares: Float64Array, n: int, k: int, residual: Float64Array | None
-    ) -> Threshold:
+    def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
         a, b = math.sqrt(n - k), math.sqrt(squares.size - k)
         return lambda beta: (a + b) ** 2 + TracyWidom(1).isf(beta) * _width(a, b)
@@ -66,11 +62,8 @@ class FlipThreshold:
     def __init__(self, beta: float, seed: int) -> None:
         self._draws, self._seed = n_draws(beta), seed
 
-    def threshold(
-        self, squares: Float64Array, n: int, k: int, residual: Float64Array | None
-    ) -> Threshold:
+    def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
-        assert residual is not None  # `uses_residual`
         generator = np.random.default_rng([self._seed, k])
         least = _width(math.sqrt(n - k), math.sqrt(squares.size - k))
         tops: list[float] = []
