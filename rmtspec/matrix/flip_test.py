@@ -41,7 +41,7 @@ class FlipTest:
     quantiles: Float64Array
 
 
-def flip_test(bulk: Float64Array, residual: NDArray[np.floating], n: int, seed: int) -> FlipTest:
+def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: int) -> FlipTest:
     """Compare the eigenvalues of a bulk with those of sign flips of its residual.
 
     Parameters
@@ -63,7 +63,8 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.floating], n: int, seed: 
     p = residual.shape[1]
     k = p - bulk.size
     generator = np.random.default_rng([seed, k, N_FLIPS])
-    made = [flipped_spectrum(flip) / n for flip in flips(residual, k, N_FLIPS, generator)]
+    draws = flips(residual, k, N_FLIPS, generator)
+    made = [flipped_spectrum(flip, bulk.size) / n for flip in draws]
     spectra = np.vstack([bulk, *made])
     window = bulk_window(bulk.size, ALPHA)
     if window.n_ranks == 0:

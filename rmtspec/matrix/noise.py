@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
+from rmtspec._kernels.equalize import power_sums
 from rmtspec.errors import InvalidOptionError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
@@ -123,8 +124,9 @@ def noise_of(array: NDArray[Any], model: str, beta: float, seed: int) -> NoiseFi
     fit = case.fit("equalized")
     if fit.exact or not (fit.law_pvalue < LAW_LEVEL or fit.law is None):
         return fit
-    why = Why.LAW_FAILS.words(pvalue=fit.law_pvalue)
-    return case.fit("signflip", why if fit.law is not None else fit.reason)
+    why = Why.LAW_FAILS.words(pvalue=fit.law_pvalue) if fit.law is not None else fit.reason
+    del fit  # which holds what is left of the matrix
+    return case.fit("signflip", why)
 
 
 class _Case:
@@ -269,14 +271,6 @@ def _note(outcome: Separation) -> str:
 
 def _is_skewed(residual: NDArray[np.float32]) -> bool:
     """Tell whether the sum of cubes is too large for symmetric entries, whatever their tails."""
-    cubes = sixths = squares = 0.0
-    for row in residual:
-        wide = row.astype(np.float64)
-        square = wide * wide
-        cube = square * wide
-        squares += float(square.sum())
-        cubes += float(cube.sum())
-        sixths += float(np.vdot(cube, cube))
-    size = residual.size
-    skewness = abs(cubes / size) / (squares / size) ** 1.5
-    return skewness > _SKEWED and abs(cubes) > 4.0 * math.sqrt(sixths)
+    squares, cubes, sixths = power_sums(residual)
+    skewness = abs(cubes / residual.size) / (squares / residual.size) ** 1.5
+    return bool(skewness > _SKEWED and abs(cubes) > 4.0 * math.sqrt(sixths))

@@ -55,27 +55,28 @@ def simulated_factor(draws: int, beta: float, *, seed: int = 0) -> float:
 
 
 def flips(
-    residual: NDArray[Any], k: int, draws: int, generator: np.random.Generator
+    residual: Float32Array, k: int, draws: int, generator: np.random.Generator
 ) -> Iterator[Float32Array]:
-    """Yield `residual`, of shape (n, p), without k random rows and columns and with random signs.
+    """Yield `residual`, of shape (n, p), with random signs, without k random rows and columns.
 
-    All are in one buffer: use each before the next one is made.
+    The columns are zeros, which leave the other singular values as they are. All flips are in one
+    buffer: use each before the next one is made.
     """
     n, p = residual.shape
-    out = np.empty((n - k, p - k), dtype=np.float32)
-    words = (n - k) * -(-(p - k) // 64)
+    out = np.empty((n - k, p), dtype=np.float32)
+    words = (n - k) * -(-p // 32)
     for _ in range(draws):
         rows, columns = _without(k, n, generator), _without(k, p, generator)
-        bits = generator.integers(0, 1 << 64, words, dtype=np.uint64)
-        flip_signs(residual, rows, columns, bits, out=out)
+        bits = generator.integers(0, 1 << 32, words, dtype=np.uint32)
+        flip_signs(residual, np.flatnonzero(rows), columns, bits, out=out)
         yield out
 
 
-def _without(k: int, size: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Return the indices 0 to size - 1 without k random ones."""
-    kept = np.ones(size, dtype=np.bool_)
-    kept[generator.choice(size, k, replace=False, shuffle=False)] = False
-    return np.flatnonzero(kept)
+def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
+    """Return `size` ones, of which k random ones are 0."""
+    kept = np.ones(size, dtype=np.float32)
+    kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
+    return kept
 
 
 def largest_square(matrix: Float32Array) -> float:
@@ -122,14 +123,19 @@ def largest_square(matrix: Float32Array) -> float:
     return float(values[-1])
 
 
-def flipped_spectrum(matrix: Float32Array) -> Float64Array:
-    """Return the squares of all singular values of a flip, ascending."""
+def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
+    """Return the squares of the `size` largest singular values of a flip, ascending."""
     from scipy.linalg import LinAlgError, eigvalsh
 
     gram = matrix.T @ matrix
+    kept = gram.diagonal() > 0.0
+    if not kept.all():
+        gram = gram[np.ix_(kept, kept)]
     try:
         values = eigvalsh(gram, check_finite=False, overwrite_a=True)
     except LinAlgError:  # the float32 solver failed
-        wide = matrix.astype(np.float64)
+        wide = matrix[:, kept].astype(np.float64)
         values = eigvalsh(wide.T @ wide, check_finite=False)
-    return np.maximum(np.asarray(values, dtype=np.float64), 0.0)
+    squares = np.zeros(size)
+    squares[size - len(values) :] = np.maximum(values, 0.0)
+    return squares
