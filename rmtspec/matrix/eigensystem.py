@@ -113,13 +113,13 @@ def residual(
     row sums of squares of U_k and V_k. The share is 1 - ||W - C||^2 / ||W||^2 with the components
     C in the units of W. E has shape (n, p), C order and the dtype asked for.
     """
+    vectors = system.vectors(k) if k else None  # needs memory of its own
     left_over = np.empty((entries.n, entries.p), dtype)
-    if k == 0:
+    if vectors is None:
         for start, block in entries.blocks(scales):
             left_over[start : start + len(block)] = block
             del block
         return left_over, 0.0
-    vectors = system.vectors(k)
     inverse = 1.0 / np.maximum(system.squares[::-1][:k], math.ulp(0.0))
     columns = _corrections(np.einsum("jk,jk->j", vectors, vectors))
     lost = 0.0
@@ -129,10 +129,11 @@ def residual(
         rows = _corrections(np.einsum("ik,ik,k->i", projected, projected, inverse))
         part = projected @ vectors.T
         np.subtract(block, part, out=part)
-        energies = np.square(part, out=block) @ np.square(scales.columns)
+        np.square(part, out=block)
+        energies = block @ np.square(scales.columns)
         lost += float(np.dot(energies, np.square(scales.rows[here] / entries.largest)))
-        part /= rows[:, None]
-        np.divide(part, columns, out=left_over[here], casting="same_kind")
+        part *= 1.0 / rows[:, None]
+        np.multiply(part, 1.0 / columns, out=left_over[here], casting="same_kind")
         del block, part
     return left_over, 1.0 - lost / entries.energy
 

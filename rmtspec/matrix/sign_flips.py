@@ -7,7 +7,6 @@ law, whatever the variance of each entry and however heavy its tails (Hong, Shen
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +74,8 @@ def flips(
 def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
     """Return `size` ones, of which k random ones are 0."""
     kept = np.ones(size, dtype=np.float32)
-    kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
+    if k:
+        kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
     return kept
 
 
@@ -88,8 +88,7 @@ def largest_square(matrix: Float32Array) -> float:
     from scipy.linalg import eigvalsh_tridiagonal
 
     n, p = matrix.shape
-    start: Any = np.random.default_rng(0).standard_normal(p)
-    start /= np.linalg.norm(start)
+    start = _start(p)
     if p <= _SMALL or n >= _TALL * p:
         return float(top_eigenvalue(matrix.T @ matrix, start, _SETTLED))
     vector = start.astype(np.float32)
@@ -121,6 +120,15 @@ def largest_square(matrix: Float32Array) -> float:
         before, vector = vector, np.asarray(following / np.float32(beta), dtype=np.float32)
     values = eigvalsh_tridiagonal(np.array(alphas), np.array(betas[: len(alphas) - 1]))
     return float(values[-1])
+
+
+@functools.lru_cache(maxsize=8)
+def _start(p: int) -> Float64Array:
+    """Return a random unit vector, always the same."""
+    vector: Float64Array = np.random.default_rng(0).standard_normal(p)
+    vector /= np.linalg.norm(vector)
+    vector.setflags(write=False)
+    return vector
 
 
 def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
