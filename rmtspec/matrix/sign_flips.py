@@ -44,13 +44,19 @@ def prediction_factor(draws: int, beta: float) -> float:
 
 def simulated_factor(draws: int, beta: float, *, seed: int = 0) -> float:
     """Return the prediction factor from simulated sets of Tracy-Widom draws."""
+    return float(np.quantile(_ratios(draws, seed), 1.0 - beta))
+
+
+@functools.lru_cache(maxsize=4)
+def _ratios(draws: int, seed: int) -> Float64Array:
+    """Return how far one more draw is from the mean of the others, in their deviations."""
     generator = np.random.default_rng(seed)
     levels = (np.arange(1 << 16) + 0.5) / (1 << 16)
     table = TracyWidom(1).ppf(levels)
     values = np.interp(generator.random((_SIMULATED, draws + 1)), levels, table)
     before, after = values[:, :draws], values[:, draws]
-    ratios = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
-    return float(np.quantile(ratios, 1.0 - beta))
+    ratios: Float64Array = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
+    return ratios
 
 
 def flips(
