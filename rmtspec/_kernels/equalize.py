@@ -89,7 +89,7 @@ def power_sums(entries: NDArray[np.float32]) -> Any:
         row = entries[i]
         seconds = thirds = rest = 0.0
         for j in range(len(row)):
-            value = float(row[j])
+            value = np.float64(row[j])  # float() keeps single precision
             square = value * value
             cube = square * value
             seconds += square
@@ -122,12 +122,12 @@ def top_eigenvalue(gram: NDArray[np.float32], vector: Float64Array, tolerance: f
                 following[i] += row[i] * weight
         alpha = 0.0
         for i in range(p):
-            alpha += float(following[i]) * float(current[i])
+            alpha += np.float64(following[i]) * np.float64(current[i])
         beta = betas[step - 1] if step else 0.0
         square = 0.0
         for i in range(p):
             following[i] -= np.float32(alpha) * current[i] + np.float32(beta) * before[i]
-            square += float(following[i]) ** 2
+            square += np.float64(following[i]) ** 2
         alphas[step] = alpha
         betas[step] = np.sqrt(square)
         stopped = betas[step] <= 1e-6 * alpha
