@@ -124,6 +124,7 @@ def flip_edge(entries, k, draws, factor, rng):
 
 def separated(matrix, edge, rounds=30):
     """Count and threshold for s^2 in rounds; `edge` gives the threshold from what is left and k."""
+    matrix = matrix[matrix.any(axis=1)][:, matrix.any(axis=0)]
     n, p = matrix.shape
     left_over, k = matrix, 0
     x, y = np.ones(n), np.ones(p)

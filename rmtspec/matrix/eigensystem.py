@@ -114,7 +114,7 @@ def residual(
     C in the units of W. E has shape (n, p), C order and the dtype asked for.
     """
     vectors = system.vectors(k) if k else None  # needs memory of its own
-    left_over = np.empty((entries.n, entries.p), dtype)
+    left_over: NDArray[Any] = np.empty((entries.n, entries.p), dtype)
     if vectors is None:
         for start, block in entries.blocks(scales):
             left_over[start : start + len(block)] = block
