@@ -9,7 +9,7 @@ from scipy.linalg import svdvals
 from rmtspec.matrix.flip_test import N_FLIPS, flip_test
 
 
-def tested(entries, k=0, seed=0):
+def result_of(entries, k=0, seed=0):
     n = max(entries.shape)
     bulk = np.sort(svdvals(entries) ** 2)[: min(entries.shape) - k] / n
     return flip_test(bulk, entries.astype(np.float32), n, seed)
@@ -19,7 +19,7 @@ def tested(entries, k=0, seed=0):
 def test_level_on_noise(kind):
     """40 draws at .05: more than 7 rejections have a chance below .001."""
     pvalues = [
-        tested(KINDS[kind](60, 40, np.random.default_rng(seed)), seed=seed).pvalue
+        result_of(KINDS[kind](60, 40, np.random.default_rng(seed)), seed=seed).pvalue
         for seed in range(40)
     ]
     assert sum(pvalue <= 0.05 for pvalue in pvalues) <= 7
@@ -33,7 +33,7 @@ def test_rejects_what_is_no_noise():
     smooth = rng.standard_normal((100, 60)) @ np.linalg.qr(rng.standard_normal((60, 60)))[0]
     correlated = smooth * np.linspace(0.1, 1, 60) @ np.linalg.qr(rng.standard_normal((60, 60)))[0]
     for entries in (orthogonal, correlated):
-        result = tested(entries)
+        result = result_of(entries)
         assert result.pvalue == 1 / (N_FLIPS + 1)
         assert result.distance > 0.05
 
@@ -69,7 +69,11 @@ def test_distance_against_the_slow_reference():
 
 def test_the_same_seed_gives_the_same():
     entries = np.random.default_rng(0).standard_normal((60, 40))
-    first, again, other = tested(entries, 2, 5), tested(entries, 2, 5), tested(entries, 2, 6)
+    first, again, other = (
+        result_of(entries, 2, 5),
+        result_of(entries, 2, 5),
+        result_of(entries, 2, 6),
+    )
     assert (first.pvalue, first.distance) == (again.pvalue, again.distance)
     assert first.distance != other.distance
     assert first.quantiles.shape == (38,)
@@ -78,13 +82,13 @@ def test_the_same_seed_gives_the_same():
 def test_flips_that_change_nothing_tell_nothing():
     permutation = np.eye(60)[np.random.default_rng(0).permutation(60)]
     for entries in (np.eye(60), permutation, np.diag(np.arange(1.0, 61.0))):
-        assert not tested(entries).informative
-    assert tested(np.random.default_rng(0).standard_normal((60, 40))).informative
+        assert not result_of(entries).informative
+    assert result_of(np.random.default_rng(0).standard_normal((60, 40))).informative
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_tiny_bulks_give_no_error(p):
-    result = tested(np.random.default_rng(0).standard_normal((30, p)))
+    result = result_of(np.random.default_rng(0).standard_normal((30, p)))
     assert np.isnan(result.pvalue) or 0 < result.pvalue <= 1
     assert result.informative == (not np.isnan(result.pvalue))
 
@@ -94,6 +98,6 @@ def test_columns_that_flips_lose_are_zeros_of_the_spectrum():
     entries = np.random.default_rng(0).standard_normal((40, 30))
     entries[1:, :12] = 0.0
     entries[0, 12:] = 0.0
-    result = tested(entries, k=15)
+    result = result_of(entries, k=15)
     assert result.quantiles.shape == (15,)
     assert np.isfinite(result.distance)
