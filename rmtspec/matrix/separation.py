@@ -24,6 +24,8 @@ _MAX_ROUNDS = 30
 _TIE = 2e-6
 #: Values taken as components before the next round must exceed a bound on the noise by this factor.
 _MARGIN = 1.05
+#: The level of the lower end of the interval of the count, and of its upper end.
+_LOW, _HIGH = 0.01, 0.5
 _NOTHING = np.empty((0, 0), dtype=np.float32)
 
 
@@ -40,7 +42,7 @@ class Separation:
     at_least : int
         That of the first round.
     low, high : int
-        The counts at the levels 0.01 and 0.5 in the last round.
+        The count at the level 0.01, and that at 0.5 in the last round.
     threshold : float
         For s^2, in the last round.
     scales : Scales
@@ -94,6 +96,7 @@ class Separator:
         entries = self._entries
         scales, system = self._first_round()
         k = at_least = 0
+        parted = False  # whether a round at the lower level would have removed fewer
         for number in range(1, _MAX_ROUNDS + 1):
             spectrum = self._spectrum(system)
             seen, share = None, 0.0
@@ -108,6 +111,7 @@ class Separator:
             gone = not settled and entries.p - count < self.least_bulk
             if settled or gone or exact or number == _MAX_ROUNDS:
                 break
+            parted = parted or _above(system.squares, at(_LOW)) < count
             seen = None  # freed before the next one is made, as is all that is large here
             k, left_over = self._removed(scales, system, count)
             system.forget()
@@ -115,13 +119,18 @@ class Separator:
             del left_over
             system = Eigensystem(entries, scales)
         lost = gone or exact
+        low = k if beta >= _LOW else _moved(system, at, k, (beta, _LOW))
+        if parted and not lost:
+            seen = None
+            system.forget()
+            fewer = self.separate(model, _LOW).n_components
+            low = k if fewer is None else min(k, fewer)
         if seen is None and not lost:
             seen, share = residual(entries, scales, system, k, dtype=np.float32)
         return Separation(
             n_components=None if lost else k, count=count, at_least=at_least,
-            low=_moved(system, at, k, (beta, 0.01)), high=_moved(system, at, k, (beta, 0.5)),
-            threshold=at(beta), scales=scales, spectrum=spectrum,
-            residual=None if lost else seen,
+            low=low, high=_moved(system, at, k, (beta, _HIGH)), threshold=at(beta),
+            scales=scales, spectrum=spectrum, residual=None if lost else seen,
             energy_share=np.nan if lost else share, rounds=number, settled=settled or lost,
             exact=exact,
         )  # fmt: skip

@@ -165,6 +165,21 @@ def test_planted_components_are_counted(model):
         assert fit.verdict == Verdict.NOISE_LIKE
 
 
+@pytest.mark.parametrize("strengths", [[], [1.5] * 5])
+def test_the_lower_end_is_the_count_at_its_level(strengths):
+    """Also where a component of the count itself is noise that was taken for one."""
+    differ = 0
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        W = planted(KINDS["Student t(5)"](80, 60, rng), np.array(strengths), rng)
+        fit = rmtspec.fit_noise(W, "equalized", 0.4)
+        low = rmtspec.fit_noise(W, "equalized", 0.01)
+        assert fit.components_low == low.n_components == low.components_low
+        assert fit.components_low <= fit.n_components <= fit.components_high
+        differ += fit.components_low < fit.n_components
+    assert differ > 2
+
+
 @pytest.mark.parametrize("kind", [*KINDS])
 def test_few_components_on_noise(kind):
     """40 draws at .1: "auto" raises any in at most .15 of them, hence 12 with chance .001."""
