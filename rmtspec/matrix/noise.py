@@ -26,7 +26,7 @@ from rmtspec.matrix.noise_fit import (
     settled_without_test,
 )
 from rmtspec.matrix.screen import screen
-from rmtspec.matrix.separation import LEAST_BULK, Separation, Separator
+from rmtspec.matrix.separation import HIGH, LEAST_BULK, LOW, Separation, Separator
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.matrix.thresholds import FlipThreshold, LawThreshold, Model
 from rmtspec.matrix.window import bulk_window, statistic
@@ -227,8 +227,8 @@ def plain_noise(
     rows, columns = spec.shape
     total = float(spec.eigenvalues.sum())
     return NoiseFit(
-        n_components=fit.n_spikes, at_least=fit.n_plain, components_low=_moved(spec, fit, 0.01),
-        components_high=_moved(spec, fit, 0.5), threshold=fit.threshold,
+        n_components=fit.n_spikes, at_least=fit.n_plain, components_low=_lower(spec, fit),
+        components_high=_moved(spec, fit, HIGH), threshold=fit.threshold,
         row_scales=np.ones(rows), column_scales=np.ones(columns), spectrum=spec, law=fit.law,
         energy_share=float(fit.spikes.sum()) / total if total else math.nan, model="mp",
         why_model=why, rounds=fit.iterations, absorbed_rows=(), absorbed_columns=(), beta=beta,
@@ -236,6 +236,16 @@ def plain_noise(
         law_distance=test.statistic, _settled=settled,
         _bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
     )  # fmt: skip
+
+
+def _lower(spec: Spectrum, fit: BulkFit) -> int:
+    """Return the number of spikes at the level 0.01.
+
+    Where spikes were removed it takes a fit of its own: noise among them stays above any threshold.
+    """
+    if not fit.n_removed or fit.beta <= LOW:
+        return _moved(spec, fit, LOW)
+    return min(fit.n_spikes, bema(spec, fit.alpha, LOW, quantiles=fit.quantiles).n_spikes)
 
 
 def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:

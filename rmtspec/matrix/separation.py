@@ -25,7 +25,7 @@ _TIE = 2e-6
 #: Values taken as components before the next round must exceed a bound on the noise by this factor.
 _MARGIN = 1.05
 #: The level of the lower end of the interval of the count, and of its upper end.
-_LOW, _HIGH = 0.01, 0.5
+LOW, HIGH = 0.01, 0.5
 _NOTHING = np.empty((0, 0), dtype=np.float32)
 
 
@@ -111,7 +111,7 @@ class Separator:
             gone = not settled and entries.p - count < self.least_bulk
             if settled or gone or exact or number == _MAX_ROUNDS:
                 break
-            parted = parted or _above(system.squares, at(_LOW)) < count
+            parted = parted or _above(system.squares, at(LOW)) < count
             seen = None  # freed before the next one is made, as is all that is large here
             k, left_over = self._removed(scales, system, count)
             system.forget()
@@ -119,17 +119,17 @@ class Separator:
             del left_over
             system = Eigensystem(entries, scales)
         lost = gone or exact
-        low = k if beta >= _LOW else _moved(system, at, k, (beta, _LOW))
+        low = k if beta >= LOW else _moved(system, at, k, (beta, LOW))
         if parted and not lost:
             seen = None
             system.forget()
-            fewer = self.separate(model, _LOW).n_components
+            fewer = self.separate(model, LOW).n_components
             low = k if fewer is None else min(k, fewer)
         if seen is None and not lost:
             seen, share = residual(entries, scales, system, k, dtype=np.float32)
         return Separation(
             n_components=None if lost else k, count=count, at_least=at_least,
-            low=low, high=_moved(system, at, k, (beta, _HIGH)), threshold=at(beta),
+            low=low, high=_moved(system, at, k, (beta, HIGH)), threshold=at(beta),
             scales=scales, spectrum=spectrum, residual=None if lost else seen,
             energy_share=np.nan if lost else share, rounds=number, settled=settled or lost,
             exact=exact,

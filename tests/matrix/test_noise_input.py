@@ -101,6 +101,10 @@ def test_mp_is_bema_and_doubts_other_noise():
     assert (fit.n_components, fit.threshold) == (plain.n_spikes, plain.threshold)
     assert fit.verdict == Verdict.NOISE_LIKE
     assert fit.components_low <= fit.n_components <= fit.components_high
+    for seed in range(60):
+        spec = rmtspec.spectrum(ensembles.wishart(60, 50, rng=seed))
+        low = rmtspec.fit_noise(spec, "mp", 0.3).components_low
+        assert low == rmtspec.bema(spec, beta=0.01).n_spikes
     tails = rmtspec.fit_noise(KINDS["Student t(3)"](300, 200, np.random.default_rng(0)), "mp")
     assert (tails.verdict, Why.of(tails.reason)) == (Verdict.CANNOT_TELL, (Why.HEAVY_TAILS,))
 
