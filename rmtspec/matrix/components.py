@@ -171,4 +171,4 @@ def _estimated(squares: Float64Array, k: int, spec: Spectrum) -> float:
     """Return the variance of the noise beyond the k largest s^2, or nan if there is none."""
     if k >= spec.numerical_rank:
         return math.nan
-    return residual_variance(float(squares[k:].sum()), squares[:k], spec.n, spec.p)
+    return residual_variance(float(squares[k:].sum()), squares[:k], n=spec.n, p=spec.p)

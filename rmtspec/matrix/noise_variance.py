@@ -37,8 +37,8 @@ class NoiseVariance:
         Upper edge of the bulk, in the units of a spectrum, s^2 / n, and the ends of its interval.
         With scales, that of the equalized matrix.
     kurtosis : float
-        Mean of the fourth powers of the residual divided by the squared mean of its squares (3 for
-        Gaussian noise); with scales, that of the equalized residual.
+        Fourth moment of the noise entries divided by their squared variance, 3 for Gaussian noise,
+        estimated from the residual; with scales, that of the equalized noise.
     n_components : int
         Number of components left out, as given.
     n, p : int
@@ -104,15 +104,20 @@ def noise_variance(
         v = (||E||^2 + sum_i n v g / theta_i^2) / ((n - k)(p - k))
 
     The sum is the noise that the leading singular vectors take with them: without it the estimate
-    is too low. Its standard error is ``v sqrt((kurtosis - 1) / (n p))``, so heavy tails are paid
-    for by a wider interval.
+    is too low. A component that does not stand beyond the edge counts as one at the detection
+    limit, g^(1/4). The standard error is ``v sqrt((kurtosis - 1) / (n p))``: heavy tails are paid for
+    by a wider interval. Removing components takes from the fourth powers too, so with h and g
+    the leverages of rows and columns (the row sums of squares of the singular vectors)::
+
+        kurtosis = 3 + (sum E^4 - 3 w^2 sum r^2) / (w^2 sum r^4),    r = (1 - h)(1 - g)
+
+    where ``w = sum E^2 / sum r``.
 
     With scales the noise has variance proportional to ``row_scales^2 column_scales^2``. All of the
     above is then done on the equalized matrix, the target is the mean variance, each square of the
-    residual counts with its own variance, and so does its share of the degrees of freedom
-    (leverages h and g of rows and columns)::
+    residual counts with its own variance, and so does its share of the degrees of freedom::
 
-        v = mean(x y) v_Z (sum x y E^2 / sum x y (1 - h)(1 - g)) / (||E||^2 / ((n - k)(p - k)))
+        v = mean(x y) v_Z (sum x y E^2 / sum x y r) / (||E||^2 / ((n - k)(p - k)))
 
     where x and y are the squared scales, E the residual of the equalized matrix, and v_Z its
     variance by the first formula. The standard error gets the factor
@@ -183,7 +188,7 @@ def noise_variance(
             variance=nan, low=nan, high=nan, standard_error=nan, edge=nan, edge_low=nan,
             edge_high=nan, kurtosis=nan, reason=Why.NO_BULK.words(), **kept,
         )  # fmt: skip
-    unit = residual_variance(residual.energy, residual.squares, n, p)
+    unit = residual_variance(residual.energy, residual.squares, n=n, p=p, all_real=True)
     error = math.sqrt(max(residual.kurtosis - 1.0, 0.0) / (n * p))
     corrected = unit * ((n - k) * (p - k) / residual.energy)
     variance = residual.mean_weight * corrected * residual.weighted

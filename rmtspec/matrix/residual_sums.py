@@ -25,7 +25,7 @@ class Residual(NamedTuple):
     n_columns: int
     squares: Float64Array  # s^2 of the components, descending
     energy: float  # sum of E^2
-    kurtosis: float  # mean of E^4 over the squared mean of E^2
+    kurtosis: float  # of the noise, from the fourth powers of E
     weighted: float  # sum of x y E^2 over sum of x y (1 - h)(1 - g)
     mean_weight: float  # mean of x y
     dispersion: float  # sqrt(mean(x^2 y^2)) / mean(x y)
@@ -48,6 +48,7 @@ def residual_sums(
         total / array.size or 1.0
     )  # fourth powers in units of its square neither over- nor underflow
     energy = fourth = weighted = freedom = 0.0
+    powers = np.zeros(3)  # sums of r, r^2 and r^4 over rows, then over the matrix
     row_kept = np.empty(tall.shape[0], dtype=np.bool_)
     for start, block in _equalized(tall, along, across):
         stop = start + len(block)
@@ -60,10 +61,14 @@ def residual_sums(
         weighted += float(weight @ (rest @ weight_across))
         rest /= unit
         fourth += float(np.vdot(rest, rest))
-        freedom += float(weight @ (row_kept[start:stop] - np.square(scores) @ (1.0 / safe)))
+        free = np.maximum(row_kept[start:stop] - np.square(scores) @ (1.0 / safe), 0.0)
+        freedom += float(weight @ free)
+        powers += [float(np.sum(free**power)) for power in (1, 2, 4)]
         del block, rest  # before the next one is made
     column_kept = diagonal > 0.0
-    freedom *= float(weight_across @ (column_kept - leverage))
+    free = np.maximum(column_kept - leverage, 0.0)
+    freedom *= float(weight_across @ free)
+    powers *= [float(np.sum(free**power)) for power in (1, 2, 4)]
     rounding = max(tall.shape) * np.finfo(np.float64).eps
     x, y = weight_along[row_kept], weight_across[column_kept]
     some = bool(x.size and y.size)
@@ -72,11 +77,20 @@ def residual_sums(
     above_rounding = energy > rounding**2 * total and freedom > 0.0
     return Residual(
         n_rows=len(x), n_columns=len(y), squares=squares, energy=energy,
-        kurtosis=len(x) * len(y) * fourth / (energy / unit) ** 2 if above_rounding else math.nan,
+        kurtosis=_kurtosis(energy / unit, fourth, powers) if above_rounding else math.nan,
         weighted=weighted / freedom if above_rounding else math.nan,
         mean_weight=mean, dispersion=math.sqrt(spread) / mean if some else math.nan,
         above_rounding=above_rounding,
     )  # fmt: skip
+
+
+def _kurtosis(energy: float, fourth: float, powers: Float64Array) -> float:
+    """Return the kurtosis of noise whose residual has these sums of squares and fourth powers.
+
+    The fourth cumulant of a residual entry is r^4 that of the noise, up to terms of order 1 / n p.
+    """
+    square = (energy / powers[0]) ** 2
+    return float(3.0 + (fourth - 3.0 * square * powers[1]) / (square * powers[2]))
 
 
 def _leading(

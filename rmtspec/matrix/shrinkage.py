@@ -30,13 +30,12 @@ def shrunk(singular: Float64Array, norm: str, *, variance: float, n: int, p: int
         return singular.copy()
     unit = np.sqrt(n * variance)
     theta = strengths(np.square(singular / unit), n, p)
-    if norm == "operator":
-        return np.minimum(theta * unit, singular)
     longer, shorter = overlaps(theta, n, p)
-    factor = longer * shorter
+    factor = np.ones_like(theta) if norm == "operator" else longer * shorter
     if norm == "nuclear":
-        factor = factor - np.sqrt((1.0 - np.square(longer)) * (1.0 - np.square(shorter)))
-    return np.minimum(np.maximum(factor, 0.0) * theta * unit, singular)
+        factor -= np.sqrt((1.0 - np.square(longer)) * (1.0 - np.square(shorter)))
+    values: Float64Array = np.maximum(factor, 0.0) * theta * unit
+    return np.minimum(values, singular)
 
 
 def noise_shape(array: NDArray[Any]) -> tuple[int, int]:
@@ -46,18 +45,14 @@ def noise_shape(array: NDArray[Any]) -> tuple[int, int]:
     return max(sides), min(sides)
 
 
-def given_variance(noise_variance: Any, rank: int, p: int) -> float | None:
-    """Return the variance that was given, checked, or None where the residual can tell it."""
-    if noise_variance is not None:
-        hint = "Pass the variance of the noise entries, or leave it out to estimate it."
-        return _checks.positive(noise_variance, "noise_variance", hint)
+def check_rank(rank: int, p: int) -> None:
+    """Raise where a split leaves nothing to estimate the noise from."""
     if rank >= p:
         raise InvalidOptionError(
             f"`rank` is {rank} with `shrink`, and the matrix has {p} singular values: none is left "
             "to estimate the noise from",
             f"a rank below {p}, or `noise_variance`",
         )
-    return None
 
 
 def check_shrink(shrink: Any, noise_variance: Any, moment: Any) -> None:
@@ -70,6 +65,9 @@ def check_shrink(shrink: Any, noise_variance: Any, moment: Any) -> None:
             )  # fmt: skip
         return
     _checks.choice(shrink, "shrink", NORMS)
+    if noise_variance is not None:
+        hint = "Pass the variance of the noise entries, or leave it out to estimate it."
+        _checks.positive(noise_variance, "noise_variance", hint)
     if moment is not None:
         raise InvalidOptionError(
             "`shrink` and `input_moment` are both given", "one of them",

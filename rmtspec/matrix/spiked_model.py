@@ -49,15 +49,20 @@ def overlaps(theta: Float64Array, n: int, p: int) -> tuple[Float64Array, Float64
     return longer, shorter
 
 
-def residual_variance(energy: float, squares: Float64Array, n: int, p: int) -> float:
+def residual_variance(
+    energy: float, squares: Float64Array, *, n: int, p: int, all_real: bool = False
+) -> float:
     """Return the variance of white noise from what k components leave of the squares of a matrix.
 
     `energy` is that of the entries beyond the k components, `squares` are their s^2. Leading
     singular vectors lean towards the noise and take more of it than (n - k)(p - k) says, by
     ``n v g / theta^2`` each, which is added back; v is on both sides, so this is iterated, upwards
-    from no addition. A component that does not stand beyond the edge counts as noise.
+    from no addition. A component that does not stand beyond the edge counts as noise, which bears
+    a k that is too large; with `all_real` it counts as one of strength g^(1/4), which bears
+    components near the detection limit.
     """
     k, ratio = len(squares), p / n
+    share = np.sqrt(ratio) if all_real else 0.0  # theta^2 of a component that does not stand out
     variance = energy / float((n - k) * (p - k))
     if variance <= 0.0:
         return 0.0
@@ -66,7 +71,8 @@ def residual_variance(energy: float, squares: Float64Array, n: int, p: int) -> f
         visible = theta > 0.0
         count = int(np.count_nonzero(visible))
         lost = float(np.sum(n * ratio / np.square(theta[visible])))
-        noise = energy + float(np.sum(squares[~visible])) + variance * lost
+        hidden = float(np.sum(squares[~visible])) - variance * n * share * (k - count)
+        noise = energy + hidden + variance * lost
         following = noise / float((n - count) * (p - count))
         if abs(following - variance) <= _SETTLED * following:
             return following

@@ -13,7 +13,7 @@ from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.eigenvalues import blocks, gram_matrix
-from rmtspec.matrix.shrinkage import check_shrink, given_variance, noise_shape, shrunk
+from rmtspec.matrix.shrinkage import check_rank, check_shrink, noise_shape, shrunk
 from rmtspec.matrix.spiked_model import residual_variance
 
 #: Share of its mean diagonal added to an input moment (which is often rank-deficient).
@@ -176,7 +176,7 @@ def split(
         moment = None
         discarded = 1.0 - float(np.sum(np.square(singular))) / energy if energy else 0.0
         if shrink is not None and energy:
-            observed = _Truncated(
+            observed = _Unshrunk(
                 array=array, outer=outer, inner=inner, singular=singular, energy=energy
             )
             outer, inner, singular, variance = _shrunk(observed, shrink, noise_variance)
@@ -244,7 +244,7 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
     return (vectors, other.T, singular, energy) if wide else (other, vectors.T, singular, energy)
 
 
-class _Truncated(NamedTuple):
+class _Unshrunk(NamedTuple):
     """A matrix, the factors of its truncation, their singular values, and ||array||^2."""
 
     array: NDArray[Any]
@@ -255,18 +255,20 @@ class _Truncated(NamedTuple):
 
 
 def _shrunk(
-    parts: _Truncated, norm: str, noise_variance: float | None
+    parts: _Unshrunk, norm: str, noise_variance: float | None
 ) -> tuple[Float64Array, Float64Array, Float64Array, float]:
     """Return the factors and their singular values shrunk, and the variance of the noise."""
     array, outer, inner, singular, energy = parts
     n, p = noise_shape(array)
-    variance = given_variance(noise_variance, len(singular), p)
-    if variance is None:
+    if noise_variance is not None:
+        variance = float(noise_variance)
+    else:
+        check_rank(len(singular), p)
         beyond = energy - float(np.sum(np.square(singular)))
         if beyond <= _PLAIN_ENERGY * energy:  # too few digits are left of the difference
             error = relative_errors(array, lambda a, b: outer[a:b] @ inner, None)[0]
             beyond = error**2 * energy
-        variance = residual_variance(beyond, np.square(singular), n, p)
+        variance = residual_variance(beyond, np.square(singular), n=n, p=p)
     lower = shrunk(singular, norm, variance=variance, n=n, p=p)
     root = np.sqrt(lower / np.where(singular > 0.0, singular, 1.0))
     return outer * root, inner * root[:, None], lower, variance
