@@ -105,9 +105,9 @@ def noise_variance(
 
     The sum is the noise that the leading singular vectors take with them: without it the estimate
     is too low. A component that does not stand beyond the edge counts as one at the detection
-    limit, g^(1/4). The standard error is ``v sqrt((kurtosis - 1) / (n p))``: heavy tails are paid for
-    by a wider interval. Removing components takes from the fourth powers too, so with h and g
-    the leverages of rows and columns (the row sums of squares of the singular vectors)::
+    limit, g^(1/4). The standard error is ``v sqrt((kurtosis - 1) / ((n - k)(p - k)))``: heavy tails
+    widen the interval. Removing components takes from the fourth powers too, so with h and g the
+    leverages of rows and columns (the row sums of squares of the singular vectors)::
 
         kurtosis = 3 + (sum E^4 - 3 w^2 sum r^2) / (w^2 sum r^4),    r = (1 - h)(1 - g)
 
@@ -164,9 +164,9 @@ def noise_variance(
     >>> W = rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0)
     >>> rmtspec.noise_variance(W, 2)
     NoiseVariance
-      variance    1.00268 (0.994612 to 1.01075)
-      edge        3.49139 (3.46329 to 3.51949)
-      kurtosis    3.02334
+      variance    1.00268 (0.994564 to 1.0108)
+      edge        3.49139 (3.46312 to 3.51966)
+      kurtosis    3.02369
       components  2 left out of 400 x 300
       level       0.95
     """
@@ -189,7 +189,7 @@ def noise_variance(
             edge_high=nan, kurtosis=nan, reason=Why.NO_BULK.words(), **kept,
         )  # fmt: skip
     unit = residual_variance(residual.energy, residual.squares, n=n, p=p, all_real=True)
-    error = math.sqrt(max(residual.kurtosis - 1.0, 0.0) / (n * p))
+    error = math.sqrt(max(residual.kurtosis - 1.0, 0.0) / ((n - k) * (p - k)))
     corrected = unit * ((n - k) * (p - k) / residual.energy)
     variance = residual.mean_weight * corrected * residual.weighted
     reach = float(ndtri((1.0 + level) / 2.0))

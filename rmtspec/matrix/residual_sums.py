@@ -16,6 +16,8 @@ from rmtspec.matrix.eigenvalues import blocks, gram_matrix
 
 #: Ratio of the largest eigenvalue to the mean of the bulk beyond which the Gram matrix has lost it.
 _RANGE = 1e10
+#: The matrix is read in at least so many blocks, of which a few are in memory at a time.
+_PIECES = 16
 
 
 class Residual(NamedTuple):
@@ -152,15 +154,17 @@ def _equalized(
 ) -> Iterator[tuple[int, Float64Array]]:
     """Yield (first row, rows of the equalized matrix), one block in memory at a time."""
     inverse = None if across is None else _inverse(across)
-    for start, block in blocks(tall):
-        scaled = block
-        if along is not None:
-            scaled = scaled * _inverse(along[start : start + len(block)])[:, None]
-        if inverse is not None:
-            scaled = scaled * inverse
-        del block
-        yield start, scaled
-        del scaled  # before the next one is made
+    step = -(-len(tall) // _PIECES)
+    for first in range(0, len(tall), step):
+        for start, block in blocks(tall[first : first + step]):
+            scaled, start = block, first + start
+            del block
+            if along is not None:
+                scaled = scaled * _inverse(along[start : start + len(scaled)])[:, None]
+            if inverse is not None:
+                scaled = scaled * inverse
+            yield start, scaled
+            del scaled  # before the next one is made
 
 
 def _inverse(scales: Float64Array) -> Float64Array:

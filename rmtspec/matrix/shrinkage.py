@@ -16,11 +16,12 @@ NORMS = ("frobenius", "operator", "nuclear")
 def shrunk(singular: Float64Array, norm: str, *, variance: float, n: int, p: int) -> Float64Array:
     """Return the singular values that are optimal in `norm` for white noise of that variance.
 
-    With theta and the overlaps c, c' of `rmtspec.matrix.spiked_model` (Gavish and Donoho, 2017),
-    in units of sqrt(n v), y = s / sqrt(n v) and g = p / n::
+    With theta and the overlaps c, c' of `rmtspec.matrix.spiked_model`, in units of sqrt(n v),
+    y = s / sqrt(n v) and g = p / n (Gavish and Donoho, 2017; the operator norm: Leeb, 2022, which
+    is theta, their value, for square matrices and nearer to the signal for all others)::
 
         frobenius   theta c c', which is sqrt((y^2 - g - 1)^2 - 4 g) / y
-        operator    theta
+        operator    theta c / c', c the smaller, which is theta sqrt((theta^2 + g) / (theta^2 + 1))
         nuclear     theta (c c' - sqrt((1 - c^2) (1 - c'^2))) if positive, else 0,
                     which is max(0, theta^4 - g - sqrt(g) theta y) / (theta^2 y)
 
@@ -31,7 +32,9 @@ def shrunk(singular: Float64Array, norm: str, *, variance: float, n: int, p: int
     unit = np.sqrt(n * variance)
     theta = strengths(np.square(singular / unit), n, p)
     longer, shorter = overlaps(theta, n, p)
-    factor = np.ones_like(theta) if norm == "operator" else longer * shorter
+    factor = longer * shorter
+    if norm == "operator":
+        factor = longer / np.where(shorter > 0.0, shorter, 1.0)
     if norm == "nuclear":
         factor -= np.sqrt((1.0 - np.square(longer)) * (1.0 - np.square(shorter)))
     values: Float64Array = np.maximum(factor, 0.0) * theta * unit

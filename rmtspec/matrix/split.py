@@ -125,7 +125,7 @@ def split(
     shrink : {"frobenius", "operator", "nuclear"}, optional
         Noise makes singular values too large and turns their vectors. With `shrink`, each kept
         value is lowered to the one that brings the product nearest to the signal in that norm,
-        where the signal has rank `rank` and the noise is white [1]_. Values that do not stand
+        where the signal has rank `rank` and the noise is white [1]_ [2]_. Values that do not stand
         beyond the edge of the noise become 0, and so do their column and row; `rank` stays. Not
         together with `input_moment`. The errors of the result remain those against `W`, and grow.
     noise_variance : float, optional
@@ -151,6 +151,8 @@ def split(
     ----------
     .. [1] M. Gavish, D. L. Donoho, Optimal shrinkage of singular values, IEEE Trans. Inf. Theory 63
        (2017).
+    .. [2] W. Leeb, Optimal singular value shrinkage for operator norm loss: extending to non-square
+       matrices, Stat. Probab. Lett. 186 (2022).
 
     Examples
     --------
