@@ -16,6 +16,10 @@ shrinkage
     of the best singular values for the same vectors ("oracle"), and of the limit of large matrices.
     "profile" has noise of a rank-one profile, for which the shrinkage is not made; its limit is
     that of white noise of the same mean variance.
+hidden
+    300 x 200, components below the detection limit: share of draws in which the mean square of the
+    eigenvalues (their mean set to 1), which such components raise, lies above the 95 % point of
+    white Gaussian noise. Pure t(5) noise shows what else raises it.
 count
     Share of draws in which [components_low, components_high] of `rmtspec.fit_noise` covers.
 """
@@ -195,6 +199,30 @@ def shrinkage(draws, seed):
     return rows
 
 
+def hidden(draws, seed):
+    """Return how often components below the limit show in the second moment of the spectrum."""
+    rng = np.random.default_rng([seed, 300])
+
+    def moment(kind, strengths):
+        N, _, _ = noise(kind, SHAPE, rng)
+        outer, right = signal(strengths, SHAPE, 1.0, rng)
+        values = rmtspec.spectrum(N + outer @ right.T).eigenvalues
+        return np.mean(np.square(values / values.mean()))
+
+    cases = [
+        ("Gauss", []), ("Gauss", [0.5] * 5), ("Gauss", [0.8] * 5), ("Gauss", [0.8] * 20),
+        ("t(5)", []),
+    ]  # fmt: skip
+    point = np.quantile([moment("Gauss", []) for _ in range(10 * draws)], 0.95)
+    rows = []
+    for kind, strengths in cases:
+        above = float(np.mean([moment(kind, strengths) > point for _ in range(draws)]))
+        label = f"{len(strengths)} at {strengths[0]}" if strengths else "none"
+        rows.append({"noise": kind, "components": label, "above": round(above, 4)})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def count(draws, seed):
     """Return how often the interval of the count covers, one row for each noise and signal."""
     rows = []
@@ -213,7 +241,7 @@ def count(draws, seed):
     return rows
 
 
-PARTS = {"variance": variance, "shrinkage": shrinkage, "count": count}
+PARTS = {"variance": variance, "shrinkage": shrinkage, "hidden": hidden, "count": count}
 
 
 def main():

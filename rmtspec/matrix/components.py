@@ -134,10 +134,10 @@ def components(
     Components
       strengths       20, 3.05, 1.09
       left overlaps   0.999, 0.946, 0.5
-      right overlaps  0.999, 0.958, 0.531
+      right overlaps  0.999, 0.958, 0.532
       separable       2 of 3
       limit           0.930605 in units of sqrt(n variance)
-      variance        1.00356
+      variance        1.00345
     """
     check_spectrum(spec)
     if isinstance(n_components, BulkFit):

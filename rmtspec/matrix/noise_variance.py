@@ -98,16 +98,18 @@ def noise_variance(
 ) -> NoiseVariance:
     """Estimate the variance of the noise beside a known number of components, with an interval.
 
-    With k components, E their residual, g = p / n and theta_i the strengths of the components in
-    units of sqrt(n v) [1]_, the variance solves::
+    With k components and their residual E, the variance solves::
 
-        v = (||E||^2 + sum_i n v g / theta_i^2) / ((n - k)(p - k))
+        v = (||E||^2 + sum_i v (p - k) / theta_i^2) / ((n - k)(p - k))
 
-    The sum is the noise that the leading singular vectors take with them: without it the estimate
-    is too low. A component that does not stand beyond the edge counts as one at the detection
-    limit, g^(1/4). The standard error is ``v sqrt((kurtosis - 1) / ((n - k)(p - k)))``: heavy tails
-    widen the interval. Removing components takes from the fourth powers too, so with h and g the
-    leverages of rows and columns (the row sums of squares of the singular vectors)::
+    where theta_i is the strength [1]_ of a component with singular value sqrt(s_i^2 - k v) in an
+    (n - k) x (p - k) matrix, in units of sqrt((n - k) v). The sum is the noise that the leading
+    singular vectors take with them: without it the estimate is too low. A component that does not
+    stand beyond the edge counts as one at the detection limit.
+
+    The standard error is ``v sqrt((kurtosis - 1) / ((n - k)(p - k)))``: heavy tails widen the
+    interval. Removing components takes from the fourth powers too, so with h and g the leverages of
+    rows and columns (the row sums of squares of the singular vectors)::
 
         kurtosis = 3 + (sum E^4 - 3 w^2 sum r^2) / (w^2 sum r^4),    r = (1 - h)(1 - g)
 
@@ -133,7 +135,8 @@ def noise_variance(
         Real, of any floating dtype.
     n_components : int
         Number of components in the matrix, from 0 to the smaller side less 1. The interval does not
-        account for an error in this number.
+        account for an error in this number: each one too many lowers the variance by about
+        1 / sqrt(n p) of itself.
     row_scales : array_like of shape (rows,), optional
     column_scales : array_like of shape (columns,), optional
         ``W / (row_scales[:, None] * column_scales)`` has noise of equal row and column means of
@@ -164,8 +167,8 @@ def noise_variance(
     >>> W = rmtspec.ensembles.spiked(400, 300, [3, 20], rng=0)
     >>> rmtspec.noise_variance(W, 2)
     NoiseVariance
-      variance    1.00268 (0.994564 to 1.0108)
-      edge        3.49139 (3.46312 to 3.51966)
+      variance    1.00268 (0.994561 to 1.0108)
+      edge        3.49138 (3.46311 to 3.51964)
       kurtosis    3.02369
       components  2 left out of 400 x 300
       level       0.95

@@ -11,6 +11,8 @@ shows as a singular value s beyond the bulk (Benaych-Georges and Nadakuditi, 201
 A weaker one leaves the largest singular value at the edge, ``s^2 / (n v) = (1 + sqrt g)^2``.
 """
 
+import math
+
 import numpy as np
 
 from rmtspec._checks import Float64Array
@@ -55,25 +57,29 @@ def residual_variance(
     """Return the variance of white noise from what k components leave of the squares of a matrix.
 
     `energy` is that of the entries beyond the k components, `squares` are their s^2. Leading
-    singular vectors lean towards the noise and take more of it than (n - k)(p - k) says, by
-    ``n v g / theta^2`` each, which is added back; v is on both sides, so this is iterated, upwards
+    singular vectors lean towards the noise, and each takes ``v (p - k) / theta^2`` more of it than
+    (n - k)(p - k) says, which is added back. Components lift each other: theta is that of
+    ``s^2 - k v`` in an (n - k) x (p - k) matrix. With v on both sides, this is iterated, upwards
     from no addition. A component that does not stand beyond the edge counts as noise, which bears
-    a k that is too large; with `all_real` it counts as one of strength g^(1/4), which bears
-    components near the detection limit.
+    a k that is too large; with `all_real` it counts as one at the detection limit, which bears
+    components near it.
     """
-    k, ratio = len(squares), p / n
-    share = np.sqrt(ratio) if all_real else 0.0  # theta^2 of a component that does not stand out
+    k = count = len(squares)
     variance = energy / float((n - k) * (p - k))
     if variance <= 0.0:
         return 0.0
     for _ in range(_MAX_ITERATIONS):
-        theta = strengths(squares / (n * variance), n, p)
+        longer, shorter = n - count, p - count
+        shifted = (squares - count * variance) / (longer * variance)
+        theta = strengths(shifted, longer, shorter)
         visible = theta > 0.0
-        count = int(np.count_nonzero(visible))
-        lost = float(np.sum(n * ratio / np.square(theta[visible])))
-        hidden = float(np.sum(squares[~visible])) - variance * n * share * (k - count)
-        noise = energy + hidden + variance * lost
-        following = noise / float((n - count) * (p - count))
+        lost = float(np.sum(shorter / np.square(theta[visible])))
+        if all_real:  # the signal's share of the others
+            lost -= float(np.sum(~visible)) * math.sqrt(longer * shorter)
+        count = int(np.sum(visible))
+        noise = energy + float(np.sum(squares[~visible])) + variance * lost
+        longer, shorter = n - count, p - count
+        following = noise / float(longer * shorter)
         if abs(following - variance) <= _SETTLED * following:
             return following
         variance = following
