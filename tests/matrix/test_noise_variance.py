@@ -53,6 +53,15 @@ def test_many_components():
     assert fit.low < 1.0 < fit.high  # without the lift of each other: 2 standard errors too high
 
 
+def test_components_near_the_limit_count_though_they_do_not_stand_out():
+    limit, gaps = (2 / 3) ** 0.25, []
+    for seed in range(12):
+        W = ensembles.spiked(300, 200, [1.1 * limit] * 6, rng=seed)
+        fit = rmtspec.noise_variance(W, 6)
+        gaps.append((fit.variance - 1.0) / fit.standard_error)
+    assert abs(np.mean(gaps)) < 1.0  # s.e. .3; 2.9 if they counted as noise
+
+
 def test_more_components_than_there_are_give_finite_numbers():
     W = ensembles.wishart(60, 40, rng=0)
     values = [rmtspec.noise_variance(W, k).variance for k in range(40)]
