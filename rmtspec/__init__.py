@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from rmtspec.laws.tracy_widom import TracyWidom as TracyWidom
     from rmtspec.matrix.bema import BulkFit as BulkFit
     from rmtspec.matrix.bema import bema as bema
+    from rmtspec.matrix.components import Components as Components
+    from rmtspec.matrix.components import components as components
     from rmtspec.matrix.fit_test import FitTest as FitTest
     from rmtspec.matrix.fit_test import fit_test as fit_test
     from rmtspec.matrix.noise import fit_noise as fit_noise
     from rmtspec.matrix.noise_fit import NoiseFit as NoiseFit
+    from rmtspec.matrix.noise_variance import NoiseVariance as NoiseVariance
+    from rmtspec.matrix.noise_variance import noise_variance as noise_variance
     from rmtspec.matrix.rank import RankDecision as RankDecision
     from rmtspec.matrix.rank import choose_rank as choose_rank
     from rmtspec.matrix.spectrum import Spectrum as Spectrum
@@ -46,10 +50,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BulkFit": "matrix.bema",
+    "Components": "matrix.components",
     "FitTest": "matrix.fit_test",
     "MarchenkoPastur": "laws.marchenko_pastur",
     "MatrixReport": "report.matrix_report",
     "NoiseFit": "matrix.noise_fit",
+    "NoiseVariance": "matrix.noise_variance",
     "Plan": "planning.plan",
     "RankDecision": "matrix.rank",
     "Report": "report.report",
@@ -62,9 +68,11 @@ _HOME = {
     "analyze_many": "report.many",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
+    "components": "matrix.components",
     "fit_noise": "matrix.noise",
     "fit_test": "matrix.fit_test",
     "merge_checkpoint": "runs.merge",
+    "noise_variance": "matrix.noise_variance",
     "prune_checkpoint": "runs.prune",
     "spectrum": "matrix.spectrum",
     "split": "matrix.split",
