@@ -13,7 +13,7 @@ from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.rank_decision import RankDecision as RankDecision
 from rmtspec.matrix.rules.fits import Fits, NoiseCount, fits_for, is_noise_fit
 from rmtspec.matrix.rules.options import ALL_RULES as ALL_RULES
-from rmtspec.matrix.rules.options import ENTRY_RULES, check_owner, shares_of
+from rmtspec.matrix.rules.options import ENTRY_RULES, check_owner, check_rng, shares_of
 from rmtspec.matrix.rules.options import RULES as RULES
 from rmtspec.matrix.rules.options import check_shares as check_shares
 from rmtspec.matrix.rules.options import refuse_bulk_keep as refuse_bulk_keep
@@ -24,24 +24,54 @@ from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.terms import Why
 
 _NAN: Any = math.nan
-#: Level of the fit that is made here, and of "parallel".
-_BETA = 0.1
+#: The options that belong to one rule.
+_OWNERS = {"rank": "fixed", "noise_variance": "gavish-donoho", "rank_bound": "screenot"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankOptions:
+    """The options of `choose_rank`, which describes them; a wrong one raises here."""
+
+    rule: str
+    bulk_keep: float = 0.0
+    keep: float | None = None
+    min_rank: int = 0
+    rank: int | None = None
+    noise_variance: float | None = None
+    rank_bound: int | None = None
+    beta: float | None = None
+    rng: Any = 0
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.rule, "rule", ALL_RULES)
+        shares_of(self.rule, self.bulk_keep, self.keep)
+        for name, owner in _OWNERS.items():
+            check_owner(name, getattr(self, name), self.rule, owner)
+        if self.rule == "fixed" and self.rank is None:
+            problem = "`rule` is 'fixed' and `rank` is not given"
+            raise InvalidOptionError(problem, "a whole number from 0 to the smaller side")
+        if self.noise_variance is not None:
+            hint = "It is the variance of the noise entries; leave it out to have it estimated."
+            _checks.positive(self.noise_variance, "noise_variance", hint)
+        check_rng(self.rng)
+        if self.beta is not None:
+            hint = "It is the probability of a false spike; the paper uses 0.1."
+            _checks.inside(self.beta, "beta", 0.0, 1.0, hint=hint)
+
+    @property
+    def level(self) -> float:
+        """Level of the fit that is made here, and of "parallel"."""
+        return 0.1 if self.beta is None else float(self.beta)
+
+
+@dataclass(frozen=True, slots=True)
 class _Case:
-    """What a rule is given: the matrix (or its spectrum again), the fits, the options, checked."""
+    """What a rule is given: the matrix (or its spectrum again), the fits, the options."""
 
     W: Any
     spec: Spectrum
     fits: Fits
-    bulk_keep: float
-    keep: float
-    rank: int | None
-    noise_variance: float | None
-    rank_bound: int | None
-    beta: float
-    rng: Any
+    options: RankOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +126,9 @@ def choose_rank(
 
     The thresholds of least error lie above the edge of the noise: they leave out weak components
     that are there, and are no test of whether there are any. "parallel" has its level for noise of
-    one variance in each column; under unequal variances of rows and columns it is 0.97 at a
-    nominal 0.10 (share of pure noise matrices, 300 x 200, with a false component). "energy" and "fraction" count noise and signal alike.
+    one variance in each column; under unequal variances of rows and columns its level is 0.97 at a
+    nominal 0.10 (share of pure noise matrices, 300 x 200, with a false component). "energy" and
+    "fraction" count noise and signal alike.
 
     Parameters
     ----------
@@ -172,32 +203,42 @@ def choose_rank(
     >>> rmtspec.choose_rank(spec, rule="gavish-donoho").rank
     3
     """
-    rule = _rule(rule, fit)
-    bulk_keep, share = shares_of(rule, bulk_keep, keep)
-    check_owner("rank", rank, rule, "fixed")
-    check_owner("noise_variance", noise_variance, rule, "gavish-donoho")
-    check_owner("rank_bound", rank_bound, rule, "screenot")
-    beta = _level(beta, fit, rule)
-    _check_entries(W, fit, rule)
-    spec = W if isinstance(W, Spectrum) else spectrum(W)
-    min_rank = _checks.integer(min_rank, "min_rank", 0, spec.p)
-    case = _Case(
-        W=W, spec=spec, fits=fits_for(W, spec, fit, rule=rule, beta=beta, rng=rng),
-        bulk_keep=bulk_keep, keep=share, rank=rank, noise_variance=noise_variance,
-        rank_bound=rank_bound, beta=beta, rng=rng,
+    if rule is None:
+        rule = "noise" if is_noise_fit(fit) and fit.model != "mp" else "bema"
+    options = RankOptions(
+        rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank, rank=rank,
+        noise_variance=noise_variance, rank_bound=rank_bound, beta=beta, rng=rng,
     )  # fmt: skip
-    choice = _CHOICES[rule](case)
-    chosen = max(min_rank, choice.rank)
+    return decide(W, None, fit, options)
+
+
+def decide(
+    W: ArrayLike | Spectrum, spec: Spectrum | None, fit: object, options: RankOptions
+) -> RankDecision:
+    """Do what `choose_rank` does, with checked options and the spectrum of `W` if it is known."""
+    o = options
+    if o.beta is not None and fit is not None and o.rule != "parallel":
+        raise InvalidOptionError(
+            f"`beta` is {o.beta!r} and `fit` is given, which has its own level", "one of them",
+            "Leave out `beta`, or make the fit with it.",
+        )  # fmt: skip
+    _check_entries(W, fit, o.rule)
+    if spec is None:
+        spec = W if isinstance(W, Spectrum) else spectrum(W)
+    min_rank = _checks.integer(o.min_rank, "min_rank", 0, spec.p)
+    fits = fits_for(W, spec, fit, rule=o.rule, beta=o.level, rng=o.rng)
+    choice = _CHOICES[o.rule](_Case(W, spec, fits, o))
+    rank = max(min_rank, choice.rank)
     rows, columns = spec.shape
     break_even = rows * columns / (rows + columns)
-    saves = 1 <= chosen < break_even
-    reason = "" if saves else Why.SAVES_NOTHING.words(rank=chosen, break_even=break_even)
+    saves = 1 <= rank < break_even
+    reason = "" if saves else Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
+    bulk_keep, keep = shares_of(o.rule, o.bulk_keep, o.keep)
     return RankDecision(
-        rank=chosen, rule=rule, break_even=break_even, saves=saves,
-        n_spikes=case.fits.n_spikes, n_components=case.fits.n_components, bulk_keep=bulk_keep,
-        keep=share, min_rank=min_rank, reason=reason if chosen else choice.none,
-        threshold=choice.threshold, noise_variance=choice.noise_variance,
-        rank_bound=choice.rank_bound,
+        rank=rank, rule=o.rule, break_even=break_even, saves=saves, n_spikes=fits.n_spikes,
+        bulk_keep=bulk_keep, keep=keep, min_rank=min_rank, reason=reason if rank else choice.none,
+        n_components=fits.n_components, threshold=choice.threshold,
+        noise_variance=choice.noise_variance, rank_bound=choice.rank_bound,
     )  # fmt: skip
 
 
@@ -220,23 +261,19 @@ def _noise(case: _Case) -> _Choice:
 
 def _counted(case: _Case, count: int, threshold: float) -> _Choice:
     """Return a count with its share of the bulk."""
-    rank = count + part_of(case.spec.p - count, case.bulk_keep)
+    rank = count + part_of(case.spec.p - count, float(case.options.bulk_keep))
     return _Choice(rank=rank, threshold=threshold)
 
 
 def _gavish_donoho(case: _Case) -> _Choice:
-    known = case.noise_variance
-    if known is not None:
-        hint = "It is the variance of the noise entries; leave it out to have it estimated."
-        known = _checks.positive(known, "noise_variance", hint)
-    threshold, variance = gavish_donoho(case.spec, known)
+    threshold, variance = gavish_donoho(case.spec, case.options.noise_variance)
     rank = _beyond(case.spec, threshold)
     return _Choice(rank=rank, threshold=threshold, noise_variance=variance)
 
 
 def _screenot(case: _Case) -> _Choice:
     most = max(0, (case.spec.p - 2) // 2)  # 2 rank_bound + 1 < p
-    bound = case.rank_bound
+    bound = case.options.rank_bound
     if bound is None:
         bound = min(most, part_of(case.spec.p, RANK_BOUND))
     hint = "The noise beyond it is made up from as many values below it."
@@ -246,10 +283,19 @@ def _screenot(case: _Case) -> _Choice:
 
 
 def _fixed(case: _Case) -> _Choice:
-    if case.rank is None:
-        problem = "`rule` is 'fixed' and `rank` is not given"
-        raise InvalidOptionError(problem, f"a whole number from 0 to {case.spec.p}")
-    return _Choice(rank=_checks.integer(case.rank, "rank", 0, case.spec.p))
+    return _Choice(rank=_checks.integer(case.options.rank, "rank", 0, case.spec.p))
+
+
+def _energy(case: _Case) -> _Choice:
+    return _Choice(rank=energy_rank(case.spec, float(case.options.keep or 0.0)))
+
+
+def _fraction(case: _Case) -> _Choice:
+    return _Choice(rank=max(1, part_of(case.spec.p, float(case.options.keep or 0.0))))
+
+
+def _parallel(case: _Case) -> _Choice:
+    return _Choice(rank=parallel_rank(case.W, case.spec, case.options.level, case.options.rng))
 
 
 def _beyond(spec: Spectrum, threshold: float) -> int:
@@ -263,33 +309,13 @@ _CHOICES: dict[str, Callable[[_Case], _Choice]] = {
     "noise": _noise,
     "gavish-donoho": _gavish_donoho,
     "screenot": _screenot,
-    "parallel": lambda c: _Choice(rank=parallel_rank(c.W, c.spec, c.beta, c.rng)),
-    "bcv": lambda c: _Choice(rank=bcv_rank(c.W, c.rng)),
-    "energy": lambda c: _Choice(rank=energy_rank(c.spec, c.keep)),
-    "fraction": lambda c: _Choice(rank=max(1, part_of(c.spec.p, c.keep))),
+    "parallel": _parallel,
+    "bcv": lambda c: _Choice(rank=bcv_rank(c.W, c.options.rng)),
+    "energy": _energy,
+    "fraction": _fraction,
     "exact": lambda c: _Choice(rank=c.spec.numerical_rank),
     "fixed": _fixed,
 }
-
-
-def _rule(rule: Any, fit: Any) -> str:
-    """Return the rule, by default the one that goes with the fit."""
-    if rule is None:
-        return "noise" if is_noise_fit(fit) and fit.model != "mp" else "bema"
-    return _checks.choice(rule, "rule", ALL_RULES)
-
-
-def _level(beta: Any, fit: Any, rule: str) -> float:
-    """Return the level of what is made here; a fit that is given has one already."""
-    if beta is None:
-        return _BETA
-    if fit is not None and rule != "parallel":
-        raise InvalidOptionError(
-            f"`beta` is {beta!r} and `fit` is given, which has its own level",
-            "one of them",
-            "Leave out `beta`, or make the fit with it.",
-        )
-    return _checks.inside(beta, "beta", 0.0, 1.0, hint="It is the probability of a false spike.")
 
 
 def _check_entries(W: Any, fit: Any, rule: str) -> None:
