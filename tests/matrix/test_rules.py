@@ -110,12 +110,18 @@ def test_bcv_is_the_sum_over_four_blocks(planted):
         assert rmtspec.choose_rank(W, rule="bcv", rng=5).rank == expected == 3
 
 
-def test_parallel_compares_with_shuffled_columns(planted):
-    generator = np.random.default_rng(2)
-    draws = [generator.permuted(planted, axis=0) for _ in range(19)]
-    expected = naive.parallel_rank(planted, draws, 18)  # the level is 1 - 18 / 20
-    for W in (planted, planted.T, planted * 1e-9, np.asfortranarray(planted)):
-        assert rmtspec.choose_rank(W, rule="parallel", rng=2).rank == expected == 3
+@pytest.mark.parametrize(("beta", "place"), [(0.1, 18), (0.5, 10), (0.9, 2)])
+def test_parallel_compares_with_shuffled_columns(beta, place):
+    ranks = set()
+    for seed in range(12):
+        W = ensembles.spiked(30, 20, [1.2, 1.5], rng=seed) * np.linspace(0.2, 3, 20)
+        generator = np.random.default_rng(2)
+        draws = [generator.permuted(W, axis=0) for _ in range(19)]
+        expected = naive.parallel_rank(W, draws, place)  # of 20 places, the share above is beta
+        for A in (W, W.T, W * 1e-9, np.asfortranarray(W)):
+            assert rmtspec.choose_rank(A, rule="parallel", beta=beta, rng=2).rank == expected
+        ranks.add(expected)
+    assert len(ranks) > 1
 
 
 def test_parallel_has_its_level_under_one_variance_and_none_under_several():
