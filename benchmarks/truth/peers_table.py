@@ -1,6 +1,6 @@
 """Counts of the peers and of rmtspec's rules on matrices whose truth is known, and on one layer.
 
-    python benchmarks/truth/peers_table.py [--only NAME ...] [--draws 100] [--out FILE]
+    python benchmarks/truth/peers_table.py [--only NAME ...] [--draws 300] [--out FILE]
 
 prints a table and writes benchmarks/truth/results/peers.json: counts, seconds, seeds, versions. The
 peers' packages are in requirements/bench.txt; a count that cannot be made is null with the reason.
@@ -118,7 +118,7 @@ def main():
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="names of counters")
-    parser.add_argument("--draws", type=int, default=100, help="noise matrices of each kind")
+    parser.add_argument("--draws", type=int, default=300, help="noise matrices of each kind")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
     given = parser.parse_args()
     chosen = {n: c for n, c in counters().items() if not given.only or n in given.only}

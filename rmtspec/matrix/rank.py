@@ -110,7 +110,7 @@ def choose_rank(
                     independent noise of any variances                               or entries
     "gavish-donoho" what lies above the threshold of least squared error for white
                     noise, of known or unknown variance [1]_
-    "screenot"      the same for noise of any one shape, from the bulk itself [2]_   a rank bound
+    "screenot"      the same for noise whose spectrum has an edge, of any shape [2]_   a rank bound
     "parallel"      what exceeds the singular values of the matrix with each column  entries
                     shuffled [3]_
     "bcv"           the rank that predicts left-out blocks of entries best [4]_      entries

@@ -23,7 +23,7 @@ ASSUMES = {
     "bema": "independent noise of one variance",
     "noise": "independent noise of any variances",
     "gavish-donoho": "white noise, at most half of it signal; least squared error",
-    "screenot": "noise of any one shape, rank below a bound; least squared error",
+    "screenot": "noise with an edge, rank below a bound; least squared error",
     "parallel": "noise of one variance in every column",
     "bcv": "white noise; least error of left-out entries",
     "energy": "nothing: a share of the squares",
