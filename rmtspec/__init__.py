@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from rmtspec.matrix.split import SplitFactors as SplitFactors
     from rmtspec.matrix.split import split as split
     from rmtspec.planning.plan import Plan as Plan
+    from rmtspec.report.compare_rules import RuleComparison as RuleComparison
+    from rmtspec.report.compare_rules import compare_rules as compare_rules
     from rmtspec.report.many import analyze_many as analyze_many
     from rmtspec.report.matrix_report import MatrixReport as MatrixReport
     from rmtspec.report.matrix_report import analyze as analyze
@@ -60,6 +62,7 @@ _HOME = {
     "RankDecision": "matrix.rank",
     "Report": "report.report",
     "RmtspecError": "errors",
+    "RuleComparison": "report.compare_rules",
     "Spectrum": "matrix.spectrum",
     "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
@@ -68,6 +71,7 @@ _HOME = {
     "analyze_many": "report.many",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
+    "compare_rules": "report.compare_rules",
     "components": "matrix.components",
     "fit_noise": "matrix.noise",
     "fit_test": "matrix.fit_test",

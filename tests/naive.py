@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
@@ -82,3 +83,29 @@ def energy_rank(squares, share):
 def fraction_rank(size, share):
     """Whole part of a share of a size, at least 1; in exact numbers if given."""
     return max(1, math.floor(share * size))
+
+
+def bcv_rank(W, row_order, column_order):
+    """Least k of the least error of four blocks, each predicted by a truncated pseudo-inverse."""
+    rows, columns = np.array_split(row_order, 2), np.array_split(column_order, 2)
+    errors = [0.0] * (min(map(len, (*rows, *columns))) + 1)
+    for i in range(2):
+        for j in range(2):
+            A = W[rows[i]][:, columns[j]]
+            B = W[rows[i]][:, columns[1 - j]]
+            C = W[rows[1 - i]][:, columns[j]]
+            U, s, Vt = np.linalg.svd(W[rows[1 - i]][:, columns[1 - j]], full_matrices=False)
+            for k in range(len(errors)):
+                inverse = np.linalg.pinv((U[:, :k] * s[:k]) @ Vt[:k])
+                errors[k] += np.sum((A - B @ inverse @ C) ** 2)
+    return errors.index(min(errors))
+
+
+def parallel_rank(W, shuffled, place):
+    """Leading singular values above the `place`-th smallest of the shuffled ones of their rank."""
+    ours = np.linalg.svd(W, compute_uv=False)
+    theirs = [np.linalg.svd(other, compute_uv=False) for other in shuffled]
+    for k, value in enumerate(ours):
+        if value <= sorted(values[k] for values in theirs)[place - 1]:
+            return k
+    return len(ours)

@@ -19,7 +19,7 @@ from rmtspec.cli.tables import show, show_costs
 from rmtspec.cli.wording import Command, in_flags, spoken
 from rmtspec.errors import FileError, InvalidValueError, OptionError
 
-_RULES = ("bema", "energy", "fraction")
+_RULES = ("bema", "noise", "gavish-donoho", "screenot", "energy", "fraction", "exact")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
 
@@ -33,8 +33,8 @@ class _FilePath(click.Path):
 
 
 _PATH = _FilePath(path_type=Path)
-_RULE_HELP = "What decides the rank: the noise edge, a share of the squares, a share of the rank."
-_BULK_KEEP_HELP = "Share of the bulk to keep (rule bema)."
+_RULE_HELP = "What decides the rank: the noise edge, least error, a share, rounding."
+_BULK_KEEP_HELP = "Share of the bulk to keep (rules bema and noise)."
 _ALPHA_HELP, _BETA_HELP = "Share left out on each side.", "Chance of a spike in pure noise."
 _REPORT_HELP = "Write the {} to this file too, in the format of its suffix: .html, .csv or .json."
 _FOLDER_HELP = "Folder to write into; made if its parent exists."

@@ -19,7 +19,7 @@ def show(report: "Report") -> None:
     """Print the table of a report, the share of parameters kept, and what was skipped."""
     header, lines = report.cells()
     lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
-    table(header, lines, numeric=("spikes", "rank", "kept"))
+    table(header, lines, numeric=("spikes", "components", "rank", "kept"))
     click.echo(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
     for reason, names in grouped(report.skipped):
         click.echo(f"skipped {names}: {spoken(reason)}")

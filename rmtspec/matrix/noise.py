@@ -161,8 +161,8 @@ class _Case:
             why_model=why, rounds=outcome.rounds, absorbed_rows=_absorbed(rows),
             absorbed_columns=_absorbed(columns), beta=beta, rng=seed,
             note="" if settled else _note(outcome),
-            exact=outcome.exact, law_pvalue=pvalue, law_distance=distance, _settled=settled,
-            _bulk=bulk,
+            exact=outcome.exact, law_pvalue=pvalue, law_distance=distance, doubt="",
+            settled=settled, bulk=bulk,
         )  # fmt: skip
 
     def _scales(self, outcome: Separation) -> tuple[Float64Array, Float64Array]:
@@ -230,8 +230,8 @@ def plain_noise(
         energy_share=float(fit.spikes.sum()) / total if total else math.nan, model="mp",
         why_model=why, rounds=fit.iterations, absorbed_rows=(), absorbed_columns=(), beta=beta,
         rng=seed, note=fit.note, exact=False, law_pvalue=test.pvalue,
-        law_distance=test.statistic, _settled=settled,
-        _bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
+        law_distance=test.statistic, doubt=doubt, settled=settled,
+        bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
     )  # fmt: skip
 
 

@@ -7,13 +7,14 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
+from rmtspec.matrix.rules.options import BULK_RULES
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.report import Report
 from rmtspec.terms import Action
 
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
-#: Default share of the bulk that a plan keeps besides the spikes (rule "bema"), from the paper.
+#: Default share of the bulk that a plan keeps besides what it counts, from the paper.
 BULK_KEEP = 0.45
 
 
@@ -81,8 +82,8 @@ class PlanOptions:
         rule = "bema" if self.rule is None else self.rule
         bulk_keep = self.bulk_keep
         if bulk_keep is None:
-            bulk_keep = BULK_KEEP if rule == "bema" else 0.0
-        elif rule in RULES and rule != "bema":
+            bulk_keep = BULK_KEEP if rule in BULK_RULES else 0.0
+        elif rule in RULES and rule not in BULK_RULES:
             refuse_bulk_keep(rule, bulk_keep)
         decided = {"cutoff": self.fit_cutoff, "rule": rule, "bulk_keep": bulk_keep}
         return AnalysisOptions.of({**self.more, **decided})

@@ -123,7 +123,10 @@ def test_analyze_by_another_rule(weights, tmp_path):
     ]
     for words, message in (
         ("--rule energy", "--keep is not given"),
-        ("--rule energy --keep .9 --bulk-keep .45", "--bulk-keep belongs to rule 'bema'"),
+        (
+            "--rule energy --keep .9 --bulk-keep .45",
+            "--bulk-keep belongs to the rules 'bema' and 'noise'",
+        ),
         ("--keep .9", "--keep belongs to the rules 'energy' and 'fraction'"),
     ):
         done = run("analyze", weights, *words.split())
@@ -454,7 +457,10 @@ def test_prune_defaults_are_those_it_shows():
         ("m.safetensors new --budget .5 --bulk-keep .1", "are both given"),
         ("m.safetensors new --budget .5 --keep .9", "--budget and --keep are both given"),
         ("m.safetensors new --rule energy", "--rule is 'energy' and --keep is not given"),
-        ("m.safetensors new --rule energy --keep .9 --bulk-keep 0", "belongs to rule 'bema'"),
+        (
+            "m.safetensors new --rule energy --keep .9 --bulk-keep 0",
+            "belongs to the rules 'bema' and 'noise'",
+        ),
         ("m.safetensors new --keep .9", "--keep is 0.9 and --rule 'bema'"),
         ("m.safetensors new --plan plan.json --rule energy --keep .9", "are both given"),
         (

@@ -67,7 +67,9 @@ def test_a_share_belongs_to_its_rule(rule):
             AnalysisOptions(rule=rule, keep=keep)
     with pytest.raises(InvalidValueError, match="`keep` is not given"):
         AnalysisOptions(rule=rule)
-    with pytest.raises(InvalidValueError, match="`bulk_keep` belongs to rule 'bema'"):
+    with pytest.raises(
+        InvalidValueError, match="`bulk_keep` belongs to the rules 'bema' and 'noise'"
+    ):
         AnalysisOptions(rule=rule, keep=0.5, bulk_keep=0.1)
 
 
@@ -142,7 +144,9 @@ def test_a_wrong_option_of_a_plan(options, error, message):
 @pytest.mark.parametrize("bulk_keep", [0.0, 0.3])
 @pytest.mark.parametrize("rule", ["energy", "fraction"])
 def test_a_share_of_the_bulk_belongs_to_one_rule(rule, bulk_keep):
-    with pytest.raises(InvalidValueError, match="`bulk_keep` belongs to rule 'bema'"):
+    with pytest.raises(
+        InvalidValueError, match="`bulk_keep` belongs to the rules 'bema' and 'noise'"
+    ):
         PlanOptions(rule=rule, bulk_keep=bulk_keep, more={"keep": 0.9})
 
 
