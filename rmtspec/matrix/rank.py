@@ -127,7 +127,7 @@ def choose_rank(
 
     The thresholds of least error lie above the edge of the noise: they leave out weak components
     that are there, and are no test of whether there are any. "parallel" has its level for noise of
-    one variance in each column; under unequal variances of rows and columns its level is 0.97 at a
+    one variance in each column; under unequal variances of rows and columns its level is 0.98 at a
     nominal 0.10 (share of pure noise matrices, 300 x 200, with a false component). "energy" and
     "fraction" count noise and signal alike.
 

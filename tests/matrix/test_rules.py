@@ -125,7 +125,7 @@ def test_parallel_compares_with_shuffled_columns(beta, place):
 
 
 def test_parallel_has_its_level_under_one_variance_and_none_under_several():
-    """0.1 and 0.97 in long runs; 40 draws of each, seeds fixed."""
+    """0.1 and nearly 1 in long runs; 40 draws of each, seeds fixed."""
     equal = unequal = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
