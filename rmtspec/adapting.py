@@ -33,6 +33,7 @@ from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
 from rmtspec.matrix.split import SplitFactors, output_energies, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
+from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, settle
@@ -46,10 +47,11 @@ from rmtspec.report.report import Report
 from rmtspec.terms import Action, Kind, Why
 
 __all__ = [
-    "DTYPES", "RULES", "SUFFIXES", "Action", "AnalysisOptions", "Every", "Float64Array", "Kind",
+    "DTYPES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions", "Every", "Float64Array",
+    "Gate", "Kind",
     "Manifest", "MappedTensor", "Matrix", "NothingToAnalyzeError", "Outgoing", "PathLike",
     "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection", "SplitEntry",
-    "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "Why", "adopt", "cause",
+    "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "Unset", "Why", "adopt", "cause",
     "checks", "finished_file", "format_dtype", "listed",
     "looks_like", "model_folder", "named_dtype", "output_energies", "report_on", "settle",
     "split", "step_share", "stored_tensors", "truncate", "versions",

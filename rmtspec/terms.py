@@ -68,6 +68,7 @@ class Why(StrEnum):
     ALL_ZERO = "all zeros: two factors of zeros would not train"
     TOO_SMALL = "smaller side {p} is below {least}"
     UNRELIABLE = f"unreliable: {TOO_SMALL}"
+    GATED = "{verdict}: let data decide with calibration= and budget=, or gate=None"
     FIT_REJECTED = "fit rejected: statistic {statistic:.4g} above {cutoff:g}"
     NOT_FINITE = (
         "`W` has {nans} nan and {infinities} infinite entries, the first at {places}; expected "

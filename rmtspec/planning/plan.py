@@ -14,7 +14,7 @@ from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
-from rmtspec.terms import Action, Why
+from rmtspec.terms import Action, Verdict, Why
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -67,11 +67,13 @@ def make_plan(
                 bought = chosen[unit]
                 rank = members[0]["p"] if bought is None else bought
                 reason = "" if bought is not None else Why.STAYS_DENSE.words()
+        elif not reason and all(case.exact_rank(row) for row in members):
+            rank, rule = max(case.exact_rank(row) for row in members), "exact"
         elif not reason:
             reason = _no_use(members, rank, options)
         for row in members:
             target = targets[row["name"]]
-            if rule in ("given", "budget"):
+            if rule in ("given", "budget", "exact"):
                 row["keep"] = None
             row.update(
                 layer=target.layer, rule=rule, rank=rank, reason=reason,
@@ -80,7 +82,7 @@ def make_plan(
                 bytes_before=row["parameters_before"] * target.itemsize,
             )  # fmt: skip
             settle(row)
-    settings = report.settings | {"mode": options.mode, "fit_cutoff": options.fit_cutoff}
+    settings = report.settings | {"mode": options.mode, "gate": options.gate}
     settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
     if budget is not None:
         for decider in ("rule", "bulk_keep", "keep"):
@@ -154,11 +156,22 @@ class _Case:
             return Why.TOO_SMALL.words(p=row["p"], least=RELIABLE_FROM)
         if row["largest_eigenvalue"] == 0.0:
             return Why.ALL_ZERO.words()
-        gate = self._options.fit_cutoff
-        if gate is not None and not row["accepted"]:
+        gate = self._options.gate
+        if gate is None or self.exact_rank(row):
+            return ""
+        if gate == "noise":
+            passes = row["verdict"] == Verdict.NOISE_LIKE
+            return "" if passes else Why.GATED.words(verdict=row["verdict"])
+        if not row["accepted"]:
             fitted = row["fit_statistic"]
             return row["reason"] or Why.FIT_REJECTED.words(statistic=fitted, cutoff=gate)
         return ""
+
+    def exact_rank(self, row: Mapping[str, Any]) -> int:
+        """Return the numerical rank of a matrix that a split at it saves and keeps whole, else 0."""
+        rank, sides = row["numerical_rank"], (row["rows"], row["columns"])
+        splits = self._options.mode == Action.SPLIT and rank * sum(sides) < math.prod(sides)
+        return rank if splits else 0
 
     def purchases(self, energies: Mapping[str, Float64Array]) -> dict[str, Purchase]:
         """Return what each rank costs and buys in the layers that the budget may cut."""

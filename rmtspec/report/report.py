@@ -132,7 +132,7 @@ class Report:
             return False
         if self.settings.get("cutoff") is not None or "verdict" not in row:
             return bool(row["accepted"])
-        return row["verdict"] == Verdict.NOISE_LIKE
+        return str(row["verdict"]) == Verdict.NOISE_LIKE
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from rmtspec import _checks
+from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.matrix.noise_fit import NoiseFit
+from rmtspec.matrix.noise_record import fit_of, record_of
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import Outcome, Skipped, outcome_of, report_of
@@ -166,10 +169,45 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     """Return the line of a matrix: its row, for reading, and the spectrum that determines it."""
     if isinstance(outcome, Skipped):
         return {"name": name, "skipped": outcome.reason}
-    values = np.ascontiguousarray(outcome.spectrum.eigenvalues, dtype="<f8")
-    spectrum = outcome.spectrum.to_dict()
-    spectrum["eigenvalues"] = base64.b64encode(values.tobytes()).decode("ascii")
-    return {"name": name, "row": outcome.to_dict(), "spectrum": spectrum}
+    spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
+    entry = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
+    # The plain fit follows from the spectrum; the others need the entries.
+    return (
+        entry
+        if outcome.noise.model == "mp"
+        else {**entry, "noise": _packed(record_of(outcome.noise))}
+    )
+
+
+def _packed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with each array as text: {"float64": base64}."""
+    packed: dict[str, Any] = {}
+    for name, value in values.items():
+        packed[name] = value
+        if isinstance(value, np.ndarray):
+            content = np.ascontiguousarray(value, dtype="<f8").tobytes()
+            packed[name] = base64.b64encode(content).decode("ascii")
+        elif isinstance(value, dict):
+            packed[name] = _packed(value)
+    return packed
+
+
+def _array(content: str) -> Float64Array:
+    return np.frombuffer(base64.b64decode(content), dtype="<f8").astype(np.float64)
+
+
+def _spectrum(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {**stored, "eigenvalues": _array(stored["eigenvalues"])}
+
+
+def _noise(stored: Mapping[str, Any] | None) -> NoiseFit | None:
+    """Return the fit of the noise in an entry of the journal."""
+    if stored is None:
+        return None
+    arrays = ("row_scales", "column_scales", "quantiles")
+    content = {**stored, "spectrum": _spectrum(stored["spectrum"])}
+    content |= {name: _array(stored[name]) for name in arrays if stored[name] is not None}
+    return fit_of(content)
 
 
 def _from_entry(
@@ -180,14 +218,14 @@ def _from_entry(
         return Skipped(str(entry["skipped"]))
     try:
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
-        values = np.frombuffer(base64.b64decode(stored["eigenvalues"]), dtype="<f8")
-        spectrum = Spectrum.from_dict({**stored, "eigenvalues": values})
+        spectrum, noise = Spectrum.from_dict(_spectrum(stored)), _noise(entry.get("noise"))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
-    report = report_on(spectrum, entry["name"], options.kind or matrix.kind, options)
+    kind = options.kind or matrix.kind
+    report = report_on(spectrum, entry["name"], kind, options, noise=noise)
     return dataclasses.replace(report, seconds=seconds)
 
 

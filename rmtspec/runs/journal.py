@@ -19,6 +19,10 @@ _SAME = {
 }  # fmt: skip
 
 
+#: Settings that journals of earlier versions lack, at the values that those versions had.
+_LATER = {"noise": "mp", "rng": 0}
+
+
 class Journal:
     """The lines that were there when the journal was opened, and a way to add one."""
 
@@ -115,6 +119,8 @@ def _read(
             raise _not_a_journal(path, way_out)
         parsed.append(entry)
     header, entries = parsed[0], parsed[1:]
+    if isinstance(header.get("settings"), dict):
+        header["settings"] = {**_LATER, **header["settings"]}
     if header.get("schema") != SCHEMA:
         raise FileError(
             f"{path} has schema {header.get('schema')}; this version of rmtspec writes {SCHEMA}. "
