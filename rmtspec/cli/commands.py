@@ -35,7 +35,7 @@ class _FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
-class _Gate(click.ParamType):
+class _Gate(click.ParamType[Any]):
     """noise, none or a number."""
 
     name = "[noise|none|NUMBER]"

@@ -168,7 +168,7 @@ class _Case:
         return ""
 
     def exact_rank(self, row: Mapping[str, Any]) -> int:
-        """Return the numerical rank of a matrix that a split at it saves and keeps whole, else 0."""
+        """Return the numerical rank of a matrix that a split at it keeps whole, else 0."""
         rank, sides = row["numerical_rank"], (row["rows"], row["columns"])
         splits = self._options.mode == Action.SPLIT and rank * sum(sides) < math.prod(sides)
         return rank if splits else 0

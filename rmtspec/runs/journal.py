@@ -119,8 +119,6 @@ def _read(
             raise _not_a_journal(path, way_out)
         parsed.append(entry)
     header, entries = parsed[0], parsed[1:]
-    if isinstance(header.get("settings"), dict):
-        header["settings"] = {**_LATER, **header["settings"]}
     if header.get("schema") != SCHEMA:
         raise FileError(
             f"{path} has schema {header.get('schema')}; this version of rmtspec writes {SCHEMA}. "
@@ -128,6 +126,8 @@ def _read(
         )
     for key, what in _SAME.items():
         old, new = header.get(key), first.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            old = {name: value for name, value in _LATER.items() if name in new} | old
         if old != new:
             raise FileError(
                 f"{path} is the journal of {what}{_difference(old, new)}. Run the same command on "

@@ -112,8 +112,8 @@ def prune(
         Any trained model; neither compiled nor wrapped for parallel work.
     rule : str, optional
         How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "noise"
-        where the gate asks for the noise model, else "bema". "energy" and "fraction" need the option
-        `keep`: ``prune(model, rule="energy", keep=0.9)``.
+        where the gate asks for the noise model, else "bema". "energy" and "fraction" need the
+        option `keep`: ``prune(model, rule="energy", keep=0.9)``.
     bulk_keep : float
         Share of the bulk that "bema" and "noise" keep besides what they count; by default 0.45, as
         in the paper.
