@@ -60,6 +60,16 @@ def integer(value: Any, name: str, low: int, high: int | None = None, *, hint: s
     return number
 
 
+def generator(rng: Any, name: str = "rng") -> np.random.Generator:
+    """Return the NumPy Generator that `rng`, a seed or a Generator, stands for."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        kind = InvalidOptionTypeError if isinstance(error, TypeError) else InvalidOptionError
+        expected = "a seed (a whole number of at least 0) or a NumPy Generator"
+        raise kind(f"`{name}` is {rng!r} ({error})", expected) from None
+
+
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return `value` if it is one of `options`."""
     if value not in options:

@@ -65,6 +65,11 @@ class Why(StrEnum):
         "finite numbers. A layer whose training diverged has no spectrum; otherwise replace or "
         "drop these rows or columns."
     )
+    SQUARE = "square: a bulk of noise reaches down to 0, so that nothing can lie below it"
+    UNUSED_DIGITS = (
+        "the last digit of {dtype} is used by {share:.0%} of the entries, where rounding leaves "
+        "about 50%: {hint}"
+    )
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"
