@@ -70,6 +70,10 @@ class Why(StrEnum):
         "the last digit of {dtype} is used by {share:.0%} of the entries, where rounding leaves "
         "about 50%: {hint}"
     )
+    ZERO_ENTRIES = (
+        "{share:.0%} of the entries are 0 (exact if pruned, errors below those assumed if they "
+        "fell below the smallest step): the edge is an upper bound"
+    )
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"

@@ -12,7 +12,10 @@ import rmtspec
 from rmtspec.report import Report
 from rmtspec.terms import Action, Kind, Why
 
-SAMPLES = {"statistic": 0.25, "cutoff": 0.1, "break_even": 61.25, "saving": 0.031, "least": 0.5}
+SAMPLES = {
+    "statistic": 0.25, "cutoff": 0.1, "break_even": 61.25, "saving": 0.031, "least": 0.5,
+    "share": 0.03,
+}  # fmt: skip
 
 
 def sample(why):

@@ -22,6 +22,8 @@ from rmtspec._checks import Float64Array
 from rmtspec._kernels._decorator import kernel
 
 ComplexArray = NDArray[np.complex128]
+#: Ratio, nodes, weights, and the table of `grid`.
+Packed = tuple[float, ComplexArray, ComplexArray, ComplexArray]
 
 _STEPS = 40  # of Newton's method
 _BISECTIONS = 80
@@ -105,9 +107,7 @@ def density_at(y: complex, c: float) -> Any:
 
 
 @kernel
-def share_above(
-    x: float, y: complex, c: float, nodes: ComplexArray, weights: ComplexArray
-) -> Any:
+def share_above(x: float, y: complex, c: float, nodes: ComplexArray, weights: ComplexArray) -> Any:
     """Return the share of all N values above `x`, from the potential; y is the root at `x`."""
     total = 0.0
     y = complex(y.real, max(y.imag, 0.0))  # rounding must not carry it to the other branch
@@ -122,9 +122,7 @@ def share_above(
 
 
 @kernel
-def share(
-    x: float, y: complex, c: float, nodes: ComplexArray, weights: ComplexArray
-) -> Any:
+def share(x: float, y: complex, c: float, nodes: ComplexArray, weights: ComplexArray) -> Any:
     """Return the sf of the law at `x` > 0, of which `y` is the root."""
     return min(max(share_above(x, y, c, nodes, weights) / c, 0.0), min(1.0, 1.0 / c))
 
@@ -181,17 +179,12 @@ def near(x: float, table: ComplexArray) -> Any:
 
 
 @kernel
-def density(
-    x: Float64Array,
-    c: float,
-    nodes: ComplexArray,
-    weights: ComplexArray,
-    table: ComplexArray,
-    out: Float64Array,
-) -> None:
+def density(x: Float64Array, law: Packed, out: Float64Array) -> None:
     """Write the density at `x` into `out`: 0 below and at 0, nan stays nan."""
+    c, nodes, weights, table = law
+    gap = table[0, 0].real if c > 1.0 else 0.0
     for i in range(x.size):
-        if x[i] > 0.0 and x[i] < math.inf:
+        if x[i] > gap and x[i] < math.inf:
             y, _ = root(x[i], near(x[i], table), c, nodes, weights)
             out[i] = density_at(y, c)
         else:
@@ -199,35 +192,24 @@ def density(
 
 
 @kernel
-def upper_share(
-    x: Float64Array,
-    c: float,
-    nodes: ComplexArray,
-    weights: ComplexArray,
-    table: ComplexArray,
-    out: Float64Array,
-) -> None:
+def upper_share(x: Float64Array, law: Packed, out: Float64Array) -> None:
     """Write the sf at `x` into `out`; nan stays nan."""
+    c, nodes, weights, table = law
+    gap = table[0, 0].real if c > 1.0 else 0.0
     for i in range(x.size):
-        if x[i] > 0.0 and x[i] < math.inf:
+        if x[i] > gap and x[i] < math.inf:
             y, _ = root(x[i], near(x[i], table), c, nodes, weights)
             out[i] = share(x[i], y, c, nodes, weights)
-        elif x[i] == 0.0:
+        elif x[i] >= 0.0 and x[i] < math.inf:
             out[i] = min(1.0, 1.0 / c)
         else:
             out[i] = math.nan if math.isnan(x[i]) else (1.0 if x[i] < 0.0 else 0.0)
 
 
 @kernel
-def quantiles(
-    q: Float64Array,
-    c: float,
-    nodes: ComplexArray,
-    weights: ComplexArray,
-    table: ComplexArray,
-    out: Float64Array,
-) -> None:
+def quantiles(q: Float64Array, law: Packed, out: Float64Array) -> None:
     """Write the x with sf(x) = `q` into `out`: 0 in the atom, inf for q = 0, nan outside [0, 1]."""
+    c, nodes, weights, table = law
     last = table.shape[0] - 1
     for i in range(q.size):
         if not 0.0 <= q[i] <= 1.0:

@@ -133,10 +133,10 @@ def below_bulk(
     >>> spec = rmtspec.spectrum(W)
     >>> rmtspec.below_bulk(spec, rmtspec.bema(spec))
     LowerEnd
-      threshold         0.0829477
+      threshold         0.0846332
       below             1 of 300
       zero to rounding  0 of 300
-      options           beta 0.1, 0 components left out
+      options           beta 0.1, 1 components left out
     """
     check_spectrum(spec)
     hint = "It is the probability of a false small value on pure noise."

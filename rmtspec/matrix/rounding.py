@@ -25,6 +25,8 @@ from rmtspec.terms import Why
 _COARSE = ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "float32")
 #: Rounding sets the last digit of half of the entries; far fewer, and it was not this rounding.
 _LEAST_USE = 0.25
+#: Share of zeros from which errors of zeros matter to the edge.
+_MANY_ZEROS = 0.1
 #: Relative precision above which s^2 from the Gram matrix resolves rounding noise.
 _GRAM_SUFFICES = 1e-5
 
@@ -166,6 +168,9 @@ def rounding_noise(
     with np.errstate(invalid="ignore"):
         variances = np.where(used, (above**3 + below**3) / (12.0 * (above + below)), 0.0)
     variances = np.nan_to_num(variances)  # a step of 0
+    zeros = 1.0 - np.count_nonzero(values) / max(int(used.sum()), 1)
+    if not note and step is None and zeros >= _MANY_ZEROS:
+        note = Why.ZERO_ENTRIES.words(share=zeros)
     sign = np.sign(values)
     up = np.where(sign < 0.0, below, above)
     down = np.where(sign < 0.0, above, below)
@@ -198,7 +203,7 @@ def _format(dtype: Any) -> np.dtype[Any]:
     if not _checks.is_float(kind) or kind.name.startswith(("int", "uint")):
         expected = "the name of a floating format, such as 'bfloat16'"
         raise InvalidOptionTypeError(f"`dtype` is {dtype!r}", expected)
-    return kind
+    return kind  # type: ignore[no-any-return]
 
 
 def _gaps(values: Float64Array, kind: np.dtype[Any]) -> tuple[Float64Array, Float64Array]:
@@ -208,7 +213,8 @@ def _gaps(values: Float64Array, kind: np.dtype[Any]) -> tuple[Float64Array, Floa
     limits = ml_dtypes.finfo(kind)  # type: ignore[no-untyped-call]  # it knows those of NumPy too
     most = float(limits.max)
     size = np.abs(values)
-    if size.max() > most * (1.0 + float(limits.eps)):
+    last = math.ldexp(float(limits.eps), math.frexp(most)[1] - 1)
+    if size.max() - most >= 0.5 * last:
         i, j = np.unravel_index(int(size.argmax()), size.shape)
         raise InvalidValueError(
             f"`W` is {values[i, j]:.6g} at [{i}, {j}]; expected at most {most:.6g}, the largest "
@@ -254,7 +260,7 @@ def _unused_digits(values: Float64Array, above: Float64Array, kind: np.dtype[Any
         with np.errstate(over="ignore", invalid="ignore"):
             held = coarse != kind and bool((values.astype(coarse).astype(float) == values).all())
         if held:
-            hint = f"all fit {name}; pass dtype='{name}', unless they are exact"
+            hint = f"all fit {name}, so pass dtype='{name}' unless they are exact"
             break
     return Why.UNUSED_DIGITS.words(dtype=kind, share=share, hint=hint)
 
