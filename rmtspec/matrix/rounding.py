@@ -102,8 +102,9 @@ def rounding_noise(
     next number at that entry (and half of it below a power of two), and step^2 / 12 in a quantised
     one. Large entries have large errors, so that the variances differ by row and by column; the
     edge is the largest singular value of simulated errors of these variances, mean of `draws`.
-    Measured against the errors themselves, ``s_1(W - rounded W)``, on trained weights: within 2 %
-    for float16, bfloat16 and float8.
+    Against that of the errors themselves, ``s_1(W - rounded W)``, on trained weights with sides
+    from 64: a median of 1.00 (float16, 4 bits), 1.03 (bfloat16) and 1.01 (float8) times, from .92
+    to 1.2. The bound from the largest row and column variances is 1.1 to 1.9 times too large.
 
     A singular value of `W` below the edge may be rounding alone; nothing can be said about its
     vectors. Entries that are exact, such as small whole numbers, have no rounding: see `note`.
@@ -171,10 +172,9 @@ def rounding_noise(
     zeros = 1.0 - np.count_nonzero(values) / max(int(used.sum()), 1)
     if not note and step is None and zeros >= _MANY_ZEROS:
         note = Why.ZERO_ENTRIES.words(share=zeros)
-    sign = np.sign(values)
-    up = np.where(sign < 0.0, below, above)
-    down = np.where(sign < 0.0, above, below)
-    largest = [_largest(generator.uniform(-0.5 * down, 0.5 * up)) for _ in range(draws)]
+    sign = np.where(values < 0.0, -1.0, 1.0)
+    uniform = (generator.uniform(-0.5 * below, 0.5 * above) for _ in range(draws))
+    largest = [_largest(sign * errors) for errors in uniform]
     edge = float(np.mean(largest))
     return RoundingNoise(
         variance=float(variances.sum() / max(int(used.sum()), 1)),

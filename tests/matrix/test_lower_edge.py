@@ -65,6 +65,15 @@ def test_threshold_is_in_the_units_of_the_spectrum():
     assert 0.8 * edge < ends[0].threshold < edge
 
 
+def test_without_components_the_matrix_is_smaller():
+    law = rmtspec.MarchenkoPastur(150 / 250, 2.0)
+    alone = rmtspec.Spectrum(np.ones(150), n=250)
+    beside = rmtspec.Spectrum(np.append(np.ones(150), np.full(50, 9.0)), n=300)
+    assert rmtspec.below_bulk(beside, law, n_components=50).threshold == pytest.approx(
+        rmtspec.below_bulk(alone, law).threshold, rel=1e-12
+    )
+
+
 def test_zeros_are_counted_apart():
     W = rmtspec.ensembles.wishart(300, 200, rng=1)
     W[:, :4] = W[:, 4:8]

@@ -140,3 +140,11 @@ def test_bad_input():
         rmtspec.rounding_noise(W)
     with pytest.raises(InvalidValueError, match="draws"):
         rmtspec.rounding_noise(np.ones((2, 2)), draws=0)
+
+
+def test_errors_below_a_power_of_two_are_the_smaller_ones():
+    """Equal entries have errors of one mean, a quarter of (above - below), of the entries' sign."""
+    ones = np.ones((60, 40), np.float16)
+    up, down = rmtspec.rounding_noise(ones), rmtspec.rounding_noise(-ones)
+    assert up.edge == pytest.approx(down.edge, rel=1e-3)
+    assert up.edge > math.sqrt(60 * 40) * 2.0**-10 / 8
