@@ -22,7 +22,7 @@ from rmtspec._kernels import gamma_bulk as kernels
 from rmtspec._kernels.gamma_bulk import ComplexArray
 from rmtspec.laws._law import Law
 
-_RATIOS = (1e-3, 1e3)
+_RATIOS = (1e-6, 1e3)
 _SHAPES = (0.2, 1e4)
 _VARIANCES = (1e-200, 1e200)
 _DIGITS = 30.0  # -log of the error of the sums over the nodes
@@ -40,7 +40,7 @@ class GammaMarchenkoPastur(Law):
     Parameters
     ----------
     ratio : float
-        c = M / N, columns divided by rows of W, from 1e-3 to 1e3.
+        c = M / N, columns divided by rows of W, from 1e-6 to 1e3.
     shape : float
         Shape of the gamma law, from 0.2 to 1e4: the squared mean of the variances divided by their
         variance.

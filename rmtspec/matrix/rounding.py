@@ -166,9 +166,7 @@ def rounding_noise(
     spec = spectrum(array, method="svd" if precise else "auto")
     used = (values != 0.0).any(axis=1)[:, None] & (values != 0.0).any(axis=0)
     above, below = np.where(used, above, 0.0), np.where(used, below, 0.0)
-    with np.errstate(invalid="ignore"):
-        variances = np.where(used, (above**3 + below**3) / (12.0 * (above + below)), 0.0)
-    variances = np.nan_to_num(variances)  # a step of 0
+    variances = (above * above - above * below + below * below) / 12.0
     zeros = 1.0 - np.count_nonzero(values) / max(int(used.sum()), 1)
     if not note and step is None and zeros >= _MANY_ZEROS:
         note = Why.ZERO_ENTRIES.words(share=zeros)

@@ -91,3 +91,11 @@ def test_bad_input():
             rmtspec.fit_gamma(spec, **options)
     with pytest.raises(InvalidTypeError, match="seed"):
         rmtspec.fit_gamma(spec, rng="zero")
+
+
+@pytest.mark.parametrize(("n", "p"), [(1_000_000, 20), (20, 20), (17, 16)])
+def test_extreme_sides(n, p):
+    spec = rmtspec.Spectrum(np.random.default_rng(0).gamma(2.0, 0.5, p), n=n)
+    fit = rmtspec.fit_gamma(spec, draws=1)
+    assert 0.0 < fit.variance < 3.0
+    assert 0.0 < fit.statistic < 0.5
