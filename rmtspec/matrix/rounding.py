@@ -103,8 +103,8 @@ def rounding_noise(
     one. Large entries have large errors, so that the variances differ by row and by column; the
     edge is the largest singular value of simulated errors of these variances, mean of `draws`.
     Against that of the errors themselves, ``s_1(W - rounded W)``, on trained weights with sides
-    from 64: a median of 1.00 (float16, 4 bits), 1.03 (bfloat16) and 1.01 (float8) times, from .92
-    to 1.2. The bound from the largest row and column variances is 1.1 to 1.9 times too large.
+    from 64: a median of 1.00 (float16, float8, 4 bits) and 1.04 (bfloat16) times, from .92 to 1.2.
+    The bound from the largest row and column variances is 1.1 to 1.9 times too large.
 
     A singular value of `W` below the edge may be rounding alone; nothing can be said about its
     vectors. Entries that are exact, such as small whole numbers, have no rounding: see `note`.
