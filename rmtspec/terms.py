@@ -97,6 +97,15 @@ class Why(StrEnum):
     HEAVY_TAILS = (
         "heavy tails: kurtosis {kurtosis:.3g}, that of noise is 3; count with the noise model auto"
     )
+    SQUARE = "square: a bulk of noise reaches down to 0, so that nothing can lie below it"
+    UNUSED_DIGITS = (
+        "the last digit of {dtype} is used by {share:.0%} of the entries, where rounding leaves "
+        "about 50%: {hint}"
+    )
+    ZERO_ENTRIES = (
+        "{share:.0%} of the entries are 0 (exact if pruned, errors below those assumed if they "
+        "fell below the smallest step): the edge is an upper bound"
+    )
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"

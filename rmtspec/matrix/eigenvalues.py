@@ -85,6 +85,14 @@ def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
     return _gram(array.T if wide else array, wide)[0], wide
 
 
+def check_finite(array: Matrix) -> None:
+    """Raise if an entry is nan or infinite, naming the first of them."""
+    wide = array.shape[0] < array.shape[1]
+    tall = array.T if wide else array
+    if not all(np.isfinite(block).all() for _, block in blocks(tall)):
+        _raise_not_finite(tall, wide)
+
+
 def blocks(tall: Matrix) -> Iterator[tuple[int, Float64Array]]:
     """Yield (first row, rows as contiguous float64), one block in memory at a time."""
     step = _block_rows(tall)

@@ -14,7 +14,7 @@ from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.rank_decision import RankDecision as RankDecision
 from rmtspec.matrix.rules.fits import Fits, fits_for
 from rmtspec.matrix.rules.options import ALL_RULES as ALL_RULES
-from rmtspec.matrix.rules.options import ENTRY_RULES, check_owner, check_rng, shares_of
+from rmtspec.matrix.rules.options import ENTRY_RULES, check_owner, shares_of
 from rmtspec.matrix.rules.options import RULES as RULES
 from rmtspec.matrix.rules.options import check_shares as check_shares
 from rmtspec.matrix.rules.options import refuse_bulk_keep as refuse_bulk_keep
@@ -54,7 +54,7 @@ class RankOptions:
         if self.noise_variance is not None:
             hint = "It is the variance of the noise entries; leave it out to have it estimated."
             _checks.positive(self.noise_variance, "noise_variance", hint)
-        check_rng(self.rng)
+        object.__setattr__(self, "rng", _checks.seed(self.rng, "rng"))
         if self.beta is not None:
             hint = "It is the probability of a false spike; the paper uses 0.1."
             _checks.inside(self.beta, "beta", 0.0, 1.0, hint=hint)

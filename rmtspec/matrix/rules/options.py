@@ -3,8 +3,6 @@
 import math
 from typing import Any, NoReturn
 
-import numpy as np
-
 from rmtspec import _checks
 from rmtspec.errors import InvalidOptionError
 
@@ -87,17 +85,6 @@ def check_owner(name: str, value: object, rule: str, owner: str) -> None:
     """Raise if an option that belongs to the rule `owner` is given with another rule."""
     if value is not None and rule != owner:
         _refuse(name, value, rule, owners=(owner,), hint=f"Leave it out, or pass rule={owner!r}.")
-
-
-def check_rng(rng: Any) -> None:
-    """Raise unless `rng` can seed a generator."""
-    try:
-        np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise InvalidOptionError(
-            f"`rng` is {rng!r}: {error}",
-            "a whole number from 0, a numpy.random.Generator, or None for other numbers each time",
-        ) from None
 
 
 def _refuse(name: str, value: object, rule: str, *, owners: tuple[str, ...], hint: str) -> NoReturn:
