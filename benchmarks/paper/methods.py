@@ -101,7 +101,8 @@ class Split(Method):
     ) -> None:
         super().__init__(model, optimizer)
         self.fresh = fresh_optimizer
-        self.pruner = rt.RMTPruner(model, optimizer, **options)
+        # On the CPU, wherever the net is: a GPU is left to the steps, also to those of other runs.
+        self.pruner = rt.RMTPruner(model, optimizer, device="cpu", **options)
         self.unchanged_epochs = 0 if from_start else self.pruner.next_epoch or 0
         if from_start:
             self.pruner.step()

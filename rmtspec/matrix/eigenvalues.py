@@ -235,8 +235,9 @@ def _svd_squares(tall: Matrix) -> Float64Array:
 
 
 def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
-    for column in range(gram.shape[1]):  # in Fortran order a column is contiguous
-        gram[column + 1 :, column] = gram[column, column + 1 :]
+    if not hasattr(eigensolver, "gram"):  # what that returns has both triangles
+        for column in range(gram.shape[1]):  # in Fortran order a column is contiguous
+            gram[column + 1 :, column] = gram[column, column + 1 :]
     values = np.asarray(eigensolver(gram), dtype=np.float64)
     finite = np.isfinite(values).all()
     if values.shape != (gram.shape[0],) or not finite:

@@ -67,7 +67,8 @@ def analyze_checkpoint(
         digits of a result depend on it.
     device : optional
         A torch device that supports float64, such as "cuda": products and eigenvalues are computed
-        there while the next matrix is read. Only with one process.
+        there while the next matrix is read; a matrix for which it has too little memory, on the
+        CPU, with a warning. Only with one process.
     progress : callable, optional
         Called after each matrix with (done, total, name).
     **options
