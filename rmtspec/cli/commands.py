@@ -146,7 +146,9 @@ def analyze(
         raise click.ClickException(spoken(nothing_in(path, skipped, selection.unmet)))
     if dry_run:
         processes = effective_n_jobs(n_jobs)
-        show_costs(costs.dry_run(listed, selection, n_jobs=processes, threads=threads))
+        how: dict[str, Any] = {"n_jobs": processes, "threads": threads}
+        both = [costs.dry_run(listed, selection, noise=noise, **how) for noise in ("mp", "auto")]
+        show_costs(both[numbers["noise"] != "mp"], both[numbers["noise"] == "mp"])
         return
     device = _usable(device)
     operations = costs.operations_of(chosen.values())

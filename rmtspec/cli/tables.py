@@ -44,8 +44,11 @@ def table(
     console.print(shown)
 
 
-def show_costs(costs: "DryRun") -> None:
-    """Print what a scan would cost: a line for the matrices of each size, and the sums."""
+def show_costs(costs: "DryRun", other: "DryRun") -> None:
+    """Print what a scan would cost: a line for the matrices of each size, and the sums.
+
+    `other` is the same scan with the other noise model.
+    """
     header = ("matrices", "kind", "size", "dtype", "break-even", "operations", "time")
     lines = [
         (
@@ -63,7 +66,8 @@ def show_costs(costs: "DryRun") -> None:
     )
     click.echo(
         f"Estimated for this machine{several}: {duration(costs.seconds)}, "
-        f"{costs.memory / 1e9:.1f} GB of memory"
+        f"{costs.memory / 1e9:.1f} GB of memory; with --noise {other.noise} "
+        f"{duration(other.seconds)}, {other.memory / 1e9:.1f} GB"
     )
     for reason, names in grouped(costs.skipped):
         click.echo(f"to be skipped: {names}: {spoken(reason)}")
