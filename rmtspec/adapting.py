@@ -31,6 +31,7 @@ from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
+from rmtspec.matrix.product import product_spectrum
 from rmtspec.matrix.split import SplitFactors, output_energies, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
 from rmtspec.planning.given import adopt
@@ -51,6 +52,6 @@ __all__ = [
     "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection", "SplitEntry",
     "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "Why", "adopt", "cause",
     "checks", "finished_file", "format_dtype", "listed",
-    "looks_like", "model_folder", "named_dtype", "output_energies", "report_on", "settle",
-    "split", "step_share", "stored_tensors", "truncate", "versions",
+    "looks_like", "model_folder", "named_dtype", "output_energies", "product_spectrum",
+    "report_on", "settle", "split", "step_share", "stored_tensors", "truncate", "versions",
 ]  # fmt: skip

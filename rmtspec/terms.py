@@ -70,6 +70,11 @@ class Why(StrEnum):
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"
     FULL_RANK = "rank {rank} is full"
     STAYS_DENSE = "stays dense: so the budget buys the most"
+    SPLIT_BEFORE = "split before, at rank {present}"
+    SPLIT_NO_BULK = "split before, at rank {present}: its product has no bulk"
+    SPLIT_ENOUGH = "split before, at rank {present}: rank {rank} is not below that"
+    SPLIT_TWICE = "split before, and its factors were split again"
+    FACTORS_CHANGED = "split before, and its factors are not as the split made them"
     BUDGET_SPENT = "the budget is spent: layers were split to it before"
     # What the user asked for.
     NOT_INCLUDED = "not in `include`"

@@ -47,6 +47,9 @@ def make_plan(
     case = _Case(report, targets, options)
     budget = options.budget
     rows = [dict(row) for row in report.rows]
+    for row in rows:
+        if present := targets[row["name"]].present_rank:
+            row["parameters_before"] = present * (row["rows"] + row["columns"])
     chosen: dict[str, int | None] = {}
     if budget is not None:
         buys = case.purchases(energies or {})
@@ -68,7 +71,8 @@ def make_plan(
                 rank = members[0]["p"] if bought is None else bought
                 reason = "" if bought is not None else Why.STAYS_DENSE.words()
         elif not reason:
-            reason = _no_use(members, rank, options)
+            present = targets[members[0]["name"]].present_rank
+            reason = _no_use(members, rank, options, present)
         for row in members:
             target = targets[row["name"]]
             if rule in ("given", "budget"):
@@ -103,16 +107,20 @@ def candidates(report: Report, targets: Mapping[str, Target], options: PlanOptio
 def settle(row: dict[str, Any]) -> None:
     """Recompute what follows from a row's action and rank: its sizes, and whether it saves."""
     rows, columns, rank = row["rows"], row["columns"], row["rank"]
-    before = rows * columns
+    # If it is split already, the parameters before are those of its factors.
+    before = row.setdefault("parameters_before", rows * columns)
     itemsize = row["bytes_before"] // before
     looked_up = row["kind"] == "embedding"  # rows are picked, not multiplied
-    row["multiply_adds_before"] = 0 if looked_up else before
-    after, work = before, row["multiply_adds_before"]
+    work = before
+    if looked_up:
+        work = 0 if before == rows * columns else before // (rows + columns) * columns
+    row["multiply_adds_before"] = work
+    after = before
     if row["action"] == Action.SPLIT:
         after = rank * (rows + columns)
         work = rank * columns if looked_up else after
     row["saves"] = after < before
-    row["parameters_before"], row["parameters_after"] = before, after
+    row["parameters_after"] = after
     row["bytes_after"] = after * itemsize
     row["multiply_adds_after"] = work
     if row["action"] == Action.LEAVE:
@@ -154,6 +162,8 @@ class _Case:
             return Why.TOO_SMALL.words(p=row["p"], least=RELIABLE_FROM)
         if row["largest_eigenvalue"] == 0.0:
             return Why.ALL_ZERO.words()
+        if target.present_rank and row["variance"] is None:
+            return Why.SPLIT_NO_BULK.words(present=target.present_rank)
         gate = self._options.fit_cutoff
         if gate is not None and not row["accepted"]:
             fitted = row["fit_statistic"]
@@ -185,7 +195,7 @@ class _Case:
         return buys
 
 
-def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> str:
+def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions, present: int) -> str:
     """Return why the rank that a rule chose is not worth a change, or "" if it is."""
     if rank == 0:
         given = next((row["reason"] for row in members if row["reason"]), "")
@@ -195,6 +205,8 @@ def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> s
         full = min(members[0]["rows"], members[0]["columns"])
         return "" if rank < full else Why.FULL_RANK.words(rank=rank)
     after = rank * sum(row["rows"] + row["columns"] for row in members)
+    if present and rank >= present:
+        return Why.SPLIT_ENOUGH.words(present=present, rank=rank)
     if after >= before:
         return Why.SAVES_NOTHING.words(rank=rank, break_even=members[0]["break_even"])
     if 1.0 - after / before < options.min_saving:
