@@ -43,6 +43,14 @@ class Action(StrEnum):
         return cls.LEAVE if value == "leave" else None
 
 
+class Need(StrEnum):
+    """Whether a function needs the bulk of a matrix, as far as a noise test can tell."""
+
+    NEEDED = "needs the bulk"
+    NOT_NEEDED = "does without the bulk"
+    CANNOT_TELL = "cannot tell"
+
+
 class Why(StrEnum):
     """Templates of the reasons why something was left, was skipped, or cannot be relied on.
 
@@ -65,6 +73,8 @@ class Why(StrEnum):
         "finite numbers. A layer whose training diverged has no spectrum; otherwise replace or "
         "drop these rows or columns."
     )
+    NOTHING_BEYOND = "no bulk beyond {count} components"
+    NO_FIGURE = "the figure is not finite in {count} of {draws} draws"
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"

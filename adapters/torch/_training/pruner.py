@@ -393,7 +393,9 @@ class RMTPruner:
         ranks = {name: rank for name, rank in self._ranks.items() if name in names}
         asked = dataclasses.replace(self._asked, ranks=ranks)
         try:
-            task = PruningTask(self.model, asked, self._device, self._leave, matrices)
+            task = PruningTask(
+                self.model, asked, self._device, leave=self._leave, matrices=matrices
+            )
         except NothingToAnalyzeError as nothing:
             # Everything is frozen, or the patterns match no factor of the layers that were split.
             return Plan(
