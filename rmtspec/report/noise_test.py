@@ -60,10 +60,11 @@ def change_of(values: Sequence[float], baseline: Sequence[float]) -> Change:
 
     mean, base = float(np.mean(values)), float(np.mean(baseline))
     parts = [float(np.var(each, ddof=1)) / len(each) for each in (values, baseline)]
-    change, error, reach = mean - base, math.sqrt(sum(parts)), 0.0
+    squared = sum(parts)
+    change, error, reach = mean - base, math.sqrt(squared), 0.0
     if error > 0.0:
-        sizes = (len(values) - 1, len(baseline) - 1)
-        freedom = error**4 / sum(part**2 / size for part, size in zip(parts, sizes, strict=True))
+        shares = zip(parts, (len(values) - 1, len(baseline) - 1), strict=True)
+        freedom = 1.0 / sum((part / squared) ** 2 / size for part, size in shares)
         reach = float(stdtrit(freedom, (1.0 + LEVEL) / 2.0)) * error
     return Change(mean, change, error, low=change - reach, high=change + reach)
 
