@@ -166,6 +166,10 @@ def test_the_optimizer_keeps_its_place_and_its_state(kind):
         for parameter in model.parameters():
             parameter.grad *= 1e-4
         optimizer.step()
+    mixed = torch.randn(90, 90, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():  # the same product of factors that are far from balanced
+        model[0].outer.weight.copy_(model[0].outer.weight @ mixed)
+        model[0].inner.weight.copy_(torch.linalg.solve(mixed, model[0].inner.weight))
     old = copy.deepcopy(model[0])
     states = [
         {k: v.clone() for k, v in optimizer.state[f.weight].items()}
