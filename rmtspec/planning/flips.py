@@ -124,7 +124,8 @@ def _flips(
         }  # fmt: skip
     if not flips:
         reasons = [f"  {entry['name']}: {entry['reason']}" for entry in skipped]
-        raise InvalidValueError("\n".join(["No weight matrix can be tested.", *reasons]))
+        advice = "No weight matrix can be tested; `ranks` gives the number of components by name."
+        raise InvalidValueError("\n".join([advice, *reasons]))
     return flips, rows, skipped
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import rmtspec
 from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch.callbacks._pruned_training import _unsplit
 from rmtspec.errors import InvalidOptionError, InvalidValueError
 from rmtspec.terms import Why
 
@@ -339,3 +340,20 @@ def test_what_recut_cannot_be(recut):
     model = network()
     with pytest.raises(InvalidOptionError, match="expected False or 'factors'"):
         rt.RMTPruner(model, sgd(model), recut=recut)
+
+
+def test_a_trainer_that_hands_over_its_model_goes_on():
+    """The callbacks undo the splits of a model that is trained further, and make them again."""
+    whole, _, _ = lowered(steps=4)
+    model, optimizer, pruner = lowered(steps=3)
+    state = pruner.state_dict()
+    give_back = _unsplit(model, optimizer, state["splits"])
+    assert type(model[0]) is nn.Linear
+    again = rt.RMTPruner(model, optimizer, every=1, bulk_keep=0, beta=0.01, ranks={"0": 90})
+    again.load_state_dict(state)
+    give_back()
+    assert model[0].rank == 3
+    trained(model, optimizer, 3)
+    again.step()
+    for one, two in zip(whole.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
