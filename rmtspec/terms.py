@@ -52,6 +52,14 @@ class Verdict(StrEnum):
     CANNOT_TELL = "cannot tell"
 
 
+class Need(StrEnum):
+    """Whether a function needs the bulk of a matrix, as far as a noise test can tell."""
+
+    NEEDED = "needs the bulk"
+    NOT_NEEDED = "does without the bulk"
+    CANNOT_TELL = "cannot tell"
+
+
 class Why(StrEnum):
     """Templates of the reasons why something was left, was skipped, or cannot be relied on.
 
@@ -106,11 +114,18 @@ class Why(StrEnum):
         "{share:.0%} of the entries are 0 (exact if pruned, errors below those assumed if they "
         "fell below the smallest step): the edge is an upper bound"
     )
+    NOTHING_BEYOND = "no bulk beyond {count} components"
+    NO_FIGURE = "the figure is not finite in {count} of {draws} draws"
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"
     FULL_RANK = "rank {rank} is full"
     STAYS_DENSE = "stays dense: so the budget buys the most"
+    SPLIT_BEFORE = "split before, at rank {present}"
+    SPLIT_NO_BULK = "split before, at rank {present}: its product has no bulk"
+    SPLIT_ENOUGH = "split before, at rank {present}: rank {rank} is not below that"
+    SPLIT_TWICE = "split before, and its factors were split again"
+    FACTORS_CHANGED = "split before, and its factors are not as the split made them"
     BUDGET_SPENT = "the budget is spent: layers were split to it before"
     # What the user asked for.
     NOT_INCLUDED = "not in `include`"
