@@ -23,8 +23,10 @@ from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import (
+    UNSET,
     Action,
     Every,
+    Gate,
     NothingToAnalyzeError,
     PathLike,
     Pattern,
@@ -34,6 +36,7 @@ from rmtspec.adapting import (
     Report,
     Schedule,
     SplitFactors,
+    Unset,
     Why,
     checks,
     versions,
@@ -43,6 +46,10 @@ from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueErr
 DECAYS = ("factors", "weight")
 #: What `recut` may be.
 RECUTS = (False, "factors")
+
+
+#: The default of the gate: the paper's gamma.
+_CUTOFF = 0.1
 
 
 class RMTPruner:
@@ -65,9 +72,12 @@ class RMTPruner:
         Epochs per cycle: one number for all; the lengths of the first, second, ... cycle, after
         which no more layers are split; or a function of the cycle (0, 1, ...) that returns its
         length, or None to stop.
-    bulk_keep, fit_cutoff, rule, keep, include, exclude, min_saving, mode, device, n_jobs, progress
-        As for `prune`; `fit_cutoff` is 0.1 by default, and None accepts any fit. Patterns are
+    bulk_keep, rule, keep, include, exclude, min_saving, mode, device, n_jobs, progress
+        As for `prune`. Patterns are
         matched against the names of the layers.
+    fit_cutoff, gate
+        Two spellings of the gate, as for `prune`: by default the paper's gamma, 0.1. None accepts
+        any fit.
     match_step : bool or str
         Shorten the steps on the factors so that they move the product about as far as the
         optimizer moved the weight. True takes the rule that did best; see Notes.
@@ -139,7 +149,8 @@ class RMTPruner:
         *,
         every: Every = 3,
         bulk_keep: float | None = None,
-        fit_cutoff: float | None = 0.1,
+        fit_cutoff: float | None = _CUTOFF,
+        gate: Gate | Unset = UNSET,
         match_step: bool | str = True,
         decay: str = "factors",
         rule: str | None = None,
@@ -163,9 +174,10 @@ class RMTPruner:
         self._schedule = Schedule(every)
         self.model = model
         self._asked = PlanOptions(
-            rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include,
-            exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
-            n_jobs=n_jobs, progress=progress, more=options,
+            rule=rule, bulk_keep=bulk_keep, gate=gate,
+            fit_cutoff=UNSET if gate is not UNSET and fit_cutoff == _CUTOFF else fit_cutoff,
+            include=include, exclude=exclude, min_saving=min_saving, mode=mode, budget=budget,
+            ranks=ranks, n_jobs=n_jobs, progress=progress, more=options,
         )  # fmt: skip
         self._device = device
         self._ranks = dict(ranks or {})
