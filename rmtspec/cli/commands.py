@@ -43,10 +43,12 @@ class _Gate(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if value == "noise":
             return value
-        try:
-            return None if value == "none" else float(value)
-        except ValueError:
-            self.fail(f"{value!r}; expected noise, none, or a number in (0, 1).", param, ctx)
+        if value == "none":
+            return None
+        with contextlib.suppress(ValueError):
+            if 0.0 < float(value) < 1.0:
+                return float(value)
+        self.fail(f"{value!r}; expected noise, none, or a number in (0, 1).", param, ctx)
 
 
 _PATH = _FilePath(path_type=Path)

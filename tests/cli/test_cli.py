@@ -360,7 +360,7 @@ def test_prune_writes_the_factors_and_shows_the_plan(model, tmp_path):
         "3.9%",
         "split",
     ]
-    assert row == [*words, row[-1]]
+    assert row == [*words, "split", row[-1]]
     assert 0 < float(row[-1]) < 1
     assert "no signal found" in next(line for line in lines if "head.weight" in line)
     sizes = "4,540 of the model's 14,920 parameters kept (30.4%)"
@@ -483,7 +483,7 @@ def test_prune_defaults_are_those_it_shows():
             "m.safetensors new --rule energy --keep .9 --bulk-keep 0",
             "belongs to the rules 'bema' and 'noise'",
         ),
-        ("m.safetensors new --keep .9", "--keep is 0.9 and --rule 'bema'"),
+        ("m.safetensors new --keep .9", "--keep is 0.9 and --rule 'noise'"),
         ("m.safetensors new --plan plan.json --rule energy --keep .9", "are both given"),
         (
             "m.safetensors new --budget .5 --as dense",

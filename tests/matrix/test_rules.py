@@ -275,7 +275,7 @@ def test_rules_that_need_entries_say_so(planted, rule):
         ({"rule": "exact", "keep": 0.5}, "`keep` belongs to the rules 'energy' and 'fraction'"),
         ({"rule": "bcv", "bulk_keep": 0.5}, "`bulk_keep` belongs to the rules 'bema' and 'noise'"),
         ({"rule": "parallel", "beta": 1.0}, "`beta` is 1.0; expected a number in"),
-        ({"rule": "parallel", "rng": -1}, "`rng` is -1: expected non-negative"),
+        ({"rule": "parallel", "rng": -1}, "`rng` is -1; expected a whole number"),
         ({"rule": "bcv", "rng": "x"}, "`rng` is 'x'"),
     ],
 )
