@@ -48,7 +48,8 @@ class _Gate(click.ParamType[Any]):
         with contextlib.suppress(ValueError):
             if 0.0 < float(value) < 1.0:
                 return float(value)
-        self.fail(f"{value!r}; expected noise, none, or a number in (0, 1).", param, ctx)
+        expected = "noise, none, or a number in (0, 1)"
+        raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
 
 
 _PATH = _FilePath(path_type=Path)
