@@ -70,8 +70,10 @@ class NoiseVariance:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NoiseVariance":
         """Return the result that gave this `to_dict`."""
-        known: dict[str, Any] = dict(values)
-        return cls(**{name: math.nan if value is None else value for name, value in known.items()})
+        known: dict[str, Any] = {}
+        for name, value in values.items():
+            known[name] = math.nan if value is None else value
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (nan as None)."""

@@ -172,7 +172,7 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Skipped):
         return {"name": name, "skipped": outcome.reason}
     spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
-    entry = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
+    entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
     if outcome.noise.model != "mp":  # the plain fit follows from the spectrum
         variance = outcome.noise_variance
         entry["noise"] = _packed(record_of(outcome.noise))
