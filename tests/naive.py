@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 from scipy.integrate import quad
-from scipy.optimize import brentq
+from scipy.optimize import brentq, fsolve
+from scipy.stats import gamma
 
 
 def mp_edges(ratio, variance=1.0):
@@ -37,6 +38,23 @@ def mp_ppf(p, ratio, variance=1.0):
     if p <= max(0.0, 1 - 1 / ratio):
         return 0.0
     return brentq(lambda x: mp_cdf(x, ratio, variance) - p, low, high, xtol=1e-14)
+
+
+def gamma_bulk_pdf(x, ratio, shape):
+    """Density at `x` of the bulk of gamma variances: Silverstein's equation followed down to it."""
+    t = (np.arange(20_000) + 0.5) / 20_000 * (1.0 + 40.0 / shape)
+    weights = gamma.pdf(t, shape, scale=1.0 / shape)
+    weights /= weights.sum()
+
+    def excess(parts, height):
+        m = complex(*parts)
+        z = ratio * np.sum(weights * t / (1.0 + t * m)) - 1.0 / m
+        return z.real - x, z.imag - height
+
+    m = (-1.0 / complex(x, 4.0)).real, (-1.0 / complex(x, 4.0)).imag
+    for height in (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3, 1e-5, 0.0):
+        m = fsolve(excess, m, args=(height,), xtol=1e-12)
+    return m[1] / (math.pi * ratio)
 
 
 def _ranks(size, alpha):
@@ -149,3 +167,29 @@ def separated(matrix, edge, rounds=30):
             return None, threshold, scaled
         k, left_over = count, residual(scaled, count)
     raise AssertionError("the count still grew")
+
+
+def bcv_rank(W, row_order, column_order):
+    """Least k of the least error of four blocks, each predicted by a truncated pseudo-inverse."""
+    rows, columns = np.array_split(row_order, 2), np.array_split(column_order, 2)
+    errors = [0.0] * (min(map(len, (*rows, *columns))) + 1)
+    for i in range(2):
+        for j in range(2):
+            A = W[rows[i]][:, columns[j]]
+            B = W[rows[i]][:, columns[1 - j]]
+            C = W[rows[1 - i]][:, columns[j]]
+            U, s, Vt = np.linalg.svd(W[rows[1 - i]][:, columns[1 - j]], full_matrices=False)
+            for k in range(len(errors)):
+                inverse = np.linalg.pinv((U[:, :k] * s[:k]) @ Vt[:k])
+                errors[k] += np.sum((A - B @ inverse @ C) ** 2)
+    return errors.index(min(errors))
+
+
+def parallel_rank(W, shuffled, place):
+    """Leading singular values above the `place`-th smallest of the shuffled ones of their rank."""
+    ours = np.linalg.svd(W, compute_uv=False)
+    theirs = [np.linalg.svd(other, compute_uv=False) for other in shuffled]
+    for k, value in enumerate(ours):
+        if value <= sorted(values[k] for values in theirs)[place - 1]:
+            return k
+    return len(ours)

@@ -13,7 +13,7 @@ from rmtspec._kernels.equalize import power_sums
 from rmtspec.errors import InvalidOptionError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.bema import BulkFit, bema, edge_width
 from rmtspec.matrix.entries import Entries
 from rmtspec.matrix.fit_test import FitTest, fit_test
@@ -164,8 +164,8 @@ class _Case:
             absorbed_rows=() if outcome.exact else _absorbed(rows),
             absorbed_columns=() if outcome.exact else _absorbed(columns), beta=beta, rng=seed,
             note="" if settled else _note(outcome),
-            exact=outcome.exact, law_pvalue=pvalue, law_distance=distance, _settled=settled,
-            _bulk=bulk,
+            exact=outcome.exact, law_pvalue=pvalue, law_distance=distance, doubt="",
+            settled=settled, bulk=bulk,
         )  # fmt: skip
 
     def _scales(self, outcome: Separation) -> tuple[Float64Array, Float64Array]:
@@ -233,8 +233,8 @@ def plain_noise(
         energy_share=float(fit.spikes.sum()) / total if total else math.nan, model="mp",
         why_model=why, rounds=fit.iterations, absorbed_rows=(), absorbed_columns=(), beta=beta,
         rng=seed, note=fit.note, exact=False, law_pvalue=test.pvalue,
-        law_distance=test.statistic, _settled=settled,
-        _bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
+        law_distance=test.statistic, doubt=doubt, settled=settled,
+        bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:
     if fit.law is None:
         return fit.n_spikes  # nan
     n, p = fit.n - fit.n_removed, fit.p - fit.n_removed
-    margin = TracyWidom(1).isf(level) * edge_width(n, p)
+    margin = upper_quantile(level) * edge_width(n, p)
     threshold = fit.bulk_edge + fit.law.variance * margin
     return spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
 

@@ -38,6 +38,9 @@ class Target:
         Whether the user named it with `include`.
     aliases : tuple of str
         Other names that `ranks` and plans may use for it.
+    present_rank : int
+        The rank at which it is split already, so that it is the product of two factors; 0 if it is
+        not split. Its rank can only be lowered.
     """
 
     layer: str
@@ -50,6 +53,7 @@ class Target:
     on_request: str = ""
     named: bool = False
     aliases: tuple[str, ...] = ()
+    present_rank: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,5 +90,6 @@ def given_ranks(
                 raise InvalidOptionError(
                     f"`ranks` names {name!r}, which stays as it is: {refusal}."
                 )
-            ranks[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, min(target.shape))
+            most = target.present_rank or min(target.shape)
+            ranks[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, most)
     return ranks

@@ -44,6 +44,8 @@ class Matrix(Named, Protocol):
     def unsplittable(self) -> str: ...
     @property
     def on_request(self) -> str: ...
+    @property
+    def present_rank(self) -> int: ...
     def __call__(self) -> NDArray[Any]: ...
 
 
@@ -123,6 +125,7 @@ class Subject(Generic[M]):
                 reason=matrix.reason, fixed=matrix.fixed, on_request=matrix.on_request,
                 unsplittable=matrix.unsplittable or apart.get(matrix.layer, ""),
                 named=name in chosen.named, aliases=matrix.names,
+                present_rank=matrix.present_rank,
             )
             for name, matrix in self.matrices.items()
             if matrix.kind

@@ -442,7 +442,7 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
         (
             {"rule": "energy", "keep": 0.9, "bulk_keep": 0},
             InvalidValueError,
-            "`bulk_keep` is 0 and `rule` 'energy'; `bulk_keep` belongs to rule 'bema'",
+            "`bulk_keep` is 0 and `rule` 'energy'; `bulk_keep` belongs to the rules",
         ),
         ({"rule": "magic", "bulk_keep": 0}, InvalidValueError, "`rule` is 'magic'"),
         ({"include": "("}, InvalidValueError, "not a regular expression"),

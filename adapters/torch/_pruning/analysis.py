@@ -1,7 +1,7 @@
 """Analysis of a model: the core applied to every weight matrix, on the CPU or on a device."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -87,10 +87,16 @@ def analyze(
 
 
 def subject_of(
-    model: nn.Module, selection: Selection, leave: Callable[[WeightMatrix], str] | None = None
+    model: nn.Module,
+    selection: Selection,
+    leave: Callable[[WeightMatrix], str] | None = None,
+    matrices: Mapping[str, WeightMatrix] | None = None,
 ) -> Subject[WeightMatrix]:
-    """Return the matrices that a user selects; predicates are called with (name, module)."""
-    matrices = dict(weight_matrices(model))
+    """Return the matrices that a user selects; predicates are called with (name, module).
+
+    `matrices` are those to select from, by default all of the model.
+    """
+    matrices = dict(weight_matrices(model)) if matrices is None else matrices
     modules = dict(model.named_modules())
     return Subject(
         matrices,

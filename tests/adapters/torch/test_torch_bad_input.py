@@ -434,7 +434,7 @@ def test_a_rank_for_what_is_left_out(model):
         (
             {"rule": "fraction", "keep": 0.5, "bulk_keep": 0.0},
             InvalidValueError,
-            "`bulk_keep` belongs to rule 'bema'",
+            "`bulk_keep` belongs to the rules 'bema' and 'noise'",
         ),
         ({"bulk_keep": 1.5}, InvalidValueError, r"`bulk_keep` is 1\.5"),
         ({"bulk_keep": "all"}, InvalidTypeError, "`bulk_keep` is 'all'"),

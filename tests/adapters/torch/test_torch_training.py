@@ -177,7 +177,9 @@ def test_the_bulk_goes_at_bulk_keep_0():
 
 def test_splits_go_on_in_the_factors():
     model = network([200, 300, 10])
-    pruner = rt.RMTPruner(model, sgd(model), every=1, fit_cutoff=None, bulk_keep=0.3)
+    pruner = rt.RMTPruner(
+        model, sgd(model), every=1, fit_cutoff=None, bulk_keep=0.3, recut="factors"
+    )
     sizes = [rt.count_parameters(model)]
     for _ in range(3):
         pruner.step()
@@ -220,7 +222,7 @@ def test_all_frozen_is_said(model):
 
 def test_patterns_that_meet_nothing_after_the_split(model):
     optimizer = sgd(model)
-    pruner = rt.RMTPruner(model, optimizer, every=1, include=r"^layers\.0$")
+    pruner = rt.RMTPruner(model, optimizer, every=1, include=r"^layers\.0$", recut="factors")
     first = pruner.step()
     assert [row["name"] for row in first.rows] == ["layers.0"]
     for _ in range(2):
@@ -234,7 +236,8 @@ def test_patterns_that_meet_nothing_after_the_split(model):
 
 
 def test_exclude(model):
-    pruner = rt.RMTPruner(model, sgd(model), every=1, fit_cutoff=None, exclude="inner|outer")
+    options = {"fit_cutoff": None, "exclude": "inner|outer", "recut": "factors"}
+    pruner = rt.RMTPruner(model, sgd(model), every=1, **options)
     for _ in range(3):
         report = pruner.step()
     assert report.rows == []
