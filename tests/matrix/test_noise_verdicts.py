@@ -57,6 +57,14 @@ def test_exactly_low_rank_has_no_bulk(model, dtype, rank):
     assert fit.absorbed_rows == fit.absorbed_columns == ()
 
 
+@pytest.mark.parametrize("shape", [(120, 80), (80, 120), (60, 60)])
+def test_rounding_absorbs_nothing(shape):
+    """What is left of a constant is rounding in a few rows and columns."""
+    fit = rmtspec.fit_noise(np.full(shape, 2.5))
+    assert (fit.exact, fit.reason) == (True, Why.ONLY_ROUNDING.words(count=1))
+    assert fit.absorbed_rows == fit.absorbed_columns == ()
+
+
 @pytest.mark.parametrize("model", ["auto", "equalized", "signflip"])
 def test_more_components_than_bulk(model):
     W = product(70) + 1e-4 * np.random.default_rng(1).standard_normal((120, 80))
