@@ -114,6 +114,9 @@ class Separator:
                 k, left_over = count, None  # freed before the next one is made
                 left_over, share = residual(entries, scales, system, k)
                 count = min(_beyond(system.squares, left_over, k), entries.p - self.least_bulk)
+            exact = k >= self.numerical_rank
+            if exact:  # what is left is rounding, which must not be scaled up
+                break
         lost = gone or exact
         if left_over is None and not lost:
             left_over, share = residual(entries, scales, system, k)
