@@ -94,7 +94,7 @@ class Why(StrEnum):
     FEW_ENTRIES = "half of the rows or columns have fewer than {least} entries that are not zero"
     ENTRIES_UNKNOWN = "the entries are not known, only eigenvalues"
     FLIPS_TELL_NOTHING = "sign flips do not change the singular values"
-    ONLY_ROUNDING = "only rounding is left beyond {count} components: low rank, exactly"
+    ONLY_ROUNDING = "only rounding is left beyond rank {count}"
     TOO_MANY_COMPONENTS = (
         "{count} of {p} singular values exceed the noise: fewer than {least} would be left"
     )

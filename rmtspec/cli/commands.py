@@ -43,16 +43,20 @@ class _Gate(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if value == "noise":
             return value
-        try:
-            return None if value == "none" else float(value)
-        except ValueError:
-            self.fail(f"{value!r}; expected noise, none, or a number in (0, 1).", param, ctx)
+        if value == "none":
+            return None
+        with contextlib.suppress(ValueError):
+            if 0.0 < float(value) < 1.0:
+                return float(value)
+        expected = "noise, none, or a number in (0, 1)"
+        raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
 
 
 _PATH = _FilePath(path_type=Path)
 _NOISE_HELP = "Model of the noise: one variance, or any variances of rows, columns and entries."
 _GATE_HELP = "Cut only noise-like bulks (noise), fits below a NUMBER, or any matrix (none)."
 _RULE_HELP = "What decides the rank: the noise edge, least error, a share, rounding."
+_BY_NOISE = "bema with the noise model mp, else noise"
 _BULK_KEEP_HELP = "Share of the bulk to keep (rules bema and noise)."
 _ALPHA_HELP, _BETA_HELP = "Share left out on each side.", "Chance of a spike in pure noise."
 _REPORT_HELP = "Write the {} to this file too, in the format of its suffix: .html, .csv or .json."
@@ -68,7 +72,7 @@ _default = functools.partial(click.option, show_default=True)  # the help shows 
 _keep = click.option("--keep", type=float, help="Share to keep (rules energy and fraction).")
 _include = click.option("--include", metavar="RE", help="Only names that match this expression.")
 _exclude = click.option("--exclude", metavar="RE", help="No names that match this expression.")
-_rng = _default("--rng", type=int, default=0, help="Seed of the sign flips.")
+_rng = click.option("--rng", type=int, show_default="0", help="Seed of the sign flips.")
 _jobs = _default("--jobs", "n_jobs", type=int, default=1, help="Processes; -1: all cores.")
 _threads = click.option(
     "--threads", type=click.IntRange(min=1), help="BLAS threads of each; default: cores shared out."
@@ -97,7 +101,7 @@ def main() -> None:
 @click.option("--device", help="Compute on this torch device, such as cuda.")
 @_default("--alpha", default=0.2, help=_ALPHA_HELP)
 @_default("--beta", default=0.1, help=_BETA_HELP)
-@_default("--rule", type=click.Choice(_RULES), default="bema", help=_RULE_HELP)
+@click.option("--rule", type=click.Choice(_RULES), show_default=_BY_NOISE, help=_RULE_HELP)
 @_default("--bulk-keep", default=0.0, help=_BULK_KEEP_HELP)
 @_keep
 @_default(
@@ -120,7 +124,8 @@ def analyze(
     PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder that holds an index and
     its shards, a single file, or .npy files. Only one matrix is in memory at a time.
     """
-    options = {**numbers, "refine": not no_refine}
+    options = {name: value for name, value in numbers.items() if value is not None}
+    options["refine"] = not no_refine
     from joblib import effective_n_jobs
 
     from rmtspec import checkpoint
@@ -177,7 +182,7 @@ def analyze(
 @_default(
     "--as", "mode", type=click.Choice(["factors", "dense"]), default="factors", help=_MODE_HELP
 )
-@click.option("--rule", type=click.Choice(_RULES), show_default="bema", help=_RULE_HELP)
+@click.option("--rule", type=click.Choice(_RULES), show_default=_BY_NOISE, help=_RULE_HELP)
 @click.option("--bulk-keep", type=float, show_default="0.45", help=_BULK_KEEP_HELP)
 @_keep
 @click.option("--gate", type=_Gate(), show_default="noise, without a plan", help=_GATE_HELP)

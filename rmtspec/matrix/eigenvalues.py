@@ -187,6 +187,7 @@ def _fourths(block: Float64Array) -> float:
     for start in range(0, len(lines), step):
         squares = np.square(lines[start : start + step])
         total += float(np.einsum("ij,ij->", squares, squares))
+        del squares  # before the next ones are made
     return total
 
 

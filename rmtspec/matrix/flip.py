@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
-from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.eigenvalues import gram_matrix
 from rmtspec.matrix.split import split
 
@@ -30,8 +29,8 @@ def flipped_bulk(W: ArrayLike, n_components: int, rng: Any = 0) -> Float64Array:
         Real, of any floating dtype; not changed.
     n_components : int
         From 0, where the whole matrix is the bulk, to the smaller side, where there is no bulk.
-    rng : int, Generator or None
-        Passed to `numpy.random.default_rng`.
+    rng : int or numpy.random.Generator
+        Seed; the same gives the same result.
 
     Returns
     -------
@@ -55,7 +54,7 @@ def flipped_bulk(W: ArrayLike, n_components: int, rng: Any = 0) -> Float64Array:
     >>> rmtspec.bema(rmtspec.spectrum(flipped)).n_spikes
     2
     """
-    generator = generator_of(rng)
+    generator = _checks.generator(rng)
     array = _checks.matrix(W)
     return BulkFlip.of(array, n_components).draw(array, generator)
 
@@ -100,16 +99,3 @@ class BulkFlip:
         turned = 2.0 * (self.leading[0] @ self.leading[1])
         turned -= array
         return np.where(flips, turned, array)
-
-
-def generator_of(rng: Any) -> np.random.Generator:
-    """Return `numpy.random.default_rng(rng)`; raise an error of ours for what it cannot take."""
-    expected = "a whole number of 0 or more, a numpy.random.Generator, or None"
-    if isinstance(rng, bool | float | str):
-        raise InvalidOptionTypeError(f"`rng` is {rng!r}", expected)
-    try:
-        return np.random.default_rng(rng)
-    except TypeError:
-        raise InvalidOptionTypeError(f"`rng` is {rng!r}", expected) from None
-    except ValueError:
-        raise InvalidOptionError(f"`rng` is {rng!r}", expected) from None

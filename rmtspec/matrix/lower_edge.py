@@ -12,7 +12,7 @@ from rmtspec._records import plain
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.fit_test import check_fit
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
@@ -165,7 +165,7 @@ def _smallest(n: int, p: int, beta: float) -> float:
     long, short = math.sqrt(n - 0.5), math.sqrt(p - 0.5)
     gap = long - short
     width = (1.0 / short - 1.0 / long) ** (1.0 / 3.0) / gap
-    t = float(TracyWidom(1).isf(beta))
+    t = upper_quantile(beta)
     return gap * gap * math.exp(width * (width / 8.0 - t))
 
 

@@ -12,7 +12,7 @@ from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec.errors import InvalidOptionError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.bema import BulkFit, bema, edge_width
 from rmtspec.matrix.entries import Entries
 from rmtspec.matrix.fit_test import FitTest, fit_test
@@ -240,7 +240,7 @@ def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:
     if fit.law is None:
         return fit.n_spikes  # nan
     n, p = fit.n - fit.n_removed, fit.p - fit.n_removed
-    margin = TracyWidom(1).isf(level) * edge_width(n, p)
+    margin = upper_quantile(level) * edge_width(n, p)
     threshold = fit.bulk_edge + fit.law.variance * margin
     return spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
 

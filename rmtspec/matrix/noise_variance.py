@@ -1,6 +1,7 @@
 """How sure: the variance of the noise beside a known number of components, with an interval."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,14 @@ class NoiseVariance:
     level: float
     scaled: bool
     reason: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "NoiseVariance":
+        """Return the result that gave this `to_dict`."""
+        known: dict[str, Any] = {}
+        for name, value in values.items():
+            known[name] = math.nan if value is None else value
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (nan as None)."""

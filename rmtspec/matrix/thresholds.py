@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from rmtspec._checks import Float64Array
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.sign_flips import flips, largest_square, n_draws, prediction_factor
 
 #: After this many draws the rest may be spared, if no s^2 is within these multiples of their
@@ -43,7 +43,7 @@ class LawThreshold:
     def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
         a, b = math.sqrt(n - k), math.sqrt(squares.size - k)
-        return lambda beta: (a + b) ** 2 + TracyWidom(1).isf(beta) * _width(a, b)
+        return lambda beta: (a + b) ** 2 + upper_quantile(beta) * _width(a, b)
 
 
 class FlipThreshold:

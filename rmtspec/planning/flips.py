@@ -14,7 +14,7 @@ from rmtspec._checks import Float64Array
 from rmtspec._records import versions
 from rmtspec._text import listed, nearest
 from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError, InvalidValueError
-from rmtspec.matrix.flip import BulkFlip, generator_of
+from rmtspec.matrix.flip import BulkFlip
 from rmtspec.planning.task import Matrix, Subject
 from rmtspec.report.matrix_report import RELIABLE_FROM
 from rmtspec.report.noise_test import (
@@ -52,7 +52,7 @@ class FlipOptions:
             hint = "It is the loss of the figure that you would not mind."
             _checks.inside(self.tolerance, "tolerance", 0.0, math.inf, closed=True, hint=hint)
         check_progress(self.progress)
-        object.__setattr__(self, "seed", int(generator_of(self.rng).integers(2**63)))
+        object.__setattr__(self, "seed", _checks.seed(self.rng, "rng"))
 
 
 class Bench(Protocol):

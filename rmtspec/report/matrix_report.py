@@ -14,10 +14,13 @@ from rmtspec._records import plain
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError
 from rmtspec.matrix.bema import BulkFit, bema
+from rmtspec.matrix.components import Components, components
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
+from rmtspec.matrix.lower_edge import LowerEnd, below_bulk
 from rmtspec.matrix.noise import noise_of, plain_noise
 from rmtspec.matrix.noise_fit import NoiseFit
+from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
 from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.plot.esd import plot_esd
@@ -48,6 +51,10 @@ class MatrixReport:
     rank : RankDecision
     noise : NoiseFit
         The components by the noise model that was asked for, and the verdict on the bulk.
+    noise_variance : NoiseVariance or None
+        Variance of the noise and edge of the bulk with intervals; None for the model "mp".
+    lower_end : LowerEnd
+        The eigenvalues smaller than the noise makes them.
     reliable : bool
         False if the smaller side is below 16.
     reason : str
@@ -64,9 +71,22 @@ class MatrixReport:
     test: FitTest
     rank: RankDecision
     noise: NoiseFit
+    noise_variance: NoiseVariance | None
+    lower_end: LowerEnd
     reliable: bool
     reason: str
     seconds: float
+
+    @property
+    def components(self) -> Components | None:
+        """Strengths of the components, and how true their singular vectors are; None without any.
+
+        With a model other than "mp" they are those of the equalized matrix.
+        """
+        count = self.noise.n_components
+        if math.isnan(count) or not count:
+            return None
+        return components(self.noise.spectrum, int(count))
 
     @property
     def parameters_before(self) -> int:
@@ -115,6 +135,8 @@ class MatrixReport:
             safe = "" if noise.count_is_safe else "; not safe"
             pairs.append(("components", f"{noise.n_components} ({noise.model}, {span}{safe})"))
         pairs.append(("verdict", f"{noise.verdict}: {noise.reason}"))
+        if self.lower_end.n_below > 0:
+            pairs.append(("below the bulk", f"{self.lower_end.n_below} values smaller than noise"))
         if self.reason:
             pairs.append(("reason", self.reason))
         if fit.note:
@@ -156,6 +178,11 @@ COLUMNS: dict[str, Callable[[MatrixReport], Any]] = {
     "bulk_pvalue": lambda m: m.noise.bulk_pvalue,
     "bulk_ks": lambda m: m.noise.bulk_ks,
     "energy_share": lambda m: m.noise.energy_share,
+    "noise_variance": lambda m: m.noise_variance and m.noise_variance.variance,
+    "noise_variance_low": lambda m: m.noise_variance and m.noise_variance.low,
+    "noise_variance_high": lambda m: m.noise_variance and m.noise_variance.high,
+    "lower_threshold": lambda m: m.lower_end.threshold,
+    "n_below": lambda m: m.lower_end.n_below,
     "rank": lambda m: m.rank.rank,
     "rule": lambda m: m.rank.rule,
     "keep": lambda m: m.rank.keep,
@@ -243,9 +270,9 @@ def report_on(
     kind: str,
     options: AnalysisOptions,
     *,
-    noise: NoiseFit | None = None,
+    known: tuple[NoiseFit, NoiseVariance | None] | None = None,
 ) -> MatrixReport:
-    """Do what `analyze` does, with checked options; `noise` is given if it is known already."""
+    """Do what `analyze` does, with checked options; `known` is what needs the entries, if given."""
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
     start = time.perf_counter()
@@ -256,8 +283,7 @@ def report_on(
         spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
     fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
     test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
-    if noise is None:
-        noise = _noise(W, spec, fit, test, o)
+    noise, variance = known or _noise(W, fit, test, o, spec=spec)
     counted = noise if o.rule == "noise" else fit
     how = RankOptions(rule=str(o.rule), bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank)
     rank = dataclasses.replace(decide(spec, spec, counted, how), n_spikes=fit.n_spikes)
@@ -265,6 +291,7 @@ def report_on(
     small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
     return MatrixReport(
         name=name, kind=kind, spectrum=spec, fit=fit, test=test, rank=rank, noise=noise,
+        noise_variance=variance, lower_end=_lower_end(spec, fit, noise, o.beta),
         reliable=reliable,
         reason="; ".join(filter(None, dict.fromkeys((fit.reason, small, rank.reason)))),
         seconds=time.perf_counter() - start,
@@ -272,12 +299,26 @@ def report_on(
 
 
 def _noise(
-    W: ArrayLike | Spectrum, spec: Spectrum, fit: BulkFit, test: FitTest, o: AnalysisOptions
-) -> NoiseFit:
-    """Return the fit of the noise by the model of the options, with its verdict made."""
+    W: ArrayLike | Spectrum, fit: BulkFit, test: FitTest, o: AnalysisOptions, *, spec: Spectrum
+) -> tuple[NoiseFit, NoiseVariance | None]:
+    """Return the fit of the noise by the model of the options, tested, and its variance."""
     if o.noise == "mp" or isinstance(W, Spectrum):
         why = "" if o.noise == "mp" else Why.ENTRIES_UNKNOWN.words()
-        return plain_noise(spec, o.beta, o.rng, why=why, fit=fit, test=test)
-    noise = noise_of(_checks.matrix(W), o.noise, o.beta, o.rng)
+        return plain_noise(spec, o.beta, o.rng, why=why, fit=fit, test=test), None
+    array = _checks.matrix(W)
+    noise = noise_of(array, o.noise, o.beta, o.rng)
     noise.bulk_pvalue  # noqa: B018  made now, so that the entries need not be kept
-    return noise
+    if math.isnan(noise.n_components):
+        return noise, None
+    variance = noise_variance(
+        array, int(noise.n_components), row_scales=noise.row_scales,
+        column_scales=noise.column_scales,
+    )  # fmt: skip
+    return noise, variance
+
+
+def _lower_end(spec: Spectrum, fit: BulkFit, noise: NoiseFit, beta: float) -> LowerEnd:
+    """Return the lower end of the spectrum that the noise model fitted."""
+    if noise.model == "mp" or noise.law is None:
+        return below_bulk(spec, fit, beta)
+    return below_bulk(noise.spectrum, noise.law, beta, n_components=int(noise.n_components))

@@ -13,8 +13,7 @@ from rmtspec._files import PathLike, write_atomically
 from rmtspec._records import plain
 from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidValueError
-from rmtspec.matrix.bema import bema
-from rmtspec.matrix.spectrum import spectrum
+from rmtspec.matrix.noise import fit_noise
 from rmtspec.terms import Need, Why
 
 #: Version of the JSON format.
@@ -37,8 +36,10 @@ class Components(NamedTuple):
 
 def components_of(W: ArrayLike) -> Components:
     """Return how many leading components of a matrix stand above its bulk."""
-    fit = bema(spectrum(W))
-    return Components(0, fit.reason) if fit.reason else Components(int(fit.n_spikes))
+    fit = fit_noise(W)
+    if math.isnan(fit.n_components):
+        return Components(0, fit.reason)
+    return Components(int(fit.n_components))
 
 
 class Change(NamedTuple):

@@ -18,6 +18,7 @@ from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_record import fit_of, record_of
+from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of
@@ -174,13 +175,12 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Skipped):
         return {"name": name, "skipped": outcome.reason}
     spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
-    entry = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
-    # The plain fit follows from the spectrum; the others need the entries.
-    return (
-        entry
-        if outcome.noise.model == "mp"
-        else {**entry, "noise": _packed(record_of(outcome.noise))}
-    )
+    entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
+    if outcome.noise.model != "mp":  # the plain fit follows from the spectrum
+        variance = outcome.noise_variance
+        entry["noise"] = _packed(record_of(outcome.noise))
+        entry["noise_variance"] = None if variance is None else variance.to_dict()
+    return entry
 
 
 def _packed(values: dict[str, Any]) -> dict[str, Any]:
@@ -204,14 +204,16 @@ def _spectrum(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {**stored, "eigenvalues": _array(stored["eigenvalues"])}
 
 
-def _noise(stored: Mapping[str, Any] | None) -> NoiseFit | None:
-    """Return the fit of the noise in an entry of the journal."""
+def _known(entry: Mapping[str, Any]) -> tuple[NoiseFit, NoiseVariance | None] | None:
+    """Return what an entry holds of a noise model that needs the entries of the matrix."""
+    stored = entry.get("noise")
     if stored is None:
         return None
     arrays = ("row_scales", "column_scales", "quantiles")
     content = {**stored, "spectrum": _spectrum(stored["spectrum"])}
     content |= {name: _array(stored[name]) for name in arrays if stored[name] is not None}
-    return fit_of(content)
+    variance = entry["noise_variance"]
+    return fit_of(content), None if variance is None else NoiseVariance.from_dict(variance)
 
 
 def _from_entry(
@@ -222,7 +224,7 @@ def _from_entry(
         return Skipped(str(entry["skipped"]))
     try:
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
-        spectrum, noise = Spectrum.from_dict(_spectrum(stored)), _noise(entry.get("noise"))
+        spectrum, known = Spectrum.from_dict(_spectrum(stored)), _known(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
@@ -231,7 +233,7 @@ def _from_entry(
     if noise is None:  # the plain fit follows from the spectrum
         options = dataclasses.replace(options, noise="mp")
     kind = options.kind or matrix.kind
-    report = report_on(spectrum, entry["name"], kind, options, noise=noise)
+    report = report_on(spectrum, entry["name"], kind, options, known=known)
     return dataclasses.replace(report, seconds=seconds)
 
 

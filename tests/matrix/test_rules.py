@@ -1,8 +1,7 @@
 """Rules for the rank besides BEMA's: each against its paper, its authors' numbers, or a loop."""
 
+import dataclasses
 import math
-import sys
-from types import ModuleType, SimpleNamespace
 
 import naive
 import numpy as np
@@ -13,8 +12,10 @@ import rmtspec
 from rmtspec import ensembles
 from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.matrix.rank import ALL_RULES, RULES
+from rmtspec.matrix.rules import fits
 from rmtspec.matrix.rules.options import ASSUMES, ENTRY_RULES, check_shares
 from rmtspec.matrix.rules.thresholds import pseudo_noise, screenot_function
+from rmtspec.terms import Verdict
 
 #: rows, columns, signals, bound; and from the authors' package screenot 0.0.2 threshold, rank, sum
 #: of the pseudo-noise, function at the threshold: made by tests/reference/make_screenot.py.
@@ -42,9 +43,10 @@ def planted():
 
 
 def stand_in(spec, n_components, model="equalized", **others):
-    """Return an object with what is read of a NoiseFit."""
-    fields = {"threshold": 3.0, "beta": 0.1, "reason": "", "n": spec.n, "p": spec.p, **others}
-    return SimpleNamespace(n_components=n_components, model=model, **fields)
+    """Return a NoiseFit of this spectrum with another count."""
+    fit = rmtspec.fit_noise(spec)
+    fields = {"threshold": 3.0, **others}
+    return dataclasses.replace(fit, n_components=n_components, model=model, **fields)
 
 
 # -- thresholds
@@ -211,7 +213,9 @@ def test_a_noise_fit_counts(planted):
 
 def test_no_number_of_a_noise_fit_is_no_rank(planted):
     spec = rmtspec.spectrum(planted)
-    decision = rmtspec.choose_rank(spec, stand_in(spec, math.nan, reason="no bulk left"))
+    decision = rmtspec.choose_rank(
+        spec, stand_in(spec, math.nan, settled=(Verdict.NO_BULK_LEFT, "no bulk left"))
+    )
     assert (decision.rank, decision.saves, decision.reason) == (0, False, "no bulk left")
     assert decision.to_dict()["n_components"] is None
 
@@ -219,27 +223,19 @@ def test_no_number_of_a_noise_fit_is_no_rank(planted):
 def test_the_verdict_of_a_noise_fit_is_not_asked_for(planted):
     """It may take 19 more spectra."""
 
-    class Lazy(SimpleNamespace):
-        @property
-        def reason(self):
-            raise RuntimeError("asked")
-
-    spec = rmtspec.spectrum(planted)
-    fields = vars(stand_in(spec, 2))
-    del fields["reason"]
-    assert rmtspec.choose_rank(spec, Lazy(**fields)).rank == 2
+    fit = rmtspec.fit_noise(planted, "signflip")
+    assert rmtspec.choose_rank(planted, fit).rank == 3
+    assert fit.bulk._test is None
 
 
 def test_noise_is_fitted_if_there_is_no_fit(planted, monkeypatch):
     asked = []
-    module = ModuleType("rmtspec.matrix.noise")
 
     def fit_noise(W, **options):
         asked.append(options)
         return stand_in(rmtspec.spectrum(W), 7)
 
-    module.fit_noise = fit_noise
-    monkeypatch.setitem(sys.modules, "rmtspec.matrix.noise", module)
+    monkeypatch.setattr(fits, "fit_noise", fit_noise)
     assert rmtspec.choose_rank(planted, rule="noise", beta=0.01, rng=3).rank == 7
     fit = rmtspec.bema(rmtspec.spectrum(planted))
     assert rmtspec.choose_rank(planted, fit, rule="noise").n_spikes == 3
@@ -279,7 +275,7 @@ def test_rules_that_need_entries_say_so(planted, rule):
         ({"rule": "exact", "keep": 0.5}, "`keep` belongs to the rules 'energy' and 'fraction'"),
         ({"rule": "bcv", "bulk_keep": 0.5}, "`bulk_keep` belongs to the rules 'bema' and 'noise'"),
         ({"rule": "parallel", "beta": 1.0}, "`beta` is 1.0; expected a number in"),
-        ({"rule": "parallel", "rng": -1}, "`rng` is -1: expected non-negative"),
+        ({"rule": "parallel", "rng": -1}, "`rng` is -1; expected a whole number"),
         ({"rule": "bcv", "rng": "x"}, "`rng` is 'x'"),
     ],
 )

@@ -1,8 +1,6 @@
 """Rules side by side: the table, what is skipped, the figure."""
 
 import json
-import sys
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,20 +12,6 @@ from rmtspec.errors import InvalidTypeError
 from rmtspec.matrix.rank import ALL_RULES
 
 W = ensembles.spiked(120, 80, [2.0, 3.0, 6.0], rng=1)
-
-
-@pytest.fixture(autouse=True)
-def noise(monkeypatch):
-    """Stand for `fit_noise`, whose counts are not the subject here."""
-    module = ModuleType("rmtspec.matrix.noise")
-
-    def fit_noise(W, *, beta, rng):
-        spec = rmtspec.spectrum(W)
-        fields = {"threshold": 3.0, "beta": beta, "reason": "", "n": spec.n, "p": spec.p}
-        return SimpleNamespace(n_components=5, model="equalized", **fields)
-
-    module.fit_noise = fit_noise
-    monkeypatch.setitem(sys.modules, "rmtspec.matrix.noise", module)
 
 
 def test_one_row_for_each_rule():
@@ -45,7 +29,7 @@ def test_one_row_for_each_rule():
         assert row["reason"] == alone.reason
         assert row["assumes"]
         assert row["seconds"] >= 0.0
-    assert table.rows[1]["rank"] == 5
+    assert table.rows[1]["rank"] == 3
 
 
 def test_the_table_of_a_seed_is_the_same_each_time():
@@ -121,7 +105,7 @@ def test_the_figure_marks_every_rank():
 def test_zeros():
     table = rmtspec.compare_rules(np.zeros((30, 20)))
     ranks = {row["rule"]: row["rank"] for row in table.rows}
-    assert {rule for rule, rank in ranks.items() if rank} == {"noise", "fraction"}
+    assert {rule for rule, rank in ranks.items() if rank} == {"fraction"}
     assert all(row["energy"] == 0.0 for row in table.rows)
     table.plot(ax=Figure().subplots()).figure.canvas.draw()
 

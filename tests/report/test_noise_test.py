@@ -113,4 +113,4 @@ def test_components():
     W = rmtspec.ensembles.spiked(200, 120, [5, 9], rng=0)
     assert components_of(W) == (2, "")
     low = W[:, :20] @ W[:20, :20] @ rng.standard_normal((20, 120))
-    assert components_of(low) == (0, "no bulk")
+    assert components_of(low) == (0, "only rounding is left beyond rank 20")

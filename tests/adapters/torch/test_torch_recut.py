@@ -145,6 +145,12 @@ def test_the_gate_and_the_rank_hold_for_products_too():
         assert model[0].rank == 90
 
 
+def assert_same(value, expected):
+    """Equal up to rounding, however small the moments are."""
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=1e-6 * scale)
+
+
 def rotation(old, new):
     """Return R and L with which the new factors follow from the old ones, by least squares."""
     R = torch.linalg.lstsq(old.outer.weight, new.outer.weight).solution
@@ -187,12 +193,12 @@ def test_the_optimizer_keeps_its_place_and_its_state(kind):
     R, L = rotation(old, layer)
     new = [optimizer.state[f.weight] for f in (layer.inner, layer.outer)]
     first = "momentum_buffer" if kind == "momentum" else "exp_avg"
-    torch.testing.assert_close(new[0][first], R.T @ states[0][first])
-    torch.testing.assert_close(new[1][first], states[1][first] @ L.T)
+    assert_same(new[0][first], R.T @ states[0][first])
+    assert_same(new[1][first], states[1][first] @ L.T)
     if kind == "adam":
         second = "exp_avg_sq"
-        torch.testing.assert_close(new[0][second], (R**2).T @ states[0][second])
-        torch.testing.assert_close(new[1][second], states[1][second] @ (L**2).T)
+        assert_same(new[0][second], (R**2).T @ states[0][second])
+        assert_same(new[1][second], states[1][second] @ (L**2).T)
         assert float(new[0]["step"]) == float(new[1]["step"]) == 2.0
         assert optimizer.param_groups[0]["param_names"][:2] == ["0.inner.weight", "0.outer.weight"]
     share = pruner.state_dict()["splits"][-1]["share"]
