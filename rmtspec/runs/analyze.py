@@ -230,7 +230,7 @@ def _from_entry(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
-    if noise is None:  # the plain fit follows from the spectrum
+    if known is None:  # the plain fit follows from the spectrum
         options = dataclasses.replace(options, noise="mp")
     kind = options.kind or matrix.kind
     report = report_on(spectrum, entry["name"], kind, options, known=known)
