@@ -114,6 +114,9 @@ class Separator:
             parted = parted or _above(system.squares, at(LOW)) < count
             seen = None  # freed before the next one is made, as is all that is large here
             k, left_over = self._removed(scales, system, count)
+            exact = k >= self.numerical_rank
+            if exact:  # what is left is rounding, which must not be scaled up
+                break
             system.forget()
             scales = self._rescaled(scales, left_over)
             del left_over

@@ -73,6 +73,7 @@ class PlanOptions:
         self.selection()
         decided = self.plan is not None or (self.calibrated and self.budget is not None)
         object.__setattr__(self, "gate", gate_of(self.gate, self.fit_cutoff, decided=decided))
+        object.__setattr__(self, "fit_cutoff", UNSET)
         object.__setattr__(self, "analysis", self._analysis())
 
     @classmethod

@@ -7,6 +7,7 @@ from rmtspec import _checks
 from rmtspec._text import listed, nearest
 from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
+from rmtspec.report.matrix_report import RELIABLE_FROM
 from rmtspec.terms import Action
 
 
@@ -64,6 +65,10 @@ class Target:
         """Return why an action is not possible, or "" if it is."""
         return self.reason or self.fixed or (self.unsplittable if action == Action.SPLIT else "")
 
+    def held(self, action: str) -> str:
+        """Return why it stays as it is, whatever its size and spectrum, or "" if these decide."""
+        return self.refusal(action) or ("" if self.named else self.on_request)
+
 
 def given_ranks(
     options: PlanOptions, targets: Mapping[str, Target], skipped: Mapping[str, str] | None = None
@@ -93,3 +98,20 @@ def given_ranks(
             most = target.present_rank or min(target.shape)
             ranks[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, most)
     return ranks
+
+
+def settled(options: PlanOptions, targets: Mapping[str, Target]) -> frozenset[str]:
+    """Return the names of the matrices whose noise decides nothing about them.
+
+    They are kept whatever it is, or `ranks` names them. If the user chose the noise model, none.
+    """
+    given = given_ranks(options, targets)
+    if "noise" in options.more:
+        return frozenset()
+    return frozenset(
+        name
+        for name, target in targets.items()
+        if name in given
+        or target.held(options.mode)
+        or (min(target.shape) < RELIABLE_FROM and not target.named)
+    )

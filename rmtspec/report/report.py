@@ -130,9 +130,14 @@ class Report:
             return True
         if not row["reliable"]:
             return False
-        if self.settings.get("cutoff") is not None or "verdict" not in row:
+        if self._by_fit or "verdict" not in row:
             return bool(row["accepted"])
         return str(row["verdict"]) == Verdict.NOISE_LIKE
+
+    @property
+    def _by_fit(self) -> bool:
+        """Whether the paper's gamma decides which matrices pass, and not the verdict."""
+        return self.settings.get("cutoff") is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""
@@ -229,7 +234,8 @@ class Report:
         if more and not self.totals:
             count = sum(row["saves"] for row in failing)
             ones = "1 matrix" if count == 1 else f"{count} matrices"
-            words += f"; {ones} without a noise-like bulk would save {more:,} more"
+            why = "whose fit is rejected" if self._by_fit else "without a noise-like bulk"
+            words += f"; {ones} {why} would save {more:,} more"
         return words
 
     def cells(self) -> tuple[list[str], list[list[str]]]:

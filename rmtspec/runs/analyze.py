@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rmtspec.matrix.noise_record import fit_of, record_of
 from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
-from rmtspec.report.many import Outcome, Skipped, outcome_of, report_of
+from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -138,10 +138,12 @@ def outcomes(
     threads: int | None = None,
     progress: Progress | None = None,
     journal: Journal | None = None,
+    plain: Collection[str] = (),
 ) -> list[tuple[str, Outcome]]:
     """Return the outcome of each matrix, in order; those in the journal are not computed again.
 
-    A matrix that could not be read is not added to the journal: the next run may be able to.
+    `plain` names matrices that need no other noise model than "mp". A matrix that could not be
+    read is not added to the journal: the next run may be able to.
     """
     results: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
@@ -151,13 +153,14 @@ def outcomes(
                 progress(len(results), len(matrices), entry["name"])
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
     # The costliest first, so that all processes finish at about the same time.
-    missing.sort(key=lambda item: -cost(*item[1].sides).operations)
+    models = {name: "mp" if name in plain else options.noise for name in matrices}
+    missing.sort(key=lambda item: -cost(*item[1].sides, models[item[0]]).operations)
     work = functools.partial(outcome_of, options)
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
-    for index, outcome in each(work, items, n_jobs=n_jobs, threads=threads):
+    for index, outcome in each(work, marked(items, plain), n_jobs=n_jobs, threads=threads):
         name = missing[index][0]
         results[name] = outcome
         if journal is not None and not (isinstance(outcome, Skipped) and outcome.unread):
@@ -227,6 +230,8 @@ def _from_entry(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
+    if known is None:  # the plain fit follows from the spectrum
+        options = dataclasses.replace(options, noise="mp")
     kind = options.kind or matrix.kind
     report = report_on(spectrum, entry["name"], kind, options, known=known)
     return dataclasses.replace(report, seconds=seconds)

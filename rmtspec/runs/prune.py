@@ -28,7 +28,7 @@ from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, make_plan
 from rmtspec.planning.selection import Pattern, Selection
-from rmtspec.planning.target import given_ranks
+from rmtspec.planning.target import settled
 from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report, check_suffix
@@ -228,10 +228,10 @@ class _Task:
         if not chosen.matrices:
             raise _nothing(listed.path, skipped, self.selection)
         targets = targets_of(listed, chosen)
-        given_ranks(options, targets)  # raises now rather than after hours of analysis
+        plain = settled(options, targets)  # raises now rather than after hours of analysis
         analysed = outcomes(
             chosen.matrices, options.analysis, n_jobs=options.n_jobs, threads=self._threads,
-            progress=options.progress, journal=journal,
+            progress=options.progress, journal=journal, plain=plain,
         )  # fmt: skip
         unread = [o.reason for _, o in analysed if isinstance(o, Skipped) and o.unread]
         if unread and journal is not None:  # then it cannot be copied either

@@ -39,7 +39,7 @@ class PruningTask(Task[WeightMatrix]):
         options, matrices = self.options, self.subject.matrices
         report = analyze_subject(
             self.subject, options.analysis, device=self._device, n_jobs=options.n_jobs,
-            progress=options.progress,
+            progress=options.progress, plain=self.settled,
         )  # fmt: skip
         moments: Moments = {}
         energies = {}

@@ -535,7 +535,7 @@ def test_a_loss_of_another_type(model, loss):
         ({"progress": 3}, InvalidTypeError, "`progress` is 3; expected a callable"),
         ({"alpha": 7}, InvalidValueError, "`alpha` is 7"),
         ({"alfa": 0.2}, InvalidTypeError, "`alfa` is not an option of the analysis"),
-        ({"cutoff": 0.1}, InvalidTypeError, "called `fit_cutoff` here"),
+        ({"cutoff": 0.1}, InvalidTypeError, "called `gate` here"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_trained(model, options, kind, message):
