@@ -153,8 +153,7 @@ def outcomes(
                 progress(len(results), len(matrices), entry["name"])
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
     # The costliest first, so that all processes finish at about the same time.
-    models = {name: "mp" if name in plain else options.noise for name in matrices}
-    missing.sort(key=lambda item: -cost(*item[1].sides, models[item[0]]).operations)
+    missing.sort(key=lambda item: -_operations(item[1], options, plain=item[0] in plain))
     work = functools.partial(outcome_of, options)
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
@@ -168,6 +167,11 @@ def outcomes(
         if progress is not None:
             progress(len(results), len(matrices), name)
     return [(name, results[name]) for name in matrices]
+
+
+def _operations(matrix: StoredMatrix, options: AnalysisOptions, *, plain: bool) -> int:
+    rows, columns = matrix.sides
+    return cost(rows, columns, "mp" if plain else options.noise).operations
 
 
 def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
