@@ -103,6 +103,72 @@ def fraction_rank(size, share):
     return max(1, math.floor(share * size))
 
 
+def sinkhorn(entries, sweeps=500):
+    """Variances x and y after which entries^2 / (x y) have unit row and column means."""
+    squares = np.square(entries)
+    x, y = np.ones(len(squares)), np.ones(squares.shape[1])
+    for _ in range(sweeps):
+        x = (squares / y).mean(axis=1)
+        y = (squares / x[:, None]).mean(axis=0)
+    return x, y
+
+
+def residual(matrix, k):
+    """What is left without k components, each entry divided by the share that noise keeps."""
+    left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    rest = matrix - (left[:, :k] * singular[:k]) @ right[:k]
+    rows = np.maximum(1 - np.square(left[:, :k]).sum(axis=1), 0.05)
+    columns = np.maximum(1 - np.square(right[:k]).sum(axis=0), 0.05)
+    return rest / np.sqrt(np.outer(rows, columns))
+
+
+def edge_of_noise(n, p, tracy_widom_quantile):
+    """Threshold for s^2 of an n x p matrix of unit variance."""
+    a, b = math.sqrt(n), math.sqrt(p)
+    return (a + b) ** 2 + tracy_widom_quantile * (a + b) * (1 / a + 1 / b) ** (1 / 3)
+
+
+def flip_tops(entries, k, draws, rng):
+    """Largest s^2 of random sign flips without k rows and columns."""
+    n, p = entries.shape
+    tops = []
+    for _ in range(draws):
+        rows, columns = rng.permutation(n)[k:], rng.permutation(p)[k:]
+        part = np.abs(entries[np.ix_(rows, columns)])
+        signs = rng.choice([-1.0, 1.0], part.shape)
+        tops.append(np.linalg.svd(part * signs, compute_uv=False)[0] ** 2)
+    return tops
+
+
+def separated(matrix, edge, rounds=30):
+    """Count and threshold for s^2 in rounds; `edge` gives the threshold from what is left and k."""
+    matrix = matrix[matrix.any(axis=1)][:, matrix.any(axis=0)]
+    n, p = matrix.shape
+    left_over, k = matrix, 0
+    x, y = np.ones(n), np.ones(p)
+    first = None
+    for _ in range(rounds):
+        rows, columns = sinkhorn(left_over)
+        x, y = x * rows, y * columns
+        if first is None:
+            first = x, y
+        else:
+            x, y = (
+                start * np.maximum(now / start, 0.2 * np.median(now / start))
+                for now, start in zip((x, y), first, strict=True)
+            )
+        scaled = matrix / np.sqrt(np.outer(x, y))
+        squares = np.linalg.svd(scaled, compute_uv=False) ** 2
+        threshold = edge(residual(scaled, k), k)
+        count = int(np.sum(squares > threshold))
+        if count <= k:
+            return k, threshold, scaled
+        if p - count < 16:
+            return None, threshold, scaled
+        k, left_over = count, residual(scaled, count)
+    raise AssertionError("the count still grew")
+
+
 def bcv_rank(W, row_order, column_order):
     """Least k of the least error of four blocks, each predicted by a truncated pseudo-inverse."""
     rows, columns = np.array_split(row_order, 2), np.array_split(column_order, 2)

@@ -7,7 +7,6 @@ law, whatever the variance of each entry and however heavy its tails (Hong, Shen
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +17,13 @@ from rmtspec.laws.tracy_widom import TracyWidom
 
 Float32Array = NDArray[np.float32]
 
-#: For each number of draws, by level: the threshold is mean + factor * sd of the draws, and one
-#: more draw of a Tracy-Widom law exceeds it with that probability.
-_FACTORS = {
-    10: {0.5: -0.0405, 0.1: 1.5057, 0.05: 2.0530, 0.01: 3.2752},
-    20: {0.5: -0.0541, 0.1: 1.4032, 0.05: 1.8760, 0.01: 2.8611},
-}
+#: The levels down to this one come from the order of the draws, exactly.
+_BY_ORDER = 0.05
+#: Draws for levels below it, from mean + factor * sd: one more draw of a Tracy-Widom law exceeds
+#: that with probability beta at the factor tabulated. Finite matrices have a longer upper tail, for
+#: which the factor is raised by a share (without it, 0.015 at 0.01 on average over eleven kinds of
+#: noise, 300 x 200).
+_DRAWS, _FACTORS, _LONGER = 20, {(9, 0.01): 3.37, (19, 0.01): 2.878, (20, 0.01): 2.869}, 1.08
 _SIMULATED = 400_000
 #: Up to this smaller side, or for tall matrices, the Gram matrix is cheaper than products with E.
 _SMALL, _TALL = 256, 3.0
@@ -32,50 +32,82 @@ _MOST_STEPS = 400
 
 
 def n_draws(beta: float) -> int:
-    """Return how many flips a threshold of this level takes."""
-    return 10 if beta >= 0.05 else 20
+    """Return how many flips a threshold of this level takes.
+
+    From 0.05 on the fewest, up to 19, for which beta is a multiple of 1 / (draws + 1).
+    """
+    if beta < _BY_ORDER:
+        return _DRAWS
+    whole = (d for d in range(9, _DRAWS) if abs(beta * (d + 1) - round(beta * (d + 1))) < 1e-9)
+    return next(whole, _DRAWS - 1)
+
+
+def threshold_of(tops: list[float], beta: float) -> float:
+    """Return what one more draw of the same law exceeds with chance `beta`, by the draws so far.
+
+    One more of B + 1 exchangeable draws is among the j largest with chance j / (B + 1), whatever
+    their law: down to 0.05 the threshold is the j-th largest draw (between two of them, in
+    proportion). Below that there are too few draws, and it is their mean and a multiple of their
+    standard deviation.
+    """
+    ordered = np.sort(tops)[::-1]
+    draws = len(ordered)
+    place = beta * (draws + 1) - 1.0
+    if place >= -1e-9:
+        return float(np.interp(place, np.arange(draws), ordered))
+    deviation = float(np.std(ordered, ddof=1))
+    factor = _LONGER * prediction_factor(draws, beta)
+    return max(float(ordered[0]), float(np.mean(ordered)) + factor * deviation)
 
 
 @functools.cache
 def prediction_factor(draws: int, beta: float) -> float:
     """Return c such that one more draw exceeds mean + c sd of `draws` draws with chance `beta`."""
-    known = _FACTORS.get(draws, {}).get(beta)
+    known = _FACTORS.get((draws, beta))
     return simulated_factor(draws, beta) if known is None else known
 
 
 def simulated_factor(draws: int, beta: float, *, seed: int = 0) -> float:
     """Return the prediction factor from simulated sets of Tracy-Widom draws."""
+    return float(np.quantile(_ratios(draws, seed), 1.0 - beta))
+
+
+@functools.lru_cache(maxsize=4)
+def _ratios(draws: int, seed: int) -> Float64Array:
+    """Return how far one more draw is from the mean of the others, in their deviations."""
     generator = np.random.default_rng(seed)
     levels = (np.arange(1 << 16) + 0.5) / (1 << 16)
     table = TracyWidom(1).ppf(levels)
     values = np.interp(generator.random((_SIMULATED, draws + 1)), levels, table)
     before, after = values[:, :draws], values[:, draws]
-    ratios = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
-    return float(np.quantile(ratios, 1.0 - beta))
+    ratios: Float64Array = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
+    return ratios
 
 
 def flips(
-    residual: NDArray[Any], k: int, draws: int, generator: np.random.Generator
+    residual: Float32Array, k: int, draws: int, generator: np.random.Generator
 ) -> Iterator[Float32Array]:
-    """Yield `residual`, of shape (n, p), without k random rows and columns and with random signs.
+    """Yield `residual`, of shape (n, p), with random signs, without k random rows and columns.
 
-    All are in one buffer: use each before the next one is made.
+    The columns are zeros, which leave the other singular values as they are. All flips are in one
+    buffer: use each before the next one is made.
     """
     n, p = residual.shape
-    out = np.empty((n - k, p - k), dtype=np.float32)
-    words = (n - k) * -(-(p - k) // 64)
+    out = np.empty((n - k, p), dtype=np.float32)
+    words = (n - k) * -(-p // 32)
     for _ in range(draws):
         rows, columns = _without(k, n, generator), _without(k, p, generator)
-        bits = generator.integers(0, 1 << 64, words, dtype=np.uint64)
-        flip_signs(residual, rows, columns, bits, out=out)
+        bits = generator.integers(0, 1 << 32, words, dtype=np.uint32)
+        flip_signs(residual, np.flatnonzero(rows), columns, bits, out=out)
         yield out
 
 
-def _without(k: int, size: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Return the indices 0 to size - 1 without k random ones."""
-    kept = np.ones(size, dtype=np.bool_)
-    kept[generator.choice(size, k, replace=False, shuffle=False)] = False
-    return np.flatnonzero(kept)
+def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
+    """Return `size` ones, of which k random ones are 0."""
+    kept = np.ones(size, dtype=np.float32)
+    if k:
+        kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
+    return kept
 
 
 def largest_square(matrix: Float32Array) -> float:
@@ -87,8 +119,7 @@ def largest_square(matrix: Float32Array) -> float:
     from scipy.linalg import eigvalsh_tridiagonal
 
     n, p = matrix.shape
-    start: Any = np.random.default_rng(0).standard_normal(p)
-    start /= np.linalg.norm(start)
+    start = _start(p)
     if p <= _SMALL or n >= _TALL * p:
         return float(top_eigenvalue(matrix.T @ matrix, start, _SETTLED))
     vector = start.astype(np.float32)
@@ -122,14 +153,28 @@ def largest_square(matrix: Float32Array) -> float:
     return float(values[-1])
 
 
-def flipped_spectrum(matrix: Float32Array) -> Float64Array:
-    """Return the squares of all singular values of a flip, ascending."""
+@functools.lru_cache(maxsize=8)
+def _start(p: int) -> Float64Array:
+    """Return a random unit vector, always the same."""
+    vector: Float64Array = np.random.default_rng(0).standard_normal(p)
+    vector /= np.linalg.norm(vector)
+    vector.setflags(write=False)
+    return vector
+
+
+def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
+    """Return the squares of the `size` largest singular values of a flip, ascending."""
     from scipy.linalg import LinAlgError, eigvalsh
 
     gram = matrix.T @ matrix
+    kept = gram.diagonal() > 0.0
+    if not kept.all():
+        gram = gram[np.ix_(kept, kept)]
     try:
         values = eigvalsh(gram, check_finite=False, overwrite_a=True)
     except LinAlgError:  # the float32 solver failed
-        wide = matrix.astype(np.float64)
+        wide = matrix[:, kept].astype(np.float64)
         values = eigvalsh(wide.T @ wide, check_finite=False)
-    return np.maximum(np.asarray(values, dtype=np.float64), 0.0)
+    squares = np.zeros(size)
+    squares[size - len(values) :] = np.maximum(values, 0.0)
+    return squares

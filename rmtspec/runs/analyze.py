@@ -153,7 +153,8 @@ def outcomes(
                 progress(len(results), len(matrices), entry["name"])
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
     # The costliest first, so that all processes finish at about the same time.
-    missing.sort(key=lambda item: -_operations(item[1], options, plain=item[0] in plain))
+    models = {name: "mp" if name in plain else options.noise for name in matrices}
+    missing.sort(key=lambda item: -_cost(item[1], models[item[0]]))
     work = functools.partial(outcome_of, options)
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
@@ -169,9 +170,9 @@ def outcomes(
     return [(name, results[name]) for name in matrices]
 
 
-def _operations(matrix: StoredMatrix, options: AnalysisOptions, *, plain: bool) -> int:
+def _cost(matrix: StoredMatrix, noise: str) -> int:
     rows, columns = matrix.sides
-    return cost(rows, columns, "mp" if plain else options.noise).operations
+    return cost(rows, columns, noise).operations
 
 
 def _entry(name: str, outcome: Outcome) -> dict[str, Any]:

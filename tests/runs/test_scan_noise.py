@@ -1,4 +1,4 @@
-"""A scan that fits the noise, resumed from its journal; and older journals, without a model."""
+"""A scan that fits the noise, resumed from its journal; journals from before there was noise."""
 
 import json
 import os
