@@ -1,4 +1,4 @@
-"""Matrices of exactly low rank: what is left of them is rounding, which is no noise to be fitted."""
+"""Matrices of exactly low rank: what is left of them is rounding, and not noise to be fitted."""
 
 import numpy as np
 import pytest
