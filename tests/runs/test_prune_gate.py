@@ -34,6 +34,7 @@ TENSORS = {
     "identity.weight": np.eye(90, dtype=np.float32),
     "low.weight": low_rank(5),
     "half.weight": low_rank(4, np.float16),
+    "constant.weight": np.full((120, 90), 0.25, np.float32),  # what is left of it is exactly 0
     "heavy.weight": RNG.standard_t(3, (120, 90)).astype(np.float32),
     "rows.weight": (
         RNG.standard_normal((120, 90)) * np.exp(RNG.normal(size=(120, 1)))
@@ -71,12 +72,13 @@ def test_what_is_cut_and_why_the_others_are_left(model, tmp_path):
         "planted": ("noise", 2 + int(0.45 * 88)),
         "low": ("exact", 5),
         "half": ("exact", 4),
+        "constant": ("exact", 1),
         **{name: ("noise", k + int(0.45 * (90 - k))) for name, k in count.items()},
     }
     written = load_file(tmp_path / "out" / WEIGHTS)
     for name in ("orthogonal", "identity"):
         assert written[f"{name}.weight"].tobytes() == TENSORS[f"{name}.weight"].tobytes()
-    for name in ("low", "half"):  # nothing is lost but rounding
+    for name in ("low", "half", "constant"):  # nothing is lost but rounding
         W = TENSORS[f"{name}.weight"]
         product = written[f"{name}.outer.weight"] @ written[f"{name}.inner.weight"]
         assert np.abs(product - W).max() < 4e-6 * np.abs(W).max()
