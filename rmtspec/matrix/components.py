@@ -36,9 +36,10 @@ class Components:
     strengths : ndarray
         Singular values of the signal divided by ``sqrt(n variance)``, as in `ensembles.spiked`.
     left_overlaps, right_overlaps : ndarray
-        Estimates of |<u, u'>|, from 0 to 1, between each left singular vector (length rows) of the
-        matrix and that of the signal, and between the right ones (length columns). Components of
-        nearly equal strength mix with each other; then it is the overlap with their span.
+        Estimates of the absolute value of <u, u'>, from 0 to 1, between each left singular vector
+        (length rows) of the matrix and that of the signal, and between the right ones (length
+        columns). Components of nearly equal strength mix with each other; then it is the overlap
+        with their span.
     singular_values : ndarray
         Those of the matrix, as observed.
     detection_limit : float

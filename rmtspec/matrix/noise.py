@@ -158,7 +158,7 @@ class _Case:
             n_components=undefined if k is None else k, at_least=outcome.at_least,
             components_low=undefined if k is None else outcome.low,
             components_high=undefined if k is None else outcome.high,
-            threshold=outcome.threshold / n, row_scales=rows, column_scales=columns,
+            threshold=outcome.threshold / n, scales=(rows, columns),
             spectrum=spec, law=law, energy_share=outcome.energy_share, model=model,
             why_model=why, rounds=outcome.rounds,
             absorbed_rows=() if outcome.exact else _absorbed(rows),
@@ -224,12 +224,11 @@ def plain_noise(
         settled = settled or (Verdict.NO_BULK_LEFT, words)
     elif doubt:
         settled = settled or (Verdict.CANNOT_TELL, doubt)
-    rows, columns = spec.shape
     total = float(spec.eigenvalues.sum())
     return NoiseFit(
         n_components=fit.n_spikes, at_least=fit.n_plain, components_low=_lower(spec, fit),
         components_high=_moved(spec, fit, HIGH), threshold=fit.threshold,
-        row_scales=np.ones(rows), column_scales=np.ones(columns), spectrum=spec, law=fit.law,
+        scales=None, spectrum=spec, law=fit.law,
         energy_share=float(fit.spikes.sum()) / total if total else math.nan, model="mp",
         why_model=why, rounds=fit.iterations, absorbed_rows=(), absorbed_columns=(), beta=beta,
         rng=seed, note=fit.note, exact=False, law_pvalue=test.pvalue,

@@ -73,9 +73,8 @@ class NoiseFit:
         The count at the levels 0.01 and 0.5 instead of `beta`.
     threshold : float
         In the units of `spectrum`; an eigenvalue above it is a component.
-    row_scales, column_scales : ndarray of shape (rows,), (columns,)
-        ``W / (row_scales[:, None] * column_scales)`` is the equalized matrix; 0 for zero rows and
-        columns. All 1 for the model "mp".
+    scales : tuple of two ndarrays, or None
+        `row_scales` and `column_scales`; None for the model "mp".
     spectrum : Spectrum
         Of the equalized matrix.
     law : MarchenkoPastur or None
@@ -115,8 +114,7 @@ class NoiseFit:
     components_low: int
     components_high: int
     threshold: float
-    row_scales: Float64Array
-    column_scales: Float64Array
+    scales: tuple[Float64Array, Float64Array] | None
     spectrum: Spectrum
     law: MarchenkoPastur | None
     energy_share: float
@@ -134,6 +132,19 @@ class NoiseFit:
     doubt: str
     settled: tuple[Verdict, str] | None
     bulk: Bulk
+
+    @property
+    def row_scales(self) -> Float64Array:
+        """Scales of the rows, shape (rows,); 0 for zero rows.
+
+        ``W / (row_scales[:, None] * column_scales)`` is the equalized matrix. All 1 for "mp".
+        """
+        return np.ones(self.spectrum.shape[0]) if self.scales is None else self.scales[0]
+
+    @property
+    def column_scales(self) -> Float64Array:
+        """Scales of the columns, shape (columns,); 0 for zero columns."""
+        return np.ones(self.spectrum.shape[1]) if self.scales is None else self.scales[1]
 
     @property
     def n(self) -> int:

@@ -48,7 +48,8 @@ def fit_of(content: Mapping[str, Any]) -> NoiseFit:
     rows, columns = content["absorbed"]
     settled = content["settled"]
     return NoiseFit(
-        **numbers, **{name: content[name] for name in (*_WORDS, *_ARRAYS)},
+        **numbers, **{name: content[name] for name in _WORDS},
+        scales=(content["row_scales"], content["column_scales"]),
         absorbed_rows=tuple(rows), absorbed_columns=tuple(columns), spectrum=spec,
         law=None if math.isnan(k) else MarchenkoPastur((p - k) / (n - k), (n - k) / n),
         settled=None if settled is None else (Verdict(settled[0]), settled[1]),
