@@ -74,9 +74,11 @@ def one_spectrum(ax: Axes, row: Row, colours: Colours = LIGHT) -> None:
     if beyond:
         said = f"{beyond} more, up to {values[-1]:.2g} →"
         ax.text(0.99, 0.98, said, transform=ax.transAxes, ha="right", va="top",
-                fontsize=9, color=colours["components"])  # fmt: skip
+                fontsize=9, color=colours["components"],
+                bbox={"facecolor": colours["page"], "edgecolor": "none", "pad": 1})  # fmt: skip
     words = f"{row['components']} components of {row['p']}; {row['verdict']}, KS {row['ks']:.3f}"
-    ax.set_title(f"{row['model']} {row['layer']}\n{words}", fontsize=9.5, loc="left")
+    ax.set_title(f"{row['model']} {row['layer']}\n{words}", fontsize=9.5, loc="left",
+                 color=colours["text"])  # fmt: skip
     ax.set_ylim(0.0, 1.16 * ax.get_ylim()[1])
     ax.set_xlim(0.0, end)
 

@@ -70,6 +70,18 @@ def power(folder: Path = RESULTS, signal: str = "five at 2") -> pd.DataFrame:
     )
 
 
+def correlated(folder: Path = RESULTS) -> pd.DataFrame:
+    """Return what "auto" counts in noise that is correlated along its rows."""
+    return pd.DataFrame(
+        {
+            "correlation of neighbours": row["correlation"], "least": row["least"],
+            "median": row["median"], "most": row["most"],
+            "no noise-like bulk": row["verdict"].get("no noise-like bulk", 0) / row["draws"],
+        }
+        for row in rows("correlated", folder)
+    )  # fmt: skip
+
+
 def cost(folder: Path = RESULTS) -> pd.DataFrame:
     """Return the cost of counting in units of eigvalsh of the Gram matrix."""
     return pd.DataFrame(
