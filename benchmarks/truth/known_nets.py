@@ -33,7 +33,8 @@ def known_nets(record: Record, draws: int | None, n_jobs: int) -> None:
             continue
         weights, survives, accuracy = _trained(options)
         for cell, W in zip(cells, weights, strict=True):
-            row = {**cell, **options, "batch": BATCH, "rows": W.shape[0],
+            settings = {key: value for key, value in options.items() if key != "name"}
+            row = {**cell, "settings": settings, "batch": BATCH, "rows": W.shape[0],
                    "columns": W.shape[1], "survives": round(survives, 4),
                    "test accuracy": accuracy, **_counted(W, survives)}  # fmt: skip
             record.add(row, cell)
