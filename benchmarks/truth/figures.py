@@ -76,7 +76,8 @@ def one_spectrum(ax: Axes, row: Row, colours: Colours = LIGHT) -> None:
         ax.text(0.99, 0.98, said, transform=ax.transAxes, ha="right", va="top",
                 fontsize=9, color=colours["components"],
                 bbox={"facecolor": colours["page"], "edgecolor": "none", "pad": 1})  # fmt: skip
-    words = f"{row['components']} components of {row['p']}; {row['verdict']}, KS {row['ks']:.3f}"
+    noun = "component" if row["components"] == 1 else "components"
+    words = f"{row['components']} {noun} of {row['p']}; {row['verdict']}, KS {row['ks']:.3f}"
     ax.set_title(f"{row['model']} {row['layer']}\n{words}", fontsize=9.5, loc="left",
                  color=colours["text"])  # fmt: skip
     ax.set_ylim(0.0, 1.16 * ax.get_ylim()[1])
@@ -94,8 +95,9 @@ def levels(found: Iterable[Row], colours: Colours = LIGHT) -> Figure:
         ax.plot(shares, places, style[0], ms=7, color=colours[model], label=f'"{model}"')
     ax.axvline(0.1, color=colours["edge"], ls="--", lw=1.2, label="asked for")
     ax.set_yticks(places, names)
-    ax.set(xlabel="share of draws of pure noise with a component", xlim=(-0.02, 1.02))
-    ax.legend(loc="center right", fontsize=9, framealpha=0.9)
+    ax.set(xlabel="share of draws of pure noise with a component", xlim=(-0.03, 1.03))
+    place: Row = {"loc": "outside upper center", "ncols": 5, "frameon": False, "fontsize": 9}
+    figure.legend(labelcolor=colours["text"], handletextpad=0.2, columnspacing=1.2, **place)
     return _painted(figure, colours)
 
 
@@ -138,11 +140,6 @@ def _painted(figure: Figure, colours: Colours) -> Figure:
         for side, spine in ax.spines.items():
             spine.set_color(colours["grid"])
             spine.set_visible(side in ("left", "bottom"))
-        legend = ax.get_legend()
-        if legend is not None:
-            legend.get_frame().set(facecolor=colours["page"], edgecolor=colours["grid"])
-            for words in legend.get_texts():
-                words.set_color(colours["text"])
     return figure
 
 

@@ -27,6 +27,7 @@ EPOCHS, BATCH = 4, 128
 
 def known_nets(record: Record, draws: int | None, n_jobs: int) -> None:
     """Train each net and count in its two large layers."""
+    record.packages = ("torch",)
     for options in OPTIMIZERS:
         cells = [{"optimizer": options["name"], "epochs": EPOCHS, "layer": i} for i in (0, 1)]
         if all(record.has(cell) for cell in cells):

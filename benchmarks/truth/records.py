@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Callable, Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class Record:
     """The rows of one part, read and gone on with: a cell that is there is not run again."""
 
     def __init__(self, part: str, conditions: Row, folder: Path = RESULTS) -> None:
+        #: Packages, besides the usual ones, whose versions are recorded if they are installed.
+        self.packages: tuple[str, ...] = ()
         self.file = folder / f"{part}.json"
         self._head = {"part": part, "conditions": {"seed": SEED, **conditions}}
         self.rows: list[Row] = []
@@ -40,9 +43,13 @@ class Record:
         else:
             self.rows.append(row)
         lines = ",\n ".join(json.dumps(plain(each)) for each in self.rows)
-        head = json.dumps({**self._head, "versions": versions()}, indent=1)[:-2]
+        head = json.dumps({**self._head, "versions": versions(*self._installed())}, indent=1)[:-2]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(f'{head},\n "rows": [\n {lines}\n ]\n}}\n', "utf-8")
+
+    def _installed(self) -> list[str]:
+        there = {distribution.name for distribution in distributions()}
+        return [name for name in self.packages if name in there]
 
 
 def fill(
