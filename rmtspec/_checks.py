@@ -67,6 +67,11 @@ def seed(value: Any, name: str) -> int:
     return integer(value, name, 0, hint="The same seed gives the same result.")
 
 
+def generator(rng: Any, name: str = "rng") -> np.random.Generator:
+    """Return the NumPy Generator that `rng`, a seed or a Generator, stands for."""
+    return np.random.default_rng(seed(rng, name))
+
+
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return `value` if it is one of `options`."""
     if value not in options:

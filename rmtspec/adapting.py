@@ -17,6 +17,9 @@ matrices of a layer are split at the same rank. Multiplying the factors undoes a
 **Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
 
+An adapter that can run its models also offers the noise test: `run_noise_test` takes the `Subject`
+and an object that overwrites a matrix, puts it back, and returns the user's figure.
+
 Errors are those of `rmtspec.errors`; `checks` holds the checks of options. The documentation page
 "How it is built" shows a complete adapter for a toy framework.
 """
@@ -31,8 +34,11 @@ from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
+from rmtspec.matrix.product import product_spectrum
 from rmtspec.matrix.split import SplitFactors, output_energies, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
+from rmtspec.planning.flips import FlipOptions, run_noise_test
+from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, settle
@@ -41,16 +47,18 @@ from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import Target
 from rmtspec.planning.task import Matrix, NothingToAnalyzeError, Subject, Task
 from rmtspec.report.matrix_report import report_on
+from rmtspec.report.noise_test import NoiseTest
 from rmtspec.report.options import AnalysisOptions, Progress
 from rmtspec.report.report import Report
 from rmtspec.terms import Action, Kind, Why
 
 __all__ = [
-    "DTYPES", "RULES", "SUFFIXES", "Action", "AnalysisOptions", "Every", "Float64Array", "Kind",
-    "Manifest", "MappedTensor", "Matrix", "NothingToAnalyzeError", "Outgoing", "PathLike",
-    "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection", "SplitEntry",
-    "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "Why", "adopt", "cause",
-    "checks", "finished_file", "format_dtype", "listed",
-    "looks_like", "model_folder", "named_dtype", "output_energies", "report_on", "settle",
-    "split", "step_share", "stored_tensors", "truncate", "versions",
+    "DTYPES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions", "Every", "FlipOptions",
+    "Float64Array", "Gate", "Kind", "Manifest", "MappedTensor", "Matrix", "NoiseTest",
+    "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress",
+    "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor", "Subject",
+    "Target", "Task", "Unset", "Why", "adopt", "cause", "checks", "finished_file", "format_dtype",
+    "listed", "looks_like", "model_folder", "named_dtype", "output_energies", "product_spectrum",
+    "report_on", "run_noise_test", "settle", "split", "step_share", "stored_tensors", "truncate",
+    "versions",
 ]  # fmt: skip

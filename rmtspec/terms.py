@@ -52,6 +52,14 @@ class Verdict(StrEnum):
     CANNOT_TELL = "cannot tell"
 
 
+class Need(StrEnum):
+    """Whether a function needs the bulk of a matrix, as far as a noise test can tell."""
+
+    NEEDED = "needs the bulk"
+    NOT_NEEDED = "does without the bulk"
+    CANNOT_TELL = "cannot tell"
+
+
 class Why(StrEnum):
     """Templates of the reasons why something was left, was skipped, or cannot be relied on.
 
@@ -68,6 +76,7 @@ class Why(StrEnum):
     ALL_ZERO = "all zeros: two factors of zeros would not train"
     TOO_SMALL = "smaller side {p} is below {least}"
     UNRELIABLE = f"unreliable: {TOO_SMALL}"
+    GATED = "{verdict}: let data decide with calibration= and budget=, or gate=None"
     FIT_REJECTED = "fit rejected: statistic {statistic:.4g} above {cutoff:g}"
     NOT_FINITE = (
         "`W` has {nans} nan and {infinities} infinite entries, the first at {places}; expected "
@@ -85,7 +94,7 @@ class Why(StrEnum):
     FEW_ENTRIES = "half of the rows or columns have fewer than {least} entries that are not zero"
     ENTRIES_UNKNOWN = "the entries are not known, only eigenvalues"
     FLIPS_TELL_NOTHING = "sign flips do not change the singular values"
-    ONLY_ROUNDING = "only rounding is left beyond {count} components: low rank, exactly"
+    ONLY_ROUNDING = "only rounding is left beyond rank {count}"
     TOO_MANY_COMPONENTS = (
         "{count} of {p} singular values exceed the noise: fewer than {least} would be left"
     )
@@ -96,11 +105,27 @@ class Why(StrEnum):
     HEAVY_TAILS = (
         "heavy tails: kurtosis {kurtosis:.3g}, that of noise is 3; count with the noise model auto"
     )
+    SQUARE = "square: a bulk of noise reaches down to 0, so that nothing can lie below it"
+    UNUSED_DIGITS = (
+        "the last digit of {dtype} is used by {share:.0%} of the entries, where rounding leaves "
+        "about 50%: {hint}"
+    )
+    ZERO_ENTRIES = (
+        "{share:.0%} of the entries are 0 (exact if pruned, errors below those assumed if they "
+        "fell below the smallest step): the edge is an upper bound"
+    )
+    NOTHING_BEYOND = "no bulk beyond {count} components"
+    NO_FIGURE = "the figure is not finite in {count} of {draws} draws"
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
     SAVES_LITTLE = "saves {saving:.1%}, less than min_saving {least:.1%}"
     FULL_RANK = "rank {rank} is full"
     STAYS_DENSE = "stays dense: so the budget buys the most"
+    SPLIT_BEFORE = "split before, at rank {present}"
+    SPLIT_NO_BULK = "split before, at rank {present}: its product has no bulk"
+    SPLIT_ENOUGH = "split before, at rank {present}: rank {rank} is not below that"
+    SPLIT_TWICE = "split before, and its factors were split again"
+    FACTORS_CHANGED = "split before, and its factors are not as the split made them"
     BUDGET_SPENT = "the budget is spent: layers were split to it before"
     # What the user asked for.
     NOT_INCLUDED = "not in `include`"

@@ -23,6 +23,7 @@ SAMPLES = {
     "break_even": 61.25,
     "saving": 0.031,
     "least": 0.5,
+    "share": 0.03,
 }
 
 

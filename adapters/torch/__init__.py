@@ -25,6 +25,7 @@ from rmtspec.adapters.torch._layers.split_layers import (
 )
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._pruning.analysis import analyze
+from rmtspec.adapters.torch._pruning.noise_test import noise_test
 from rmtspec.adapters.torch._pruning.prune import apply_plan, plan, prune
 from rmtspec.adapters.torch._storage.load import load
 from rmtspec.adapters.torch._storage.save import save
@@ -38,6 +39,6 @@ __all__ = [
     "MLP", "BulkPenalty", "NamedMatrix", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
-    "analyze", "apply_plan", "count_parameters", "layer_dims", "load", "merge", "plan", "prune",
-    "read_state_dict", "save", "shrink_singular_values", "weight_matrices",
+    "analyze", "apply_plan", "count_parameters", "layer_dims", "load", "merge", "noise_test",
+    "plan", "prune", "read_state_dict", "save", "shrink_singular_values", "weight_matrices",
 ]  # fmt: skip

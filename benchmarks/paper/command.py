@@ -7,6 +7,7 @@ algorithm, and all of the bulk removed once with the step matched.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--results", type=Path, default=RESULTS, help="JSON files, one per run")
     made.add_argument("--states", type=Path, default=_cache(), help="checkpoints, to resume from")
     made.add_argument("--data", type=Path, help="folder with the four MNIST files")
+    made.add_argument(
+        "--seconds", type=float, help="stop after the epoch in which so many seconds are over"
+    )
     made.add_argument("--download", action="store_true", help="fetch them if they are missing")
     return made
 
@@ -87,6 +91,7 @@ def main(example: Example, arguments: Sequence[str] | None = None) -> None:
     choices = ("unsplit", "paper", "edge")
     options.add_argument("--methods", nargs="+", choices=choices, default=list(choices))
     given = options.parse_args(arguments)
+    until = None if given.seconds is None else time.monotonic() + given.seconds
     loaded = images(given)
     records = []
     for seed in given.seeds:
@@ -102,7 +107,8 @@ def main(example: Example, arguments: Sequence[str] | None = None) -> None:
                 method=method,
                 options=example.options(method),
             )
-            records.append(train(setup, loaded, given.results, given.states, say=terminal_line))
+            place = given.results, given.states
+            records.append(train(setup, loaded, *place, say=terminal_line, until=until))
     print_table(records)
 
 

@@ -37,11 +37,12 @@ class MissingRunsError(Exception):
     """A figure's runs are not among the records."""
 
 
-def records(folder: Path = RESULTS) -> list[Record]:
-    """Return all records, by example, method and seed."""
+def records(folder: Path = RESULTS, *, device: str = "cpu") -> list[Record]:
+    """Return all records of runs on a device, by example, method and seed."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [record for record in found if record["setup"]["device"] == device]
     if not found:
-        raise MissingRunsError(f"no record in {folder}; run the examples first")
+        raise MissingRunsError(f"no record of a {device} in {folder}; run the examples first")
     return found
 
 
@@ -81,6 +82,26 @@ def accuracy_curves(found: list[Record], example: str) -> Figure:
     if not drawn:
         plt.close(figure)
         raise MissingRunsError(f"no run of Example {example}")
+    return figure
+
+
+def full_length(found: list[Record]) -> Figure:
+    """Draw Fig. 6 to 10 from runs of the paper's length, with its ReLU on the outputs."""
+    figure, grid = plt.subplots(2, 3, figsize=(12, 6.4), sharey=True, layout="constrained")
+    *axes, last = grid.flat
+    for ax, example in zip(axes, CURVES.values(), strict=True):
+        for method in ("unsplit", "paper"):
+            for record in of(found, example, method, output_relu=True):
+                values = [row["test_accuracy"] for row in record["epochs"]]
+                epochs = range(1, len(values) + 1)
+                ax.plot(epochs, values, color=COLOURS[method], lw=1, label=NAMES[method])
+        ax.set(title=f"Example {example}", xlabel="epoch")
+        ax.grid(axis="y", lw=0.3)
+    labels = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    last.axis("off")
+    last.legend(labels.values(), labels, loc="center")
+    for ax in grid[:, 0]:
+        ax.set_ylabel("test accuracy, %")
     return figure
 
 

@@ -88,7 +88,9 @@ class Split(Method):
     """Layers split by `RMTPruner`, with its options.
 
     `fresh_optimizer` forgets the optimizer's state at a split, as the paper's notebook does.
-    `from_start` splits before the first epoch.
+    `from_start` splits before the first epoch. Factors are cut again, as published, unless
+    `recut` says otherwise: the default is set here, because the names of records follow from the
+    options that are given.
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class Split(Method):
         optimizer: torch.optim.Optimizer,
         fresh_optimizer: bool = False,
         from_start: bool = False,
+        recut: bool | str = "factors",
         **options: Any,
     ) -> None:
         super().__init__(model, optimizer)
         self.fresh = fresh_optimizer
-        self.pruner = rt.RMTPruner(model, optimizer, **options)
+        # On the CPU, wherever the net is: a GPU is left to the steps, also to those of other runs.
+        self.pruner = rt.RMTPruner(model, optimizer, device="cpu", recut=recut, **options)
         self.unchanged_epochs = 0 if from_start else self.pruner.next_epoch or 0
         if from_start:
             self.pruner.step()

@@ -2,7 +2,8 @@
 
     python benchmarks/paper/summary.py
 
-One row per example, outputs and method, with means over the seeds.
+One row per example, outputs and method, with means over the seeds. First the runs on the CPU, of
+few epochs, then those of full length on a GPU.
 """
 
 import argparse
@@ -12,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from comparison import changed, worst_fall
-from figures import CURVES, NAMES, RESULTS, Record, of, records
+from figures import (
+    CURVES,
+    NAMES,
+    RESULTS,
+    SAME_NET,
+    MissingRunsError,
+    Record,
+    of,
+    records,
+)
 
 EXAMPLES = ("4.1", *CURVES.values())
 
@@ -107,6 +117,56 @@ def paired(found: list[Record], example: str, method: str, *, output_relu: bool)
     }
 
 
+def full_length_rows(found: list[Record], *, output_relu: bool) -> list[dict[str, Any]]:
+    """Return a row for each example and method: what every seed comes to after the last epoch."""
+    rows = []
+    for example in CURVES.values():
+        for method, name in NAMES.items():
+            runs = of(found, example, method, output_relu=output_relu)
+            if not runs or (method == "unsplit" and example in SAME_NET):
+                continue
+            lost = [[row["classes_never_predicted"] for row in run["epochs"]] for run in runs]
+            rows.append(
+                {
+                    "example": example,
+                    "training": name,
+                    "seeds": " ".join(str(run["setup"]["seed"]) for run in runs),
+                    "epochs": " ".join(sorted({str(len(run["epochs"])) for run in runs})),
+                    "test accuracy, %": " ".join(f"{run['test_accuracy']:.1f}" for run in runs),
+                    "train accuracy, %": " ".join(f"{run['train_accuracy']:.1f}" for run in runs),
+                    "classes lost, first to last epoch": ", ".join(
+                        f"{each[0]} to {each[-1]}" for each in lost
+                    ),
+                    "parameters": " ".join(
+                        f"{count:,}" for count in dict.fromkeys(r["paper_parameters"] for r in runs)
+                    ),
+                    "epochs with a split": _split_epochs(runs),
+                }
+            )
+    return rows
+
+
+def unfinished_rows(found: list[Record]) -> list[dict[str, Any]]:
+    """Return a row for each run that did not reach its last epoch."""
+    return [
+        {
+            "example": record["setup"]["example"],
+            "outputs": "ReLU" if record["setup"]["output_relu"] else "linear",
+            "training": NAMES[record["setup"]["method"]],
+            "seed": record["setup"]["seed"],
+            "epochs": f"{len(record['epochs'])} of {record['setup']['epochs']}",
+            "test accuracy, %": round(record["test_accuracy"], 1),
+            "classes lost": record["epochs"][-1]["classes_never_predicted"],
+        }
+        for record in found
+    ]
+
+
+def _split_epochs(runs: list[Record]) -> str:
+    epochs = sorted({row["epoch"] for run in runs for row in run["epochs"] if changed(row)})
+    return " ".join(map(str, epochs))
+
+
 def _means(runs: list[Record]) -> dict[str, Any]:
     epochs = sorted({len(run["epochs"]) for run in runs})
     return {
@@ -135,7 +195,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    found = records(parser.parse_args().results)
+    folder = parser.parse_args().results
+    found = records(folder)
     for example in EXAMPLES:
         for relu in (True, False):
             for row in example_rows(found, example, output_relu=relu):
@@ -147,6 +208,21 @@ def main() -> None:
                     print(method, "ReLU on outputs" if relu else "linear outputs", compared)
         for row in seed_rows(found, example):
             print(row)
+    _print_full_length(folder)
+
+
+def _print_full_length(folder: Path) -> None:
+    try:
+        full = records(folder, device="cuda")
+    except MissingRunsError as missing:
+        print(missing)
+        return
+    print(f"{len(full)} runs of full length on a GPU")
+    for relu in (True, False):
+        for row in full_length_rows(full, output_relu=relu):
+            print("ReLU on outputs" if relu else "linear outputs", row)
+    for number in ("4.3", "4.4", "4.6", "4.7"):
+        print(paired(full, number, "edge", output_relu=False))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from methods import METHODS, Method
+from replayed import ReplayedSteps
 from torch import nn
 
 import rmtspec
@@ -24,6 +25,10 @@ SCHEMA = 1
 KEPT = (1, 2, 3)
 #: Test images, or training images at the end, in one forward pass.
 EVALUATED_AT_ONCE = 2000
+#: On a GPU an epoch takes less time than its state to be written: seconds between two states.
+SECONDS_BETWEEN_STATES = 30.0
+#: Folder, beside the records, of those that do not reach the last epoch yet.
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,22 @@ class Images:
 
 
 def train(
-    setup: Setup, images: Images, results: Path, states: Path, *, say: Callable[[str], None] = print
+    setup: Setup,
+    images: Images,
+    results: Path,
+    states: Path,
+    *,
+    say: Callable[[str], None] = print,
+    until: float | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a run, which is read, gone on with or begun, whatever is there."""
+    """Return the record of a run, which is read, gone on with or begun, whatever is there.
+
+    With `until`, a value of `time.monotonic`, the first epoch to end after it is the last of this
+    call. The record of the epochs so far is then written with each state, to the folder
+    "unfinished".
+    """
     file = results / f"{setup.name}.json"
+    partial = results / UNFINISHED / file.name
     record = read_record(file)
     if record is not None and len(record["epochs"]) >= setup.epochs:
         return record
@@ -96,15 +113,23 @@ def train(
     run = _Run(setup, images, states)
     while len(run.epochs) < setup.epochs:
         run.one_epoch()
-        run.keep()
+        late = until is not None and time.monotonic() >= until
+        if run.is_due() or late:
+            run.keep()
+            if until is not None:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(partial, json.dumps(run.record(), indent=1) + "\n")
         say(run.line())
+        if late and len(run.epochs) < setup.epochs:
+            return run.record()
     record = run.record()
     results.mkdir(parents=True, exist_ok=True)
     if setup.keep_weights:
         weights = run.model.state_dict()
         _write(states / f"{setup.name}.weights.pt", lambda path: torch.save(weights, path))
     write_whole(file, json.dumps(record, indent=1) + "\n")
-    run.own.unlink(missing_ok=True)
+    for file_of_less in (run.own, partial):
+        file_of_less.unlink(missing_ok=True)
     return record
 
 
@@ -121,7 +146,15 @@ class _Run:
         self.method: Method = METHODS[setup.method](self.model, self.optimizer, **setup.options)
         self.epochs: list[dict[str, Any]] = []
         self.shared = 0
+        self._kept = time.monotonic()
+        self._replayed: ReplayedSteps | None = None
         self._resume()
+        # A penalty changes between two epochs, and Adam counts its steps: neither can be recorded.
+        unchanging = type(self.method).penalty is Method.penalty and setup.optimizer == "sgd"
+        if setup.device == "cuda" and unchanging:
+            self._replayed = ReplayedSteps(
+                self.model, self.optimizer, images.train, images.train_labels, batch=setup.batch
+            )
 
     def one_epoch(self) -> None:
         """Train one epoch, let the method act, and write down what came of it."""
@@ -131,19 +164,8 @@ class _Run:
         generator = torch.Generator().manual_seed(1_000_003 * setup.seed + epoch)
         order = torch.randperm(size, generator=generator).to(setup.device)
         self.model.train()
-        loss_sum = torch.zeros((), device=setup.device)
-        correct = torch.zeros((), device=setup.device)
-        for start in range(0, size, setup.batch):
-            batch = order[start : start + setup.batch]
-            labels = images.train_labels[batch]
-            outputs = self.model(images.train[batch])
-            loss = nn.functional.cross_entropy(outputs, labels)
-            loss_sum += loss.detach() * len(batch)
-            correct += (outputs.argmax(1) == labels).sum()
-            penalty = self.method.penalty()
-            self.optimizer.zero_grad(set_to_none=True)
-            (loss if penalty is None else loss + penalty).backward()
-            self.optimizer.step()
+        steps = self._plain_steps if self._replayed is None else self._replayed.epoch
+        loss_sum, correct = steps(order)
         loss_mean = float(loss_sum) / size
         seconds = time.perf_counter() - started
         before = self._tested()
@@ -161,6 +183,30 @@ class _Run:
             row["change"] = change | {"test_accuracy": after["test_accuracy"]}
         self.epochs.append(row)
 
+    def _plain_steps(self, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on the images in this order; return the sum of the losses, and the correct ones."""
+        images, size = self.images, len(order)
+        loss_sum = torch.zeros((), device=self.setup.device)
+        correct = torch.zeros((), device=self.setup.device)
+        for start in range(0, size, self.setup.batch):
+            batch = order[start : start + self.setup.batch]
+            labels = images.train_labels[batch]
+            outputs = self.model(images.train[batch])
+            loss = nn.functional.cross_entropy(outputs, labels)
+            loss_sum += loss.detach() * len(batch)
+            correct += (outputs.argmax(1) == labels).sum()
+            penalty = self.method.penalty()
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss if penalty is None else loss + penalty).backward()
+            self.optimizer.step()
+        return loss_sum, correct
+
+    def is_due(self) -> bool:
+        """Tell whether the state of this epoch is to be written."""
+        own = self.setup.method == "unsplit" and len(self.epochs) in KEPT
+        waited = time.monotonic() - self._kept >= SECONDS_BETWEEN_STATES
+        return self.setup.device == "cpu" or own or waited
+
     def keep(self) -> None:
         """Write the state: over the run's last one, and beside it where other runs begin."""
         state = {
@@ -170,6 +216,7 @@ class _Run:
             "epochs": self.epochs,
             "shared": self.shared,
         }
+        self._kept = time.monotonic()
         self.states.mkdir(parents=True, exist_ok=True)
         _write(self.own, lambda path: torch.save(state, path))
         if self.setup.method == "unsplit" and len(self.epochs) in KEPT:
@@ -267,7 +314,8 @@ class _Run:
 def _optimizer(setup: Setup, model: nn.Module) -> torch.optim.Optimizer:
     parameters, decay = model.parameters(), setup.weight_decay
     if setup.optimizer == "sgd":
-        return torch.optim.SGD(parameters, setup.lr, setup.momentum, weight_decay=decay)
+        fused = {"fused": True} if setup.device == "cuda" else {}
+        return torch.optim.SGD(parameters, setup.lr, setup.momentum, weight_decay=decay, **fused)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[setup.optimizer]
     return kind(parameters, setup.lr, weight_decay=decay)
 
@@ -280,6 +328,7 @@ def _conditions(setup: Setup) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": setup.threads,
         "device": torch.cuda.get_device_name() if setup.device == "cuda" else platform.machine(),
+        "float32_products": torch.get_float32_matmul_precision(),  # "highest": without tf32
         "date": time.strftime("%Y-%m-%d"),
     }
 

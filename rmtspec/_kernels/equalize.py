@@ -1,4 +1,4 @@
-"""Kernels over the entries of a noise matrix: Sinkhorn's sweep, and random sign flips."""
+"""Kernels over the entries of a noise matrix: Sinkhorn's sweep, sign flips, sums of powers."""
 
 from typing import Any
 
@@ -21,17 +21,28 @@ def sweep(entries: Float64Array, inverse: Float64Array, x: Float64Array, y: Floa
     n, p = entries.shape
     change = 0.0
     y[:] = 0.0
-    for i in range(n):
-        total = 0.0
-        row = entries[i]
+    for i in range(0, n - n % 4, 4):  # four rows, whose sums need not wait for each other
+        a, b, c, d = entries[i], entries[i + 1], entries[i + 2], entries[i + 3]
+        of_a = of_b = of_c = of_d = 0.0
+        for j in range(p):
+            of_a += a[j] * a[j] * inverse[j]
+            of_b += b[j] * b[j] * inverse[j]
+            of_c += c[j] * c[j] * inverse[j]
+            of_d += d[j] * d[j] * inverse[j]
+        change = max(change, _set(x, i, of_a / p), _set(x, i + 1, of_b / p))
+        change = max(change, _set(x, i + 2, of_c / p), _set(x, i + 3, of_d / p))
+        per_a, per_b = 1.0 / (x[i] * n), 1.0 / (x[i + 1] * n)
+        per_c, per_d = 1.0 / (x[i + 2] * n), 1.0 / (x[i + 3] * n)
+        for j in range(p):
+            two = a[j] * a[j] * per_a + b[j] * b[j] * per_b
+            y[j] += two + (c[j] * c[j] * per_c + d[j] * d[j] * per_d)
+    for i in range(n - n % 4, n):
+        row, total = entries[i], 0.0
         for j in range(p):
             total += row[j] * row[j] * inverse[j]
-        total = max(total / p, _LEAST)
-        change = max(change, abs(total / x[i] - 1.0))
-        x[i] = total
-        factor = 1.0 / (total * n)
+        change = max(change, _set(x, i, total / p))
         for j in range(p):
-            y[j] += row[j] * row[j] * factor
+            y[j] += row[j] * row[j] / (x[i] * n)
     for j in range(p):
         y[j] = max(y[j], _LEAST)
         inverse[j] = 1.0 / y[j]
@@ -39,25 +50,55 @@ def sweep(entries: Float64Array, inverse: Float64Array, x: Float64Array, y: Floa
 
 
 @kernel
-def flip_signs(
-    entries: Float64Array,
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    words: NDArray[np.uint64],
-    out: NDArray[Any],
-) -> None:
-    """Write |entries[rows][:, columns]| with the signs that the bits of `words` give to `out`.
+def _set(x: Float64Array, i: int, value: float) -> Any:
+    """Set x_i, and return its relative change."""
+    before = x[i]
+    x[i] = max(value, _LEAST)
+    return abs(x[i] / before - 1.0)
 
-    Each row takes ``ceil(columns / 64)`` words.
+
+@kernel
+def flip_signs(
+    entries: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    kept: NDArray[np.float32],
+    words: NDArray[np.uint32],
+    out: NDArray[np.float32],
+) -> None:
+    """Write the absolute values of some rows, with the signs that the bits of `words` give.
+
+    `kept` is 1 for columns that are kept, 0 for those that become 0. Each row takes
+    ``ceil(columns / 32)`` words.
     """
-    taken = (len(columns) + 63) // 64
+    p = entries.shape[1]
+    taken = (p + 31) // 32
     for i in range(len(rows)):
         row = entries[rows[i]]
-        for j in range(len(columns)):
-            word = words[i * taken + j // 64]
-            value = abs(row[columns[j]])
-            negative = (word >> np.uint64(j % 64)) & np.uint64(1)
-            out[i, j] = -value if negative else value
+        for k in range(taken):
+            word, start = words[i * taken + k], 32 * k
+            for bit in range(min(32, p - start)):
+                sign = np.float32(1 - 2 * np.int32((word >> np.uint32(bit)) & np.uint32(1)))
+                out[i, start + bit] = abs(row[start + bit]) * (kept[start + bit] * sign)
+
+
+@kernel
+def power_sums(entries: NDArray[np.float32]) -> Any:
+    """Return the sums of squares, of cubes, and of sixth powers."""
+    squares = cubes = sixths = 0.0
+    for i in range(entries.shape[0]):
+        row = entries[i]
+        seconds = thirds = rest = 0.0
+        for j in range(len(row)):
+            value = np.float64(row[j])  # float() keeps single precision
+            square = value * value
+            cube = square * value
+            seconds += square
+            thirds += cube
+            rest += cube * cube
+        squares += seconds
+        cubes += thirds
+        sixths += rest
+    return squares, cubes, sixths
 
 
 @kernel
@@ -81,12 +122,12 @@ def top_eigenvalue(gram: NDArray[np.float32], vector: Float64Array, tolerance: f
                 following[i] += row[i] * weight
         alpha = 0.0
         for i in range(p):
-            alpha += float(following[i]) * float(current[i])
+            alpha += np.float64(following[i]) * np.float64(current[i])
         beta = betas[step - 1] if step else 0.0
         square = 0.0
         for i in range(p):
             following[i] -= np.float32(alpha) * current[i] + np.float32(beta) * before[i]
-            square += float(following[i]) ** 2
+            square += np.float64(following[i]) ** 2
         alphas[step] = alpha
         betas[step] = np.sqrt(square)
         stopped = betas[step] <= 1e-6 * alpha

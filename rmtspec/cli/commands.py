@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import printable
@@ -19,7 +20,9 @@ from rmtspec.cli.tables import show, show_costs
 from rmtspec.cli.wording import Command, in_flags, spoken
 from rmtspec.errors import FileError, InvalidValueError, OptionError
 
-_RULES = ("bema", "energy", "fraction")
+_RULES = ("bema", "noise", "gavish-donoho", "screenot", "energy", "fraction", "exact")
+#: Those of `rmtspec.fit_noise`.
+_MODELS = ("auto", "mp", "equalized", "signflip")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
 
@@ -32,9 +35,29 @@ class _FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _Gate(click.ParamType[Any]):
+    """noise, none or a number."""
+
+    name = "[noise|none|NUMBER]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "noise":
+            return value
+        if value == "none":
+            return None
+        with contextlib.suppress(ValueError):
+            if 0.0 < float(value) < 1.0:
+                return float(value)
+        expected = "noise, none, or a number in (0, 1)"
+        raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
+
+
 _PATH = _FilePath(path_type=Path)
-_RULE_HELP = "What decides the rank: the noise edge, a share of the squares, a share of the rank."
-_BULK_KEEP_HELP = "Share of the bulk to keep (rule bema)."
+_NOISE_HELP = "Model of the noise: one variance, or any variances of rows, columns and entries."
+_GATE_HELP = "Cut only noise-like bulks (noise), fits below a NUMBER, or any matrix (none)."
+_RULE_HELP = "What decides the rank: the noise edge, least error, a share, rounding."
+_BY_NOISE = "bema with the noise model mp, else noise"
+_BULK_KEEP_HELP = "Share of the bulk to keep (rules bema and noise)."
 _ALPHA_HELP, _BETA_HELP = "Share left out on each side.", "Chance of a spike in pure noise."
 _REPORT_HELP = "Write the {} to this file too, in the format of its suffix: .html, .csv or .json."
 _FOLDER_HELP = "Folder to write into; made if its parent exists."
@@ -49,6 +72,7 @@ _default = functools.partial(click.option, show_default=True)  # the help shows 
 _keep = click.option("--keep", type=float, help="Share to keep (rules energy and fraction).")
 _include = click.option("--include", metavar="RE", help="Only names that match this expression.")
 _exclude = click.option("--exclude", metavar="RE", help="No names that match this expression.")
+_rng = click.option("--rng", type=int, show_default="0", help="Seed of the sign flips.")
 _jobs = _default("--jobs", "n_jobs", type=int, default=1, help="Processes; -1: all cores.")
 _threads = click.option(
     "--threads", type=click.IntRange(min=1), help="BLAS threads of each; default: cores shared out."
@@ -77,7 +101,7 @@ def main() -> None:
 @click.option("--device", help="Compute on this torch device, such as cuda.")
 @_default("--alpha", default=0.2, help=_ALPHA_HELP)
 @_default("--beta", default=0.1, help=_BETA_HELP)
-@_default("--rule", type=click.Choice(_RULES), default="bema", help=_RULE_HELP)
+@click.option("--rule", type=click.Choice(_RULES), show_default=_BY_NOISE, help=_RULE_HELP)
 @_default("--bulk-keep", default=0.0, help=_BULK_KEEP_HELP)
 @_keep
 @_default(
@@ -86,6 +110,8 @@ def main() -> None:
 @click.option("--no-refine", is_flag=True, help="Fit once, spikes included.")
 @click.option("--fit-cutoff", "cutoff", type=float, help="Accept a fit by the paper's gamma.")
 @_default("--level", default=0.05, help="Accept a fit at this p-value.")
+@_default("--noise", type=click.Choice(_MODELS), default="mp", help=_NOISE_HELP)
+@_rng
 @_include
 @_exclude
 def analyze(
@@ -98,7 +124,8 @@ def analyze(
     PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder that holds an index and
     its shards, a single file, or .npy files. Only one matrix is in memory at a time.
     """
-    options = {**numbers, "refine": not no_refine}
+    options = {name: value for name, value in numbers.items() if value is not None}
+    options["refine"] = not no_refine
     from joblib import effective_n_jobs
 
     from rmtspec import checkpoint
@@ -124,7 +151,9 @@ def analyze(
         raise click.ClickException(spoken(nothing_in(path, skipped, selection.unmet)))
     if dry_run:
         processes = effective_n_jobs(n_jobs)
-        show_costs(costs.dry_run(listed, selection, n_jobs=processes, threads=threads))
+        how: dict[str, Any] = {"n_jobs": processes, "threads": threads}
+        both = [costs.dry_run(listed, selection, noise=noise, **how) for noise in ("mp", "auto")]
+        show_costs(both[numbers["noise"] != "mp"], both[numbers["noise"] == "mp"])
         return
     device = _usable(device)
     operations = costs.operations_of(chosen.values())
@@ -153,10 +182,11 @@ def analyze(
 @_default(
     "--as", "mode", type=click.Choice(["factors", "dense"]), default="factors", help=_MODE_HELP
 )
-@click.option("--rule", type=click.Choice(_RULES), show_default="bema", help=_RULE_HELP)
+@click.option("--rule", type=click.Choice(_RULES), show_default=_BY_NOISE, help=_RULE_HELP)
 @click.option("--bulk-keep", type=float, show_default="0.45", help=_BULK_KEEP_HELP)
 @_keep
-@click.option("--fit-cutoff", type=float, help="Keep matrices with a fit statistic above this.")
+@click.option("--gate", type=_Gate(), show_default="noise, without a plan", help=_GATE_HELP)
+@click.option("--fit-cutoff", type=float, help="Another spelling of --gate NUMBER.")
 @_include
 @_exclude
 @_default("--min-saving", default=0.0, help="Keep matrices that save less than this share.")
@@ -166,6 +196,13 @@ def analyze(
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing; OUT is optional.")
 @_jobs
 @_threads
+@click.option(
+    "--noise",
+    type=click.Choice(_MODELS),
+    show_default="auto if the gate is noise",
+    help=_NOISE_HELP,
+)
+@_rng
 @click.option("--alpha", type=float, show_default="0.2", help=_ALPHA_HELP)
 @click.option("--beta", type=float, show_default="0.1", help=_BETA_HELP)
 @click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
@@ -189,11 +226,15 @@ def prune(
     from rmtspec.runs.work_folder import is_finished, work_path
 
     given = {name: value for name, value in request.items() if value is not None}
+    if click.get_current_context().get_parameter_source("gate") is not ParameterSource.DEFAULT:
+        given["gate"] = request["gate"]  # None, for none, is a value
     given["ranks"] = _ranks(ranks)
     given["mode"] = {"factors": "split", "dense": "truncate"}[given["mode"]]
     if plan is not None:
         given["plan"] = Report.from_json(plan)
-    more = {name: given[name] for name in given if name in ("alpha", "beta", "keep")}
+    more = {
+        name: given[name] for name in given if name in ("alpha", "beta", "keep", "noise", "rng")
+    }
     asked = {name: value for name, value in given.items() if name not in more}
     selection = PlanOptions(**asked, more=more).selection()
     if out is not None and not is_finished(out):

@@ -19,7 +19,7 @@ def show(report: "Report") -> None:
     """Print the table of a report, the share of parameters kept, and what was skipped."""
     header, lines = report.cells()
     lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
-    table(header, lines, numeric=("spikes", "rank", "kept"))
+    table(header, lines, numeric=("spikes", "components", "rank", "kept"))
     click.echo(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
     for reason, names in grouped(report.skipped):
         click.echo(f"skipped {names}: {spoken(reason)}")
@@ -44,8 +44,11 @@ def table(
     console.print(shown)
 
 
-def show_costs(costs: "DryRun") -> None:
-    """Print what a scan would cost: a line for the matrices of each size, and the sums."""
+def show_costs(costs: "DryRun", other: "DryRun") -> None:
+    """Print what a scan would cost: a line for the matrices of each size, and the sums.
+
+    `other` is the same scan with the other noise model.
+    """
     header = ("matrices", "kind", "size", "dtype", "break-even", "operations", "time")
     lines = [
         (
@@ -63,7 +66,8 @@ def show_costs(costs: "DryRun") -> None:
     )
     click.echo(
         f"Estimated for this machine{several}: {duration(costs.seconds)}, "
-        f"{costs.memory / 1e9:.1f} GB of memory"
+        f"{costs.memory / 1e9:.1f} GB of memory; with --noise {other.noise} "
+        f"{duration(other.seconds)}, {other.memory / 1e9:.1f} GB"
     )
     for reason, names in grouped(costs.skipped):
         click.echo(f"to be skipped: {names}: {spoken(reason)}")

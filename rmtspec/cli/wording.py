@@ -13,7 +13,10 @@ from rmtspec.errors import OptionError, RmtspecError
 _NAMED = re.compile(r"`(\w+)(?:\[(.+?)\])?`")
 _PASSED = re.compile(r"\b(\w+)=(\S+)")
 #: Name and value of an option that differ between Python and the command.
-_PAIRS = {"mode='truncate'": "--as dense", "mode='split'": "--as factors"}
+_PAIRS = {
+    "mode='truncate'": "--as dense", "mode='split'": "--as factors", "gate=None": "--gate none",
+    "calibration= and budget=": "calibration and budget in Python",
+}  # fmt: skip
 
 
 class Command(click.Command):

@@ -84,7 +84,7 @@ class _Curves:
     @classmethod
     def measure(cls, model: nn.Module, digits: _Digits, report: Report) -> "_Curves":
         row = max(report.rows, key=lambda row: int(row["parameters_before"]))
-        plan = rt.plan(model)
+        plan = rt.plan(model, gate=None)  # its ranks are edited
         for other in plan.rows:
             other["action"] = "split" if other["name"] == row["name"] else "keep"
 
@@ -102,7 +102,7 @@ class _Curves:
         free, aware = (_enough(rights, floor) for rights in (self.data_free, self.data_aware))
         return (
             f"Only {self.row['name']} split: within one standard error of the trained network "
-            f"{free}\n(with calibration {aware}). Its spectrum has {self.row['n_spikes']} spikes.\n"
+            f"{free}\n(with calibration {aware}). {self.row['n_components']} exceed its noise.\n"
         )
 
     def draw(self) -> "Figure":
@@ -119,8 +119,8 @@ class _Curves:
             ax.plot(_RANKS, share, style, color=colour, markersize=5, label=label)
         dense = points * self.dense
         ax.axhline(dense, color="#333333", linestyle=":", label=f"as trained, {dense:.1f} %")
-        if spikes := self.row["n_spikes"]:
-            ax.axvline(spikes, color="#aa3377", linestyle="-.", label=f"spikes: {spikes}")
+        if count := self.row["n_components"]:
+            ax.axvline(count, color="#aa3377", linestyle="-.", label=f"components: {count}")
         ax.set_xscale("log")
         ax.set_xticks([1, 2, 5, 10, 20, 50, 100])
         ax.xaxis.set_major_formatter("{x:g}")
@@ -148,7 +148,7 @@ def network_part(folder: Path, tell: Callable[[str], object], *, epochs: int) ->
         tell(f"3. A trained network: {'-'.join(map(str, _DIMS))}, {sizes}")
         model = _trained(digits, epochs)
         tell(f"Trained for {epochs} epochs: {digits.share(digits.right(model))} correct.")
-        analysis = rt.analyze(model)
+        analysis = rt.analyze(model, noise="auto")  # as the pruning does
         tell(f"{analysis!r}")
         tell("Pruning keeps the last layer: it is too small to judge. The counts include biases.\n")
         table, small, report = _pruned(model, digits)

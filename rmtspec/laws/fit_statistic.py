@@ -176,6 +176,7 @@ def _table() -> tuple[Float64Array, Float64Array]:
         return stored["coefficients"].astype(np.float64), stored["ratios"].astype(np.float64)
 
 
+@functools.lru_cache(maxsize=1024)
 def _points(pairing: int, ratio: float, share: float, p: int) -> Float64Array:
     """Return the increasing quantiles of p s at `LEVELS`."""
     coefficients, ratios = _table()
@@ -189,6 +190,7 @@ def _points(pairing: int, ratio: float, share: float, p: int) -> Float64Array:
         points = points + _slope(mixed) * math.log(p / LARGEST)
     points = np.maximum(np.maximum.accumulate(points), _LEAST)
     result: Float64Array = points + 1e-12 * np.arange(points.size)
+    result.flags.writeable = False
     return result
 
 

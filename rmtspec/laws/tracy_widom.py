@@ -12,6 +12,7 @@ hundred exceeds
 2.961
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -177,3 +178,9 @@ class TracyWidom(Law):
             t = x * series.scale
         log_tail, slope = series.log_tail(t)
         return t < CENTRE, log_tail, slope * series.scale
+
+
+@functools.lru_cache(maxsize=256)
+def upper_quantile(beta: float) -> float:
+    """Return the value that the Tracy-Widom law of real matrices exceeds with chance `beta`."""
+    return float(TracyWidom(1).isf(beta))

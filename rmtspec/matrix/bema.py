@@ -15,7 +15,7 @@ from rmtspec._records import plain
 from rmtspec._text import aligned
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.matrix.window import Window, bulk_window, statistic
 from rmtspec.terms import Why
@@ -183,7 +183,7 @@ def bema(
     check_spectrum(spec)
     alpha, beta = check_levels(alpha, beta, quantiles)
 
-    margin = TracyWidom(1).isf(beta)
+    margin = upper_quantile(beta)
     fit = partial(_fit, spec, alpha=alpha, beta=beta, margin=margin, quantiles=quantiles)
     plain_fit = fit(0)
     if plain_fit is None:

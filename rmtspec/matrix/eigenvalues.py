@@ -85,6 +85,14 @@ def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
     return _gram(array.T if wide else array, wide)[0], wide
 
 
+def check_finite(array: Matrix) -> None:
+    """Raise if an entry is nan or infinite, naming the first of them."""
+    wide = array.shape[0] < array.shape[1]
+    tall = array.T if wide else array
+    if not all(np.isfinite(block).all() for _, block in blocks(tall)):
+        _raise_not_finite(tall, wide)
+
+
 def blocks(tall: Matrix) -> Iterator[tuple[int, Float64Array]]:
     """Yield (first row, rows as contiguous float64), one block in memory at a time."""
     step = _block_rows(tall)
@@ -179,6 +187,7 @@ def _fourths(block: Float64Array) -> float:
     for start in range(0, len(lines), step):
         squares = np.square(lines[start : start + step])
         total += float(np.einsum("ij,ij->", squares, squares))
+        del squares  # before the next ones are made
     return total
 
 
@@ -227,8 +236,9 @@ def _svd_squares(tall: Matrix) -> Float64Array:
 
 
 def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
-    for column in range(gram.shape[1]):  # in Fortran order a column is contiguous
-        gram[column + 1 :, column] = gram[column, column + 1 :]
+    if not hasattr(eigensolver, "gram"):  # what that returns has both triangles
+        for column in range(gram.shape[1]):  # in Fortran order a column is contiguous
+            gram[column + 1 :, column] = gram[column, column + 1 :]
     values = np.asarray(eigensolver(gram), dtype=np.float64)
     finite = np.isfinite(values).all()
     if values.shape != (gram.shape[0],) or not finite:

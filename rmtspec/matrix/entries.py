@@ -68,8 +68,8 @@ class Entries:
             part = np.ascontiguousarray(block if whole else block[:, self.columns])
             del block  # before a copy of it is made
             if scales is not None:
-                part = part / scales.rows[start : start + len(part), None]
-                part /= scales.columns
+                part = part * (1.0 / scales.rows[start : start + len(part), None])
+                part *= 1.0 / scales.columns
             yield start, part
             del part
 

@@ -41,7 +41,7 @@ class FlipTest:
     quantiles: Float64Array
 
 
-def flip_test(bulk: Float64Array, residual: NDArray[np.floating], n: int, seed: int) -> FlipTest:
+def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: int) -> FlipTest:
     """Compare the eigenvalues of a bulk with those of sign flips of its residual.
 
     Parameters
@@ -57,20 +57,24 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.floating], n: int, seed: 
 
     Notes
     -----
-    Each flip leaves out k random rows and columns. All spectra are scaled to the others by least
-    squares over the window of `rmtspec.bema`, so that only their shapes are compared.
+    Each flip leaves out k random rows and columns. All spectra are scaled to one size over the
+    window of `rmtspec.bema`, and each to the others by least squares there, so that only their
+    shapes are compared.
     """
     p = residual.shape[1]
     k = p - bulk.size
     generator = np.random.default_rng([seed, k, N_FLIPS])
-    made = [flipped_spectrum(flip) / n for flip in flips(residual, k, N_FLIPS, generator)]
+    draws = flips(residual, k, N_FLIPS, generator)
+    made = [flipped_spectrum(flip, bulk.size) / n for flip in draws]
     spectra = np.vstack([bulk, *made])
     window = bulk_window(bulk.size, ALPHA)
     if window.n_ranks == 0:
         return FlipTest(math.nan, math.nan, informative=False, quantiles=spectra[1:].mean(axis=0))
     mean = spectra[1:].mean(axis=0)
     spread = float(np.abs(spectra[1:] - mean).max())
-    distances = np.array([_distance(spectra, i, window) for i in range(len(spectra))])
+    sizes = np.linalg.norm(spectra[:, window.first - 1 : window.last], axis=1)
+    shapes = spectra / np.where(sizes > 0.0, sizes, 1.0)[:, None]
+    distances = np.array([_distance(shapes, i, window) for i in range(len(shapes))])
     further = int(np.count_nonzero(distances[1:] >= distances[0]))
     return FlipTest(
         pvalue=(1 + further) / (N_FLIPS + 1),

@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
+from rmtspec._kernels.equalize import power_sums
 from rmtspec.errors import InvalidOptionError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.bema import BulkFit, bema, edge_width
 from rmtspec.matrix.entries import Entries
 from rmtspec.matrix.fit_test import FitTest, fit_test
@@ -25,7 +26,7 @@ from rmtspec.matrix.noise_fit import (
     settled_without_test,
 )
 from rmtspec.matrix.screen import screen
-from rmtspec.matrix.separation import LEAST_BULK, Separation, Separator
+from rmtspec.matrix.separation import HIGH, LEAST_BULK, LOW, Separation, Separator
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.matrix.thresholds import FlipThreshold, LawThreshold, Model
 from rmtspec.matrix.window import bulk_window, statistic
@@ -123,8 +124,9 @@ def noise_of(array: NDArray[Any], model: str, beta: float, seed: int) -> NoiseFi
     fit = case.fit("equalized")
     if fit.exact or not (fit.law_pvalue < LAW_LEVEL or fit.law is None):
         return fit
-    why = Why.LAW_FAILS.words(pvalue=fit.law_pvalue)
-    return case.fit("signflip", why if fit.law is not None else fit.reason)
+    why = Why.LAW_FAILS.words(pvalue=fit.law_pvalue) if fit.law is not None else fit.reason
+    del fit  # which holds what is left of the matrix
+    return case.fit("signflip", why)
 
 
 class _Case:
@@ -158,11 +160,12 @@ class _Case:
             components_high=undefined if k is None else outcome.high,
             threshold=outcome.threshold / n, row_scales=rows, column_scales=columns,
             spectrum=spec, law=law, energy_share=outcome.energy_share, model=model,
-            why_model=why, rounds=outcome.rounds, absorbed_rows=_absorbed(rows),
-            absorbed_columns=_absorbed(columns), beta=beta, rng=seed,
+            why_model=why, rounds=outcome.rounds,
+            absorbed_rows=() if outcome.exact else _absorbed(rows),
+            absorbed_columns=() if outcome.exact else _absorbed(columns), beta=beta, rng=seed,
             note="" if settled else _note(outcome),
-            exact=outcome.exact, law_pvalue=pvalue, law_distance=distance, _settled=settled,
-            _bulk=bulk,
+            exact=outcome.exact, law_pvalue=pvalue, law_distance=distance, doubt="",
+            settled=settled, bulk=bulk,
         )  # fmt: skip
 
     def _scales(self, outcome: Separation) -> tuple[Float64Array, Float64Array]:
@@ -224,15 +227,25 @@ def plain_noise(
     rows, columns = spec.shape
     total = float(spec.eigenvalues.sum())
     return NoiseFit(
-        n_components=fit.n_spikes, at_least=fit.n_plain, components_low=_moved(spec, fit, 0.01),
-        components_high=_moved(spec, fit, 0.5), threshold=fit.threshold,
+        n_components=fit.n_spikes, at_least=fit.n_plain, components_low=_lower(spec, fit),
+        components_high=_moved(spec, fit, HIGH), threshold=fit.threshold,
         row_scales=np.ones(rows), column_scales=np.ones(columns), spectrum=spec, law=fit.law,
         energy_share=float(fit.spikes.sum()) / total if total else math.nan, model="mp",
         why_model=why, rounds=fit.iterations, absorbed_rows=(), absorbed_columns=(), beta=beta,
         rng=seed, note=fit.note, exact=False, law_pvalue=test.pvalue,
-        law_distance=test.statistic, _settled=settled,
-        _bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
+        law_distance=test.statistic, doubt=doubt, settled=settled,
+        bulk=Bulk(spec.eigenvalues, None, spec.n, seed),
     )  # fmt: skip
+
+
+def _lower(spec: Spectrum, fit: BulkFit) -> int:
+    """Return the number of spikes at the level 0.01.
+
+    Where spikes were removed it takes a fit of its own: noise among them stays above any threshold.
+    """
+    if not fit.n_removed or fit.beta <= LOW:
+        return _moved(spec, fit, LOW)
+    return min(fit.n_spikes, bema(spec, fit.alpha, LOW, quantiles=fit.quantiles).n_spikes)
 
 
 def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:
@@ -240,7 +253,7 @@ def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:
     if fit.law is None:
         return fit.n_spikes  # nan
     n, p = fit.n - fit.n_removed, fit.p - fit.n_removed
-    margin = TracyWidom(1).isf(level) * edge_width(n, p)
+    margin = upper_quantile(level) * edge_width(n, p)
     threshold = fit.bulk_edge + fit.law.variance * margin
     return spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
 
@@ -269,14 +282,6 @@ def _note(outcome: Separation) -> str:
 
 def _is_skewed(residual: NDArray[np.float32]) -> bool:
     """Tell whether the sum of cubes is too large for symmetric entries, whatever their tails."""
-    cubes = sixths = squares = 0.0
-    for row in residual:
-        wide = row.astype(np.float64)
-        square = wide * wide
-        cube = square * wide
-        squares += float(square.sum())
-        cubes += float(cube.sum())
-        sixths += float(np.vdot(cube, cube))
-    size = residual.size
-    skewness = abs(cubes / size) / (squares / size) ** 1.5
-    return skewness > _SKEWED and abs(cubes) > 4.0 * math.sqrt(sixths)
+    squares, cubes, sixths = power_sums(residual)
+    skewness = abs(cubes / residual.size) / (squares / residual.size) ** 1.5
+    return bool(skewness > _SKEWED and abs(cubes) > 4.0 * math.sqrt(sixths))

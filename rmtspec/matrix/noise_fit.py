@@ -22,7 +22,8 @@ LAW_LEVEL = 0.05
 _LEVEL, _DISTANCE = 0.05, 0.008
 _FEW_ENTRIES = 8
 _FIELDS = (
-    "n_components", "at_least", "components_low", "components_high", "verdict", "reason",
+    "n_components", "at_least", "components_low", "components_high", "count_is_safe", "verdict",
+    "reason",
     "bulk_pvalue", "bulk_ks", "model", "why_model", "threshold", "energy_share", "beta", "rng",
     "rounds", "n", "p", "absorbed_rows", "absorbed_columns", "note",
 )  # fmt: skip
@@ -38,6 +39,13 @@ class Bulk:
         self._test: FlipTest | None = None
         if residual is not None:
             self._given = eigenvalues, residual, n, seed
+
+    @classmethod
+    def tested(cls, test: FlipTest | None) -> "Bulk":
+        """Return a bulk whose flip test was made before."""
+        bulk = cls(np.empty(0), None, 0, 0)
+        bulk._test = test
+        return bulk
 
     @property
     def test(self) -> FlipTest | None:
@@ -93,6 +101,13 @@ class NoiseFit:
         Whether only rounding is left beyond a low rank.
     law_pvalue, law_distance : float
         The fit test of the shape of `law` on the bulk; nan if there is none.
+    doubt : str
+        Why the count of the model "mp" has not its stated level; empty if nothing speaks against
+        it, and for the other models.
+    settled : tuple of (Verdict, str), or None
+        Verdict and reason where they do not depend on a test of the bulk.
+    bulk : Bulk
+        What is left of the matrix, for the flip test.
     """
 
     n_components: int
@@ -116,8 +131,9 @@ class NoiseFit:
     exact: bool
     law_pvalue: float
     law_distance: float
-    _settled: tuple[Verdict, str] | None  # without a test of the bulk
-    _bulk: Bulk
+    doubt: str
+    settled: tuple[Verdict, str] | None
+    bulk: Bulk
 
     @property
     def n(self) -> int:
@@ -148,34 +164,48 @@ class NoiseFit:
         return self._judgement[0]
 
     @property
+    def count_is_safe(self) -> bool:
+        """Whether the count has its stated level, as far as the entries tell.
+
+        Always for the models "equalized" and "signflip"; for "mp" only where the entries look like
+        noise of one variance with light tails (see `verdict` and `reason` otherwise).
+        """
+        return self.model != "mp" or not self.doubt
+
+    @property
     def reason(self) -> str:
         """Why the verdict is what it is."""
         return self._judgement[1]
 
     @property
+    def flip_test(self) -> FlipTest | None:
+        """The flip test of the bulk, made when it is first read; None if there is none."""
+        return self.bulk.test
+
+    @property
     def flip_quantiles(self) -> Float64Array | None:
         """Mean sorted eigenvalues of the sign flips of the bulk, shape (p - n_components,)."""
-        test = self._bulk.test
+        test = self.bulk.test
         return None if test is None else test.quantiles
 
     @property
     def _tested(self) -> tuple[float, float]:
         if self.model == "mp":
             return self.law_pvalue, self.law_distance
-        test = self._bulk.test
+        test = self.bulk.test
         return (math.nan, math.nan) if test is None else (test.pvalue, test.distance)
 
     @property
     def _judgement(self) -> tuple[Verdict, str]:
-        if self._settled is not None:
-            return self._settled
+        if self.settled is not None:
+            return self.settled
         k, p = self.n_components, self.p
         if self.law_pvalue >= LAW_LEVEL:
             agrees, words = True, Why.LAW_FITS.words(pvalue=self.law_pvalue)
         elif self.model == "mp":
             agrees, words = False, Why.LAW_FAILS.words(pvalue=self.law_pvalue)
         else:
-            test = self._bulk.test
+            test = self.bulk.test
             if test is None or not test.informative:
                 return Verdict.CANNOT_TELL, Why.FLIPS_TELL_NOTHING.words()
             agrees = test.pvalue > _LEVEL or test.distance <= _DISTANCE

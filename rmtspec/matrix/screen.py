@@ -39,7 +39,8 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
     kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p, variance))
     if kurtosis > 3.0 + _KURTOSIS + _FAR * error:
         return Why.HEAVY_TAILS.words(kurtosis=kurtosis)
-    tall = spec.shape[0] >= spec.shape[1]
+    live = spec.shape[0] - spec.dropped_rows, spec.shape[1] - spec.dropped_columns
+    tall = live[0] > live[1] or (live[0] == live[1] and spec.shape[0] >= spec.shape[1])
     sides = (("rows", moments.row_dispersion, n, p), ("columns", moments.column_dispersion, p, n))
     for name, dispersion, count, length in sides:
         expected = _expected(components, count, length, variance=variance, kurtosis=kurtosis)

@@ -24,6 +24,9 @@ _MAX_ROUNDS = 30
 _TIE = 2e-6
 #: Values taken as components before the next round must exceed a bound on the noise by this factor.
 _MARGIN = 1.05
+#: The level of the lower end of the interval of the count, and of its upper end.
+LOW, HIGH = 0.01, 0.5
+_NOTHING = np.empty((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +42,7 @@ class Separation:
     at_least : int
         That of the first round.
     low, high : int
-        The counts at the levels 0.01 and 0.5 in the last round.
+        The count at the level 0.01, and that at 0.5 in the last round.
     threshold : float
         For s^2, in the last round.
     scales : Scales
@@ -84,7 +87,6 @@ class Separator:
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
-        self._start = starting_scales(entries)
         self._first: tuple[Scales, Eigensystem] | None = None
         self.numerical_rank = entries.p
         self.least_bulk = min(LEAST_BULK, (entries.p + 1) // 2)
@@ -92,36 +94,46 @@ class Separator:
     def separate(self, model: Model, beta: float) -> Separation:
         """Count the components at level `beta`."""
         entries = self._entries
-        scales, left_over = self._start, None
+        scales, system = self._first_round()
         k = at_least = 0
+        parted = False  # whether a round at the lower level would have removed fewer
         for number in range(1, _MAX_ROUNDS + 1):
-            scales, system = self._equalized(scales, left_over)
             spectrum = self._spectrum(system)
-            left_over, share = None, 0.0
+            seen, share = None, 0.0
             if model.uses_residual:
-                left_over, share = residual(entries, scales, system, k)
-            seen = np.empty((0, 0)) if left_over is None else left_over
+                seen, share = residual(entries, scales, system, k, dtype=np.float32)
             exact = spectrum.rounding_variance >= 1.0
-            at = model.threshold(system.squares, entries.n, k, seen)
+            at = model.threshold(system.squares, entries.n, k, _NOTHING if seen is None else seen)
             count = _above(system.squares, at(beta))
             if number == 1:
                 at_least = count
-            settled, seen = count <= k, np.empty((0, 0))
+            settled = count <= k
             gone = not settled and entries.p - count < self.least_bulk
             if settled or gone or exact or number == _MAX_ROUNDS:
                 break
-            while count > k:
-                k, left_over = count, None  # freed before the next one is made
-                left_over, share = residual(entries, scales, system, k)
-                count = min(_beyond(system.squares, left_over, k), entries.p - self.least_bulk)
+            parted = parted or _above(system.squares, at(LOW)) < count
+            seen = None  # freed before the next one is made, as is all that is large here
+            k, left_over = self._removed(scales, system, count)
+            exact = k >= self.numerical_rank
+            if exact:  # what is left is rounding, which must not be scaled up
+                break
+            system.forget()
+            scales = self._rescaled(scales, left_over)
+            del left_over
+            system = Eigensystem(entries, scales)
         lost = gone or exact
-        if left_over is None and not lost:
-            left_over, share = residual(entries, scales, system, k)
+        low = k if beta >= LOW else _moved(system, at, k, (beta, LOW))
+        if parted and not lost:
+            seen = None
+            system.forget()
+            fewer = self.separate(model, LOW).n_components
+            low = k if fewer is None else min(k, fewer)
+        if seen is None and not lost:
+            seen, share = residual(entries, scales, system, k, dtype=np.float32)
         return Separation(
             n_components=None if lost else k, count=count, at_least=at_least,
-            low=_moved(system, at, k, (beta, 0.01)), high=_moved(system, at, k, (beta, 0.5)),
-            threshold=at(beta), scales=scales, spectrum=spectrum,
-            residual=None if lost or left_over is None else left_over.astype(np.float32),
+            low=low, high=_moved(system, at, k, (beta, HIGH)), threshold=at(beta),
+            scales=scales, spectrum=spectrum, residual=None if lost else seen,
             energy_share=np.nan if lost else share, rounds=number, settled=settled or lost,
             exact=exact,
         )  # fmt: skip
@@ -131,23 +143,33 @@ class Separator:
             system.eigenvalues, shape=self._entries.shape, dtype=self._entries.dtype
         )
 
-    def _equalized(
-        self, scales: Scales, left_over: Float64Array | None
-    ) -> tuple[Scales, Eigensystem]:
-        """Return the scales that equalize what is left, and the matrix so scaled, decomposed."""
-        if left_over is not None and self._first is not None:
-            step = sinkhorn(left_over)
-            now = Scales(scales.rows * step.rows, scales.columns * step.columns)
-            now = even(guarded(now, self._first[0]))
-            return now, Eigensystem(self._entries, now)
+    def _first_round(self) -> tuple[Scales, Eigensystem]:
+        """Return the scales that equalize the matrix, and the matrix so scaled, decomposed."""
         if self._first is None:
-            whole = np.vstack([block for _, block in self._entries.blocks(scales)])
+            start = starting_scales(self._entries)
+            whole = np.vstack([block for _, block in self._entries.blocks(start)])
             step = sinkhorn(whole)
             del whole
-            now = even(Scales(scales.rows * step.rows, scales.columns * step.columns))
-            self._first = now, Eigensystem(self._entries, now)
+            scales = even(Scales(start.rows * step.rows, start.columns * step.columns))
+            self._first = scales, Eigensystem(self._entries, scales)
             self.numerical_rank = self._spectrum(self._first[1]).numerical_rank
         return self._first
+
+    def _removed(self, scales: Scales, system: Eigensystem, count: int) -> tuple[int, Float64Array]:
+        """Return how many components are removed, at least `count`, and what is left."""
+        most = self._entries.p - self.least_bulk
+        while True:
+            k, left_over = count, residual(self._entries, scales, system, count)[0]
+            count = min(_beyond(system.squares, left_over, k), most)
+            if count <= k:
+                return k, left_over
+            del left_over  # before the next one is made
+
+    def _rescaled(self, scales: Scales, left_over: Float64Array) -> Scales:
+        """Return the scales that equalize what is left, itself divided by `scales`."""
+        step = sinkhorn(left_over)
+        now = Scales(scales.rows * step.rows, scales.columns * step.columns)
+        return even(guarded(now, self._first_round()[0]))
 
 
 def _above(squares: Float64Array, threshold: float) -> int:

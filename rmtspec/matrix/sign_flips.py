@@ -7,7 +7,6 @@ law, whatever the variance of each entry and however heavy its tails (Hong, Shen
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,37 +44,45 @@ def prediction_factor(draws: int, beta: float) -> float:
 
 def simulated_factor(draws: int, beta: float, *, seed: int = 0) -> float:
     """Return the prediction factor from simulated sets of Tracy-Widom draws."""
+    return float(np.quantile(_ratios(draws, seed), 1.0 - beta))
+
+
+@functools.lru_cache(maxsize=4)
+def _ratios(draws: int, seed: int) -> Float64Array:
+    """Return how far one more draw is from the mean of the others, in their deviations."""
     generator = np.random.default_rng(seed)
     levels = (np.arange(1 << 16) + 0.5) / (1 << 16)
     table = TracyWidom(1).ppf(levels)
     values = np.interp(generator.random((_SIMULATED, draws + 1)), levels, table)
     before, after = values[:, :draws], values[:, draws]
-    ratios = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
-    return float(np.quantile(ratios, 1.0 - beta))
+    ratios: Float64Array = (after - before.mean(axis=1)) / before.std(axis=1, ddof=1)
+    return ratios
 
 
 def flips(
-    residual: NDArray[Any], k: int, draws: int, generator: np.random.Generator
+    residual: Float32Array, k: int, draws: int, generator: np.random.Generator
 ) -> Iterator[Float32Array]:
-    """Yield `residual`, of shape (n, p), without k random rows and columns and with random signs.
+    """Yield `residual`, of shape (n, p), with random signs, without k random rows and columns.
 
-    All are in one buffer: use each before the next one is made.
+    The columns are zeros, which leave the other singular values as they are. All flips are in one
+    buffer: use each before the next one is made.
     """
     n, p = residual.shape
-    out = np.empty((n - k, p - k), dtype=np.float32)
-    words = (n - k) * -(-(p - k) // 64)
+    out = np.empty((n - k, p), dtype=np.float32)
+    words = (n - k) * -(-p // 32)
     for _ in range(draws):
         rows, columns = _without(k, n, generator), _without(k, p, generator)
-        bits = generator.integers(0, 1 << 64, words, dtype=np.uint64)
-        flip_signs(residual, rows, columns, bits, out=out)
+        bits = generator.integers(0, 1 << 32, words, dtype=np.uint32)
+        flip_signs(residual, np.flatnonzero(rows), columns, bits, out=out)
         yield out
 
 
-def _without(k: int, size: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Return the indices 0 to size - 1 without k random ones."""
-    kept = np.ones(size, dtype=np.bool_)
-    kept[generator.choice(size, k, replace=False, shuffle=False)] = False
-    return np.flatnonzero(kept)
+def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
+    """Return `size` ones, of which k random ones are 0."""
+    kept = np.ones(size, dtype=np.float32)
+    if k:
+        kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
+    return kept
 
 
 def largest_square(matrix: Float32Array) -> float:
@@ -87,8 +94,7 @@ def largest_square(matrix: Float32Array) -> float:
     from scipy.linalg import eigvalsh_tridiagonal
 
     n, p = matrix.shape
-    start: Any = np.random.default_rng(0).standard_normal(p)
-    start /= np.linalg.norm(start)
+    start = _start(p)
     if p <= _SMALL or n >= _TALL * p:
         return float(top_eigenvalue(matrix.T @ matrix, start, _SETTLED))
     vector = start.astype(np.float32)
@@ -122,14 +128,28 @@ def largest_square(matrix: Float32Array) -> float:
     return float(values[-1])
 
 
-def flipped_spectrum(matrix: Float32Array) -> Float64Array:
-    """Return the squares of all singular values of a flip, ascending."""
+@functools.lru_cache(maxsize=8)
+def _start(p: int) -> Float64Array:
+    """Return a random unit vector, always the same."""
+    vector: Float64Array = np.random.default_rng(0).standard_normal(p)
+    vector /= np.linalg.norm(vector)
+    vector.setflags(write=False)
+    return vector
+
+
+def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
+    """Return the squares of the `size` largest singular values of a flip, ascending."""
     from scipy.linalg import LinAlgError, eigvalsh
 
     gram = matrix.T @ matrix
+    kept = gram.diagonal() > 0.0
+    if not kept.all():
+        gram = gram[np.ix_(kept, kept)]
     try:
         values = eigvalsh(gram, check_finite=False, overwrite_a=True)
     except LinAlgError:  # the float32 solver failed
-        wide = matrix.astype(np.float64)
+        wide = matrix[:, kept].astype(np.float64)
         values = eigvalsh(wide.T @ wide, check_finite=False)
-    return np.maximum(np.asarray(values, dtype=np.float64), 0.0)
+    squares = np.zeros(size)
+    squares[size - len(values) :] = np.maximum(values, 0.0)
+    return squares

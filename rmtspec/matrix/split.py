@@ -13,6 +13,8 @@ from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.eigenvalues import blocks, gram_matrix
+from rmtspec.matrix.shrinkage import check_rank, check_shrink, noise_shape, shrunk
+from rmtspec.matrix.spiked_model import residual_variance
 
 #: Share of its mean diagonal added to an input moment (which is often rank-deficient).
 _RIDGE = 1e-3
@@ -37,7 +39,8 @@ class SplitFactors:
     rank : int
         Number of singular values kept.
     singular_values : ndarray of shape (rank,)
-        The singular values kept, descending; with an input moment C, those of W C^(1/2).
+        The singular values kept, descending; with an input moment C, those of W C^(1/2); with
+        shrinkage, those of the product, which may be 0.
     error : float
         ||W - outer @ inner|| / ||W|| in the Frobenius norm, for the factors as returned: it
         includes rounding to their dtype wherever that matters.
@@ -45,6 +48,10 @@ class SplitFactors:
         The share of ||W||^2 left out, the square of `error`.
     output_error : float
         ||(W - outer @ inner) C^(1/2)|| / ||W C^(1/2)|| with an input moment C, else nan.
+    shrink : str or None
+        The norm of the shrinkage, as given.
+    noise_variance : float
+        Variance of the noise that the shrinkage assumed, else nan.
     """
 
     outer: NDArray[Any]
@@ -54,9 +61,12 @@ class SplitFactors:
     error: float
     discarded_energy: float
     output_error: float
+    shrink: str | None = None
+    noise_variance: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return sizes, errors and singular values as JSON-ready values, without the factors."""
+        shrinkage = {"shrink": self.shrink, "noise_variance": self.noise_variance}
         return {
             "rank": self.rank,
             "rows": self.outer.shape[0],
@@ -67,6 +77,7 @@ class SplitFactors:
             "discarded_energy": self.discarded_energy,
             "output_error": None if math.isnan(self.output_error) else self.output_error,
             "singular_values": self.singular_values.tolist(),
+            **(shrinkage if self.shrink else {}),
         }
 
     def __repr__(self) -> str:
@@ -79,16 +90,28 @@ class SplitFactors:
         ]
         if not math.isnan(self.output_error):
             pairs.append(("output error", self.output_error))
+        if self.shrink:
+            pairs.append(
+                ("shrunk", f"{self.shrink} norm, noise variance {self.noise_variance:.6g}")
+            )
         return aligned("SplitFactors", pairs)
 
 
-def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> SplitFactors:
+def split(
+    W: ArrayLike,
+    rank: Any,
+    *,
+    input_moment: ArrayLike | None = None,
+    shrink: str | None = None,
+    noise_variance: float | None = None,
+) -> SplitFactors:
     """Split a matrix into two factors of the given rank (the paper, section 4.2, step 9).
 
     The result is the best approximation of that rank in the Frobenius norm: W V V^T, where V are
     the leading `rank` right singular vectors (or U U^T W from the smaller side). Only these vectors
     are computed, from the smaller Gram matrix; the projection makes the result insensitive to the
     rounding of the Gram matrix. With `input_moment`, the error of the output is minimised instead.
+    With `shrink`, the product is brought near to the signal in the matrix, not to the matrix.
 
     Parameters
     ----------
@@ -99,6 +122,17 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     input_moment : array_like of shape (columns, columns), optional
         Second moment C = X X^T / count of the inputs (X of shape (columns, count)). Then
         ||(W - W') C^(1/2)|| is minimised, with C regularised by 0.1 % of its mean diagonal.
+    shrink : {"frobenius", "operator", "nuclear"}, optional
+        Noise makes singular values too large and turns their vectors. With `shrink`, each kept
+        value is lowered to the one that brings the product nearest to the signal in that norm,
+        where the signal has rank `rank` and the noise is white [1]_ [2]_. Values that do not stand
+        beyond the edge of the noise become 0, and so do their column and row; `rank` stays. Not
+        together with `input_moment`. The errors of the result remain those against `W`, and grow.
+    noise_variance : float, optional
+        Variance of the noise entries, for `shrink`. By default it is estimated from the energy that
+        the split leaves out, as in `rmtspec.noise_variance`, which takes a rank below the smaller
+        side. Where entries differ in variance, it is the mean, and the values are lowered by less
+        than would be best.
 
     Returns
     -------
@@ -110,7 +144,15 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
         `W` is not a real matrix, or `rank` is not a whole number.
     InvalidValueError
         `W` has nan or inf, the rank is below 1 or above the smaller side, or the moment has the
-        wrong shape, is not symmetric, or has directions of negative weight.
+        wrong shape, is not symmetric, or has directions of negative weight; or the options do not
+        go together.
+
+    References
+    ----------
+    .. [1] M. Gavish, D. L. Donoho, Optimal shrinkage of singular values, IEEE Trans. Inf. Theory 63
+       (2017).
+    .. [2] W. Leeb, Optimal singular value shrinkage for operator norm loss: extending to non-square
+       matrices, Stat. Probab. Lett. 186 (2022).
 
     Examples
     --------
@@ -124,7 +166,9 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     """
     from scipy.linalg import solve_triangular
 
+    check_shrink(shrink, noise_variance, input_moment)
     array = _checks.matrix(W)
+    variance = math.nan
     hint = f"`W` is {array.shape[0]} x {array.shape[1]}. Rank 0 means that no signal was found: "
     hint += "leave the matrix as it is."
     k = _checks.integer(rank, "rank", 1, min(array.shape), hint=hint)
@@ -133,6 +177,12 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
         outer, inner, singular, energy = _leading(array, k)
         moment = None
         discarded = 1.0 - float(np.sum(np.square(singular))) / energy if energy else 0.0
+        if shrink is not None and energy:
+            observed = _Unshrunk(
+                array=array, outer=outer, inner=inner, singular=singular, energy=energy
+            )
+            outer, inner, singular, variance = _shrunk(observed, shrink, noise_variance)
+            discarded += float(np.sum(np.square(observed.singular - singular))) / energy
     else:
         moment = _moment(input_moment, array.shape[1])
         root = _root(moment)
@@ -153,6 +203,7 @@ def split(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> 
     return SplitFactors(
         outer=outer, inner=inner, rank=k, singular_values=singular,
         error=error, discarded_energy=discarded, output_error=output_error,
+        shrink=shrink, noise_variance=variance,
     )  # fmt: skip
 
 
@@ -193,6 +244,36 @@ def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, F
     other /= np.where(root > 0.0, root, 1.0)  # where a singular value is 0, so is its column
     vectors *= root
     return (vectors, other.T, singular, energy) if wide else (other, vectors.T, singular, energy)
+
+
+class _Unshrunk(NamedTuple):
+    """A matrix, the factors of its truncation, their singular values, and ||array||^2."""
+
+    array: NDArray[Any]
+    outer: Float64Array
+    inner: Float64Array
+    singular: Float64Array
+    energy: float
+
+
+def _shrunk(
+    parts: _Unshrunk, norm: str, noise_variance: float | None
+) -> tuple[Float64Array, Float64Array, Float64Array, float]:
+    """Return the factors and their singular values shrunk, and the variance of the noise."""
+    array, outer, inner, singular, energy = parts
+    n, p = noise_shape(array)
+    if noise_variance is not None:
+        variance = float(noise_variance)
+    else:
+        check_rank(len(singular), p)
+        beyond = energy - float(np.sum(np.square(singular)))
+        if beyond <= _PLAIN_ENERGY * energy:  # too few digits are left of the difference
+            error = relative_errors(array, lambda a, b: outer[a:b] @ inner, None)[0]
+            beyond = error**2 * energy
+        variance = residual_variance(beyond, np.square(singular), n=n, p=p)
+    lower = shrunk(singular, norm, variance=variance, n=n, p=p)
+    root = np.sqrt(lower / np.where(singular > 0.0, singular, 1.0))
+    return outer * root, inner * root[:, None], lower, variance
 
 
 def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:

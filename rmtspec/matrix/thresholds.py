@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
-from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.sign_flips import flips, largest_square, n_draws, prediction_factor
 
 #: After this many draws the rest may be spared, if no s^2 is within these multiples of their
@@ -15,6 +16,8 @@ from rmtspec.matrix.sign_flips import flips, largest_square, n_draws, prediction
 _FEW, _NEAR = 3, (4.0, 12.0)
 #: Values of s^2 above the noise with this probability, by `beta`.
 Threshold = Callable[[float], float]
+#: Entries without the components, of shape (n, p); empty for a model that does not use them.
+Residual = NDArray[np.float32]
 
 
 class Model(Protocol):
@@ -22,7 +25,7 @@ class Model(Protocol):
 
     uses_residual: bool
 
-    def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
+    def threshold(self, squares: Float64Array, n: int, k: int, residual: Residual) -> Threshold:
         """Return the thresholds for s^2, with k components removed.
 
         `squares` are all s^2 of the equalized matrix, ascending, and n is its longer side.
@@ -40,10 +43,10 @@ class LawThreshold:
 
     uses_residual = False
 
-    def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
+    def threshold(self, squares: Float64Array, n: int, k: int, residual: Residual) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
         a, b = math.sqrt(n - k), math.sqrt(squares.size - k)
-        return lambda beta: (a + b) ** 2 + TracyWidom(1).isf(beta) * _width(a, b)
+        return lambda beta: (a + b) ** 2 + upper_quantile(beta) * _width(a, b)
 
 
 class FlipThreshold:
@@ -62,7 +65,7 @@ class FlipThreshold:
     def __init__(self, beta: float, seed: int) -> None:
         self._draws, self._seed = n_draws(beta), seed
 
-    def threshold(self, squares: Float64Array, n: int, k: int, residual: Float64Array) -> Threshold:
+    def threshold(self, squares: Float64Array, n: int, k: int, residual: Residual) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
         generator = np.random.default_rng([self._seed, k])
         least = _width(math.sqrt(n - k), math.sqrt(squares.size - k))
@@ -71,8 +74,10 @@ class FlipThreshold:
             tops.append(largest_square(flip))
             if len(tops) == _FEW and _undisputed(squares, k, tops, least):
                 break
-        draws, mean, deviation = len(tops), float(np.mean(tops)), float(np.std(tops, ddof=1))
-        return lambda beta: mean + prediction_factor(draws, beta) * deviation
+        mean, deviation = float(np.mean(tops)), float(np.std(tops, ddof=1))
+        if len(tops) < self._draws:
+            deviation = max(least, deviation)
+        return lambda beta: mean + prediction_factor(self._draws, beta) * deviation
 
 
 def _width(a: float, b: float) -> float:

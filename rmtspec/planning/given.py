@@ -73,7 +73,8 @@ def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: boo
         row.update(layer=target.layer, kind=str(target.kind))
         with contextlib.suppress(ValueError):  # an unknown action is reported below
             row["action"] = Action(str(row.get("action"))).value
-        row["bytes_before"] = row["rows"] * row["columns"] * target.itemsize
+        row["parameters_before"] = row["rows"] * row["columns"]
+        row["bytes_before"] = row["parameters_before"] * target.itemsize
         if dense and row.get("action") == Action.SPLIT:
             row["action"] = Action.TRUNCATE.value
         refusal = target.refusal(str(row.get("action")))

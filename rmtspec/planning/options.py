@@ -7,13 +7,15 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
+from rmtspec.matrix.rules.options import BULK_RULES
+from rmtspec.planning.gate import UNSET, gate_of
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.report import Report
 from rmtspec.terms import Action
 
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
-#: Default share of the bulk that a plan keeps besides the spikes (rule "bema"), from the paper.
+#: Default share of the bulk that a plan keeps besides what it counts, from the paper.
 BULK_KEEP = 0.45
 
 
@@ -25,15 +27,21 @@ class PlanOptions:
     ----------
     plan : Report, optional
         A plan to carry out; of the other options only `mode` may be given with it.
+    gate : "noise", number or None
+        Settled from the two spellings `gate` and `fit_cutoff`: see `rmtspec.planning.gate`.
+    calibrated : bool
+        Whether calibration data are there, which decide together with a budget.
     more : mapping
         Further options of `rmtspec.analyze`, by name.
     analysis : AnalysisOptions
-        The analysis that the plan needs; its `cutoff` is `fit_cutoff`, the gate.
+        The analysis that the plan needs; its `cutoff` is the gate, if that is a number, and its
+        noise model "mp" unless the gate or the rule asks for another.
     """
 
     rule: str | None = None
     bulk_keep: float | None = None
-    fit_cutoff: float | None = None
+    gate: Any = UNSET
+    fit_cutoff: Any = UNSET
     include: Pattern | None = None
     exclude: Pattern | None = None
     min_saving: float = 0.0
@@ -43,6 +51,7 @@ class PlanOptions:
     n_jobs: int | None = 1
     progress: Progress | None = None
     plan: Report | None = None
+    calibrated: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
     analysis: AnalysisOptions = field(init=False)
 
@@ -53,17 +62,18 @@ class PlanOptions:
         hint = "It is a share of the parameters."
         _checks.inside(self.min_saving, "min_saving", 0.0, 1.0, closed=True, hint=hint)
         if "cutoff" in self.more:
-            raise InvalidOptionTypeError("`cutoff` is called `fit_cutoff` here: pass that.")
+            raise InvalidOptionTypeError("`cutoff` is called `gate` here: pass that.")
         if self.budget is not None:
             self._check_budget()
-        if self.fit_cutoff is not None:
-            _checks.cutoff(self.fit_cutoff, "fit_cutoff")
         if not isinstance(self.ranks, Mapping | None):
             given = type(self.ranks).__name__
             raise InvalidOptionTypeError(f"`ranks` is a {given}", "a mapping {name: rank}")
         check_jobs(self.n_jobs)
         check_progress(self.progress)
         self.selection()
+        decided = self.plan is not None or (self.calibrated and self.budget is not None)
+        object.__setattr__(self, "gate", gate_of(self.gate, self.fit_cutoff, decided=decided))
+        object.__setattr__(self, "fit_cutoff", UNSET)
         object.__setattr__(self, "analysis", self._analysis())
 
     @classmethod
@@ -78,19 +88,24 @@ class PlanOptions:
         return Selection(self.include, self.exclude)
 
     def _analysis(self) -> AnalysisOptions:
-        rule = "bema" if self.rule is None else self.rule
+        asked = "auto" if self.gate == "noise" or self.rule == "noise" else "mp"
+        noise = self.more.get("noise", asked)
+        rule = ("bema" if noise == "mp" else "noise") if self.rule is None else self.rule
         bulk_keep = self.bulk_keep
         if bulk_keep is None:
-            bulk_keep = BULK_KEEP if rule == "bema" else 0.0
-        elif rule in RULES and rule != "bema":
+            bulk_keep = BULK_KEEP if rule in BULK_RULES else 0.0
+        elif rule in RULES and rule not in BULK_RULES:
             refuse_bulk_keep(rule, bulk_keep)
-        decided = {"cutoff": self.fit_cutoff, "rule": rule, "bulk_keep": bulk_keep}
+        cutoff = None if self.gate == "noise" else self.gate
+        decided = {"cutoff": cutoff, "noise": noise, "rule": rule, "bulk_keep": bulk_keep}
         return AnalysisOptions.of({**self.more, **decided})
 
     def _check_alone(self) -> None:
         """Raise if anything else is given besides a plan."""
-        names = ("rule", "bulk_keep", "fit_cutoff", "include", "exclude", "budget")
+        names = ("rule", "bulk_keep", "include", "exclude", "budget")
         given = {name: getattr(self, name) for name in names} | dict(self.more)
+        for name in ("gate", "fit_cutoff"):
+            given[name] = None if getattr(self, name) is UNSET else str(getattr(self, name))
         given |= {"min_saving": self.min_saving or None, "ranks": self.ranks or None}
         other = next((name for name, value in given.items() if value is not None), None)
         if other is not None:

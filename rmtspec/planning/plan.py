@@ -9,12 +9,13 @@ import numpy as np
 
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
+from rmtspec.matrix.rules.options import BULK_RULES
 from rmtspec.planning.budget import Purchase, spread
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
-from rmtspec.terms import Action, Why
+from rmtspec.terms import Action, Verdict, Why
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -47,6 +48,9 @@ def make_plan(
     case = _Case(report, targets, options)
     budget = options.budget
     rows = [dict(row) for row in report.rows]
+    for row in rows:
+        if present := targets[row["name"]].present_rank:
+            row["parameters_before"] = present * (row["rows"] + row["columns"])
     chosen: dict[str, int | None] = {}
     if budget is not None:
         buys = case.purchases(energies or {})
@@ -67,11 +71,14 @@ def make_plan(
                 bought = chosen[unit]
                 rank = members[0]["p"] if bought is None else bought
                 reason = "" if bought is not None else Why.STAYS_DENSE.words()
+        elif not reason and all(case.exact_rank(row) for row in members):
+            rank, rule = max(case.exact_rank(row) for row in members), "exact"
         elif not reason:
-            reason = _no_use(members, rank, options)
+            present = targets[members[0]["name"]].present_rank
+            reason = _no_use(members, rank, options, present)
         for row in members:
             target = targets[row["name"]]
-            if rule in ("given", "budget"):
+            if rule in ("given", "budget", "exact"):
                 row["keep"] = None
             row.update(
                 layer=target.layer, rule=rule, rank=rank, reason=reason,
@@ -80,7 +87,7 @@ def make_plan(
                 bytes_before=row["parameters_before"] * target.itemsize,
             )  # fmt: skip
             settle(row)
-    settings = report.settings | {"mode": options.mode, "fit_cutoff": options.fit_cutoff}
+    settings = report.settings | {"mode": options.mode, "gate": options.gate}
     settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
     if budget is not None:
         for decider in ("rule", "bulk_keep", "keep"):
@@ -103,16 +110,20 @@ def candidates(report: Report, targets: Mapping[str, Target], options: PlanOptio
 def settle(row: dict[str, Any]) -> None:
     """Recompute what follows from a row's action and rank: its sizes, and whether it saves."""
     rows, columns, rank = row["rows"], row["columns"], row["rank"]
-    before = rows * columns
+    # If it is split already, the parameters before are those of its factors.
+    before = row.setdefault("parameters_before", rows * columns)
     itemsize = row["bytes_before"] // before
     looked_up = row["kind"] == "embedding"  # rows are picked, not multiplied
-    row["multiply_adds_before"] = 0 if looked_up else before
-    after, work = before, row["multiply_adds_before"]
+    work = before
+    if looked_up:
+        work = 0 if before == rows * columns else before // (rows + columns) * columns
+    row["multiply_adds_before"] = work
+    after = before
     if row["action"] == Action.SPLIT:
         after = rank * (rows + columns)
         work = rank * columns if looked_up else after
     row["saves"] = after < before
-    row["parameters_before"], row["parameters_after"] = before, after
+    row["parameters_after"] = after
     row["bytes_after"] = after * itemsize
     row["multiply_adds_after"] = work
     if row["action"] == Action.LEAVE:
@@ -154,11 +165,28 @@ class _Case:
             return Why.TOO_SMALL.words(p=row["p"], least=RELIABLE_FROM)
         if row["largest_eigenvalue"] == 0.0:
             return Why.ALL_ZERO.words()
-        gate = self._options.fit_cutoff
-        if gate is not None and not row["accepted"]:
+        if target.present_rank and row["variance"] is None:
+            return Why.SPLIT_NO_BULK.words(present=target.present_rank)
+        gate = self._options.gate
+        if gate is None or self.exact_rank(row):
+            return ""
+        if gate == "noise":
+            passes = row["verdict"] == Verdict.NOISE_LIKE
+            return "" if passes else Why.GATED.words(verdict=row["verdict"])
+        if not row["accepted"]:
             fitted = row["fit_statistic"]
             return row["reason"] or Why.FIT_REJECTED.words(statistic=fitted, cutoff=gate)
         return ""
+
+    def exact_rank(self, row: Mapping[str, Any]) -> int:
+        """Return the numerical rank of a matrix that a split at it keeps whole, else 0."""
+        rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
+        counts = self._options.analysis.rule in BULK_RULES  # another rule has the last word
+        if not counts or self._options.mode != Action.SPLIT:
+            return 0
+        if self._targets[row["name"]].present_rank:  # it is split already
+            return 0
+        return rank if rank * sum(sides) < math.prod(sides) else 0
 
     def purchases(self, energies: Mapping[str, Float64Array]) -> dict[str, Purchase]:
         """Return what each rank costs and buys in the layers that the budget may cut."""
@@ -185,7 +213,7 @@ class _Case:
         return buys
 
 
-def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> str:
+def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions, present: int) -> str:
     """Return why the rank that a rule chose is not worth a change, or "" if it is."""
     if rank == 0:
         given = next((row["reason"] for row in members if row["reason"]), "")
@@ -195,6 +223,8 @@ def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions) -> s
         full = min(members[0]["rows"], members[0]["columns"])
         return "" if rank < full else Why.FULL_RANK.words(rank=rank)
     after = rank * sum(row["rows"] + row["columns"] for row in members)
+    if present and rank >= present:
+        return Why.SPLIT_ENOUGH.words(present=present, rank=rank)
     if after >= before:
         return Why.SAVES_NOTHING.words(rank=rank, break_even=members[0]["break_even"])
     if 1.0 - after / before < options.min_saving:

@@ -7,6 +7,7 @@ from rmtspec import _checks
 from rmtspec._text import listed, nearest
 from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
+from rmtspec.report.matrix_report import RELIABLE_FROM
 from rmtspec.terms import Action
 
 
@@ -38,6 +39,9 @@ class Target:
         Whether the user named it with `include`.
     aliases : tuple of str
         Other names that `ranks` and plans may use for it.
+    present_rank : int
+        The rank at which it is split already, so that it is the product of two factors; 0 if it is
+        not split. Its rank can only be lowered.
     """
 
     layer: str
@@ -50,6 +54,7 @@ class Target:
     on_request: str = ""
     named: bool = False
     aliases: tuple[str, ...] = ()
+    present_rank: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,6 +64,10 @@ class Target:
     def refusal(self, action: str) -> str:
         """Return why an action is not possible, or "" if it is."""
         return self.reason or self.fixed or (self.unsplittable if action == Action.SPLIT else "")
+
+    def held(self, action: str) -> str:
+        """Return why it stays as it is, whatever its size and spectrum, or "" if these decide."""
+        return self.refusal(action) or ("" if self.named else self.on_request)
 
 
 def given_ranks(
@@ -86,5 +95,23 @@ def given_ranks(
                 raise InvalidOptionError(
                     f"`ranks` names {name!r}, which stays as it is: {refusal}."
                 )
-            ranks[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, min(target.shape))
+            most = target.present_rank or min(target.shape)
+            ranks[name] = _checks.integer(rank, f"ranks[{key!r}]", 1, most)
     return ranks
+
+
+def settled(options: PlanOptions, targets: Mapping[str, Target]) -> frozenset[str]:
+    """Return the names of the matrices whose noise decides nothing about them.
+
+    They are kept whatever it is, or `ranks` names them. If the user chose the noise model, none.
+    """
+    given = given_ranks(options, targets)
+    if "noise" in options.more:
+        return frozenset()
+    return frozenset(
+        name
+        for name, target in targets.items()
+        if name in given
+        or target.held(options.mode)
+        or (min(target.shape) < RELIABLE_FROM and not target.named)
+    )

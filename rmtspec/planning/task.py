@@ -3,7 +3,7 @@
 # ruff: noqa: D102  the members of Matrix are described by Target
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from rmtspec.errors import InvalidValueError
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, candidates, make_plan
 from rmtspec.planning.selection import Chosen, Named, Selection
-from rmtspec.planning.target import Target, given_ranks
+from rmtspec.planning.target import Target, settled
 from rmtspec.report.many import report_on_many
 from rmtspec.report.options import AnalysisOptions, Progress
 from rmtspec.report.report import Report
@@ -44,6 +44,8 @@ class Matrix(Named, Protocol):
     def unsplittable(self) -> str: ...
     @property
     def on_request(self) -> str: ...
+    @property
+    def present_rank(self) -> int: ...
     def __call__(self) -> NDArray[Any]: ...
 
 
@@ -123,18 +125,27 @@ class Subject(Generic[M]):
                 reason=matrix.reason, fixed=matrix.fixed, on_request=matrix.on_request,
                 unsplittable=matrix.unsplittable or apart.get(matrix.layer, ""),
                 named=name in chosen.named, aliases=matrix.names,
+                present_rank=matrix.present_rank,
             )
             for name, matrix in self.matrices.items()
             if matrix.kind
         }  # fmt: skip
 
     def analyze(
-        self, options: AnalysisOptions, n_jobs: int | None = 1, progress: Progress | None = None
+        self,
+        options: AnalysisOptions,
+        n_jobs: int | None = 1,
+        progress: Progress | None = None,
+        *,
+        plain: Collection[str] = (),
     ) -> Report:
-        """Return the report on the chosen matrices; raise if none can be analysed."""
+        """Return the report on the chosen matrices; raise if none can be analysed.
+
+        `plain` names matrices that need no other noise model than "mp", which costs least.
+        """
         reasons = {name: matrix.reason for name, matrix in self.matrices.items() if matrix.reason}
         readable = {name: m for name, m in self.matrices.items() if name not in reasons}
-        report = report_on_many(readable, options, n_jobs, progress)
+        report = report_on_many(readable, options, n_jobs, progress, plain=plain)
         reasons |= {entry["name"]: entry["reason"] for entry in report.skipped}
         skipped = [{"name": n, "reason": reasons[n]} for n in self.matrices if n in reasons]
         if not report.rows:
@@ -147,6 +158,11 @@ class Subject(Generic[M]):
 class Task(Generic[M]):
     """One pruning: the options, the matrices, and the plan that follows.
 
+    Attributes
+    ----------
+    settled : frozenset of str
+        Names of the matrices whose noise decides nothing about them: see `Subject.analyze`.
+
     Raises
     ------
     InvalidValueError
@@ -155,12 +171,14 @@ class Task(Generic[M]):
 
     def __init__(self, subject: Subject[M], options: PlanOptions) -> None:
         self.subject, self.options = subject, options
-        given_ranks(options, subject.targets)
+        self.settled = settled(options, subject.targets)
 
     def analyze(self) -> Report:
         """Return the report that `plan` needs."""
         asked = self.options
-        return self.subject.analyze(asked.analysis, asked.n_jobs, asked.progress)
+        return self.subject.analyze(
+            asked.analysis, asked.n_jobs, asked.progress, plain=self.settled
+        )
 
     def candidates(self, report: Report) -> list[str]:
         """Return the names of the matrices that the plan may split or truncate."""

@@ -30,14 +30,14 @@ SPIKES = "#aa3377"
 EIGENVALUE = "eigenvalue $s^2 / n$"
 
 
-def axes_for(ax: "Axes | None") -> "Axes":
-    """Return `ax`, checked, or the Axes of a new pyplot figure."""
+def axes_for(ax: "Axes | None", size: tuple[float, float] = (7.0, 4.2)) -> "Axes":
+    """Return `ax`, checked, or the Axes of a new pyplot figure of that size in inches."""
     from matplotlib.axes import Axes
 
     if ax is None:
         from matplotlib import pyplot
 
-        return pyplot.subplots(figsize=(7.0, 4.2), layout="constrained")[1]
+        return pyplot.subplots(figsize=size, layout="constrained")[1]
     if not isinstance(ax, Axes):
         raise InvalidTypeError(
             f"`ax` is a {type(ax).__name__}; expected matplotlib Axes. Take one from "

@@ -1,7 +1,8 @@
 """The analysis of many matrices, each as by `analyze`, in one report."""
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +81,30 @@ def analyze_many(
     return report_on_many(source, AnalysisOptions.of(options), n_jobs, progress)
 
 
+class Plain:
+    """A matrix analysed with the noise model "mp", whatever the options say."""
+
+    def __init__(self, matrix: Any) -> None:
+        self.kind = getattr(matrix, "kind", None)
+        self._matrix = matrix
+
+    def __call__(self) -> Any:
+        """Return the array."""
+        return self._matrix()
+
+
 def report_on_many(
-    source: Any, options: AnalysisOptions, n_jobs: int | None, progress: Progress | None
+    source: Any,
+    options: AnalysisOptions,
+    n_jobs: int | None,
+    progress: Progress | None,
+    *,
+    plain: Collection[str] = (),
 ) -> Report:
-    """Do what `analyze_many` does, with checked options."""
+    """Do what `analyze_many` does, with checked options.
+
+    `plain` names callable matrices that need no other noise model than "mp".
+    """
     n_jobs = check_jobs(n_jobs)
     check_progress(progress)
     total, items = named_items(source)
@@ -97,7 +118,7 @@ def report_on_many(
 
     outcomes: dict[int, Outcome] = {}
     work = functools.partial(outcome_of, options)
-    for index, outcome in each(work, noted(), n_jobs=n_jobs):
+    for index, outcome in each(work, marked(noted(), plain), n_jobs=n_jobs):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
@@ -107,6 +128,13 @@ def report_on_many(
             "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
         )
     return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], options.settings)
+
+
+def marked(items: Iterable[tuple[str, Any]], plain: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the named matrices, those that `plain` names as `Plain`."""
+    for name, value in items:
+        yield name, Plain(value) if name in plain else value
+        del value  # not kept while the next one is made
 
 
 def report_of(
@@ -131,6 +159,8 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     name, value = item
     try:
         kind = options.kind or getattr(value, "kind", None)
+        if isinstance(value, Plain):
+            options = dataclasses.replace(options, noise="mp")
         if callable(value):
             value = value()
         return report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX.value, options)

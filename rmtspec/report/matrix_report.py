@@ -1,5 +1,7 @@
 """The analysis of one matrix: spectrum, fit, test and rank in one call and one report."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
+from rmtspec import _checks
 from rmtspec._records import plain
 from rmtspec._text import aligned
 from rmtspec.errors import InvalidTypeError
 from rmtspec.matrix.bema import BulkFit, bema
+from rmtspec.matrix.components import Components, components
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
-from rmtspec.matrix.rank import RankDecision, choose_rank
+from rmtspec.matrix.lower_edge import LowerEnd, below_bulk
+from rmtspec.matrix.noise import noise_of, plain_noise
+from rmtspec.matrix.noise_fit import NoiseFit
+from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
+from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.plot.esd import plot_esd
 from rmtspec.report.options import AnalysisOptions
@@ -41,6 +49,12 @@ class MatrixReport:
     fit : BulkFit
     test : FitTest
     rank : RankDecision
+    noise : NoiseFit
+        The components by the noise model that was asked for, and the verdict on the bulk.
+    noise_variance : NoiseVariance or None
+        Variance of the noise and edge of the bulk with intervals; None for the model "mp".
+    lower_end : LowerEnd
+        The eigenvalues smaller than the noise makes them.
     reliable : bool
         False if the smaller side is below 16.
     reason : str
@@ -56,9 +70,23 @@ class MatrixReport:
     fit: BulkFit
     test: FitTest
     rank: RankDecision
+    noise: NoiseFit
+    noise_variance: NoiseVariance | None
+    lower_end: LowerEnd
     reliable: bool
     reason: str
     seconds: float
+
+    @property
+    def components(self) -> Components | None:
+        """Strengths of the components, and how true their singular vectors are; None without any.
+
+        With a model other than "mp" they are those of the equalized matrix.
+        """
+        count = self.noise.n_components
+        if math.isnan(count) or not count:
+            return None
+        return components(self.noise.spectrum, int(count))
 
     @property
     def parameters_before(self) -> int:
@@ -101,6 +129,14 @@ class MatrixReport:
             before, after = self.parameters_before, self.parameters_after
             share = f"{after:,} of {before:,} ({after / before:.1%})"
             pairs.append(("parameters", share if rank.saves else f"{before:,}, nothing saved"))
+        noise = self.noise
+        span = f"{noise.components_low} to {noise.components_high}, at least {noise.at_least}"
+        if not math.isnan(noise.n_components):
+            safe = "" if noise.count_is_safe else "; not safe"
+            pairs.append(("components", f"{noise.n_components} ({noise.model}, {span}{safe})"))
+        pairs.append(("verdict", f"{noise.verdict}: {noise.reason}"))
+        if self.lower_end.n_below > 0:
+            pairs.append(("below the bulk", f"{self.lower_end.n_below} values smaller than noise"))
         if self.reason:
             pairs.append(("reason", self.reason))
         if fit.note:
@@ -131,6 +167,22 @@ COLUMNS: dict[str, Callable[[MatrixReport], Any]] = {
     "fit_statistic": lambda m: m.test.statistic,
     "fit_pvalue": lambda m: m.test.pvalue,
     "accepted": lambda m: m.test.accepted,
+    "noise_model": lambda m: m.noise.model,
+    "n_components": lambda m: m.noise.n_components,
+    "at_least": lambda m: m.noise.at_least,
+    "components_low": lambda m: m.noise.components_low,
+    "components_high": lambda m: m.noise.components_high,
+    "count_is_safe": lambda m: m.noise.count_is_safe,
+    "verdict": lambda m: m.noise.verdict,
+    "verdict_reason": lambda m: m.noise.reason,
+    "bulk_pvalue": lambda m: m.noise.bulk_pvalue,
+    "bulk_ks": lambda m: m.noise.bulk_ks,
+    "energy_share": lambda m: m.noise.energy_share,
+    "noise_variance": lambda m: m.noise_variance and m.noise_variance.variance,
+    "noise_variance_low": lambda m: m.noise_variance and m.noise_variance.low,
+    "noise_variance_high": lambda m: m.noise_variance and m.noise_variance.high,
+    "lower_threshold": lambda m: m.lower_end.threshold,
+    "n_below": lambda m: m.lower_end.n_below,
     "rank": lambda m: m.rank.rank,
     "rule": lambda m: m.rank.rule,
     "keep": lambda m: m.rank.keep,
@@ -159,7 +211,9 @@ def analyze(
     refine: bool = True,
     cutoff: float | None = None,
     level: float = 0.05,
-    rule: str = "bema",
+    noise: str = "auto",
+    rng: Any = 0,
+    rule: str | None = None,
     bulk_keep: float = 0.0,
     keep: float | None = None,
     min_rank: int = 0,
@@ -180,6 +234,8 @@ def analyze(
         See `bema`.
     cutoff, level
         See `fit_test`.
+    noise, rng
+        The `model` and the seed of `fit_noise`. A Spectrum has no entries: "mp" is used.
     rule, bulk_keep, keep, min_rank
         See `choose_rank`.
 
@@ -202,16 +258,21 @@ def analyze(
     """
     options = AnalysisOptions(
         kind=kind, method=method, precision=precision, eigensolver=eigensolver, alpha=alpha,
-        beta=beta, quantiles=quantiles, refine=refine, cutoff=cutoff, level=level, rule=rule,
-        bulk_keep=bulk_keep, keep=keep, min_rank=min_rank,
+        beta=beta, quantiles=quantiles, refine=refine, cutoff=cutoff, level=level, noise=noise,
+        rng=_checks.seed(rng, "rng"), rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank,
     )  # fmt: skip
     return report_on(W, name, kind, options)
 
 
 def report_on(
-    W: ArrayLike | Spectrum, name: str, kind: str, options: AnalysisOptions
+    W: ArrayLike | Spectrum,
+    name: str,
+    kind: str,
+    options: AnalysisOptions,
+    *,
+    known: tuple[NoiseFit, NoiseVariance | None] | None = None,
 ) -> MatrixReport:
-    """Do what `analyze` does, with checked options."""
+    """Do what `analyze` does, with checked options; `known` is what needs the entries, if given."""
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
     start = time.perf_counter()
@@ -222,13 +283,42 @@ def report_on(
         spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
     fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
     test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
-    rank = choose_rank(
-        spec, fit, rule=o.rule, bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank
-    )
+    noise, variance = known or _noise(W, fit, test, o, spec=spec)
+    counted = noise if o.rule == "noise" else fit
+    how = RankOptions(rule=str(o.rule), bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank)
+    rank = dataclasses.replace(decide(spec, spec, counted, how), n_spikes=fit.n_spikes)
     reliable = spec.p >= RELIABLE_FROM
     small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
     return MatrixReport(
-        name=name, kind=kind, spectrum=spec, fit=fit, test=test, rank=rank, reliable=reliable,
+        name=name, kind=kind, spectrum=spec, fit=fit, test=test, rank=rank, noise=noise,
+        noise_variance=variance, lower_end=_lower_end(spec, fit, noise, o.beta),
+        reliable=reliable,
         reason="; ".join(filter(None, dict.fromkeys((fit.reason, small, rank.reason)))),
         seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _noise(
+    W: ArrayLike | Spectrum, fit: BulkFit, test: FitTest, o: AnalysisOptions, *, spec: Spectrum
+) -> tuple[NoiseFit, NoiseVariance | None]:
+    """Return the fit of the noise by the model of the options, tested, and its variance."""
+    if o.noise == "mp" or isinstance(W, Spectrum):
+        why = "" if o.noise == "mp" else Why.ENTRIES_UNKNOWN.words()
+        return plain_noise(spec, o.beta, o.rng, why=why, fit=fit, test=test), None
+    array = _checks.matrix(W)
+    noise = noise_of(array, o.noise, o.beta, o.rng)
+    noise.bulk_pvalue  # noqa: B018  made now, so that the entries need not be kept
+    if math.isnan(noise.n_components):
+        return noise, None
+    variance = noise_variance(
+        array, int(noise.n_components), row_scales=noise.row_scales,
+        column_scales=noise.column_scales,
+    )  # fmt: skip
+    return noise, variance
+
+
+def _lower_end(spec: Spectrum, fit: BulkFit, noise: NoiseFit, beta: float) -> LowerEnd:
+    """Return the lower end of the spectrum that the noise model fitted."""
+    if noise.model == "mp" or noise.law is None:
+        return below_bulk(spec, fit, beta)
+    return below_bulk(noise.spectrum, noise.law, beta, n_components=int(noise.n_components))

@@ -10,6 +10,7 @@ from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.bema import check_levels
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import check_decision
+from rmtspec.matrix.noise_fit import MODELS
 from rmtspec.matrix.rank import check_shares
 from rmtspec.matrix.spectrum import check_route
 
@@ -20,7 +21,8 @@ Progress = Callable[[int, int | None, str], object]
 class AnalysisOptions:
     """The options of `rmtspec.analyze`, which describes them; a wrong one raises here.
 
-    `kind` is None if each matrix states its own.
+    `kind` is None if each matrix states its own. `rule` is None for "bema" with the noise model
+    "mp" and "noise" with the others.
     """
 
     kind: str | None = None
@@ -33,7 +35,9 @@ class AnalysisOptions:
     refine: bool = True
     cutoff: float | None = None
     level: float = 0.05
-    rule: str = "bema"
+    noise: str = "mp"
+    rng: int = 0
+    rule: str | None = None
     bulk_keep: float = 0.0
     keep: float | None = None
     min_rank: int = 0
@@ -44,7 +48,11 @@ class AnalysisOptions:
         check_route(self.method, self.precision, self.eigensolver)
         check_levels(self.alpha, self.beta, self.quantiles)
         check_decision(self.cutoff, self.level)
-        check_shares(self.rule, self.bulk_keep, self.keep)
+        _checks.choice(self.noise, "noise", MODELS)
+        object.__setattr__(self, "rng", _checks.seed(self.rng, "rng"))
+        if self.rule is None:
+            object.__setattr__(self, "rule", "bema" if self.noise == "mp" else "noise")
+        check_shares(str(self.rule), self.bulk_keep, self.keep)
         _checks.integer(self.min_rank, "min_rank", 0)  # the upper bound depends on the matrix
 
     @classmethod

@@ -15,6 +15,7 @@ from rmtspec._records import plain
 from rmtspec._text import grouped, nearest, printable, text
 from rmtspec.errors import FileError, InvalidValueError, MissingDependencyError
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
+from rmtspec.terms import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,8 +114,30 @@ class Report:
 
     @property
     def parameters_after(self) -> int:
-        """The same number after the splits that save parameters."""
-        return sum(int(row["parameters_after"]) for row in self.rows)
+        """The same number after the splits that save parameters, of the matrices that pass.
+
+        Those pass whose fit is accepted by the paper's gamma, if `cutoff` was given, and otherwise
+        those whose verdict is "noise-like bulk"; in a plan, all that it cuts.
+        """
+        return sum(self._after(row) for row in self.rows)
+
+    def _after(self, row: dict[str, Any]) -> int:
+        return int(row["parameters_after" if self._passes(row) else "parameters_before"])
+
+    def _passes(self, row: dict[str, Any]) -> bool:
+        """Tell whether what a row would save may be counted."""
+        if "action" in row:
+            return True
+        if not row["reliable"]:
+            return False
+        if self._by_fit or "verdict" not in row:
+            return bool(row["accepted"])
+        return str(row["verdict"]) == Verdict.NOISE_LIKE
+
+    @property
+    def _by_fit(self) -> bool:
+        """Whether the paper's gamma decides which matrices pass, and not the verdict."""
+        return self.settings.get("cutoff") is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""
@@ -174,8 +197,8 @@ class Report:
         content = page.render(
             header=header, cells=cells, numbers=numbers, skipped=self.skipped,
             settings=self.settings, versions=self.versions, kept=self.kept(),
-            n_split=sum(row["saves"] for row in self.rows),
-            n_accepted=sum(row["accepted"] for row in self.rows),
+            n_split=sum(row["saves"] and self._passes(row) for row in self.rows),
+            n_noise_like=sum(row.get("verdict") == Verdict.NOISE_LIKE for row in self.rows),
         )  # fmt: skip
         return _written(content, path)
 
@@ -205,15 +228,25 @@ class Report:
         before = self.totals.get("parameters_before", self.parameters_before)
         after = self.totals.get("parameters_after", self.parameters_after)
         whole = f"the model's {before:,}" if self.totals else f"{before:,}"
-        return f"{after:,} of {whole} parameters kept ({share_of(after, before)})"
+        words = f"{after:,} of {whole} parameters kept ({share_of(after, before)})"
+        failing = [row for row in self.rows if row["reliable"] and not self._passes(row)]
+        more = sum(row["parameters_before"] - row["parameters_after"] for row in failing)
+        if more and not self.totals:
+            count = sum(row["saves"] for row in failing)
+            ones = "1 matrix" if count == 1 else f"{count} matrices"
+            why = "whose fit is rejected" if self._by_fit else "without a noise-like bulk"
+            words += f"; {ones} {why} would save {more:,} more"
+        return words
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the lines of the short table for people, as text."""
-        header = ["name", "size", "spikes", "rank", "fit", "kept", "reason"]
-        if any("action" in row for row in self.rows):  # a plan
-            header[-1:] = ["action", "error", "reason"]
-        ends = [(row_cells(row), printable(row["reason"])) for row in self.rows]
-        return header, [[*line[: len(header) - 1], reason] for line, reason in ends]
+        header = ["name", "size", "spikes", "fit", "components", "verdict", "rank", "kept"]
+        header += ["action", "error"] if any("action" in row for row in self.rows) else []
+        lines = [row_cells(row) for row in self.rows]
+        if not any(line["components"] for line in lines):
+            header.remove("components")
+        header.append("reason")
+        return header, [[line[title] for title in header] for line in lines]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -255,20 +288,33 @@ def _written(content: str, path: PathLike | None) -> str:
     return content
 
 
-def row_cells(row: dict[str, Any]) -> list[str]:
-    """Return the cells of a row except the last, the reason."""
+def row_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return the cells of a row by title; `components` is empty where the spikes are these."""
     fitted = row["variance"] is not None
     before, after = row["parameters_before"], row["parameters_after"]
-    return [
-        printable(row["name"]),
-        f"{row['rows']} x {row['columns']}",
-        str(row["n_spikes"]) if fitted else "-",
-        str(row["rank"]),
-        ("yes" if row["accepted"] else "no") if fitted else "-",
-        share_of(after, before),
-        row.get("action", ""),
-        _error(row),
-    ]
+    count = row.get("n_components")
+    shown = "-" if count is None else str(count)
+    return {
+        "name": printable(row["name"]),
+        "size": f"{row['rows']} x {row['columns']}",
+        "spikes": str(row["n_spikes"]) if fitted else "-",
+        "rank": str(row["rank"]),
+        "fit": ("yes" if row["accepted"] else "no") if fitted else "-",
+        "components": "" if row.get("noise_model", "mp") == "mp" else shown,
+        "verdict": _verdict(row),
+        "kept": share_of(after, before),
+        "action": row.get("action", ""),
+        "error": _error(row),
+        "reason": printable(row["reason"]),
+    }
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """Return the verdict, where it is "cannot tell" with the first words of its reason."""
+    verdict = str(row.get("verdict", ""))
+    if verdict != Verdict.CANNOT_TELL:
+        return verdict
+    return f"{verdict}: {row['verdict_reason'].split(':')[0].split(' (')[0]}"
 
 
 def _error(row: dict[str, Any]) -> str:

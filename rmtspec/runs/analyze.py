@@ -3,21 +3,25 @@
 import base64
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from rmtspec import _checks
+from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.matrix.noise_fit import NoiseFit
+from rmtspec.matrix.noise_record import fit_of, record_of
+from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
-from rmtspec.report.many import Outcome, Skipped, outcome_of, report_of
+from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -64,7 +68,8 @@ def analyze_checkpoint(
         digits of a result depend on it.
     device : optional
         A torch device that supports float64, such as "cuda": products and eigenvalues are computed
-        there while the next matrix is read. Only with one process.
+        there while the next matrix is read; a matrix for which it has too little memory, on the
+        CPU, with a warning. Only with one process.
     progress : callable, optional
         Called after each matrix with (done, total, name).
     **options
@@ -133,10 +138,12 @@ def outcomes(
     threads: int | None = None,
     progress: Progress | None = None,
     journal: Journal | None = None,
+    plain: Collection[str] = (),
 ) -> list[tuple[str, Outcome]]:
     """Return the outcome of each matrix, in order; those in the journal are not computed again.
 
-    A matrix that could not be read is not added to the journal: the next run may be able to.
+    `plain` names matrices that need no other noise model than "mp". A matrix that could not be
+    read is not added to the journal: the next run may be able to.
     """
     results: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
@@ -146,13 +153,14 @@ def outcomes(
                 progress(len(results), len(matrices), entry["name"])
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
     # The costliest first, so that all processes finish at about the same time.
-    missing.sort(key=lambda item: -cost(*item[1].sides).operations)
+    models = {name: "mp" if name in plain else options.noise for name in matrices}
+    missing.sort(key=lambda item: -cost(*item[1].sides, models[item[0]]).operations)
     work = functools.partial(outcome_of, options)
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
-    for index, outcome in each(work, items, n_jobs=n_jobs, threads=threads):
+    for index, outcome in each(work, marked(items, plain), n_jobs=n_jobs, threads=threads):
         name = missing[index][0]
         results[name] = outcome
         if journal is not None and not (isinstance(outcome, Skipped) and outcome.unread):
@@ -166,10 +174,46 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     """Return the line of a matrix: its row, for reading, and the spectrum that determines it."""
     if isinstance(outcome, Skipped):
         return {"name": name, "skipped": outcome.reason}
-    values = np.ascontiguousarray(outcome.spectrum.eigenvalues, dtype="<f8")
-    spectrum = outcome.spectrum.to_dict()
-    spectrum["eigenvalues"] = base64.b64encode(values.tobytes()).decode("ascii")
-    return {"name": name, "row": outcome.to_dict(), "spectrum": spectrum}
+    spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
+    entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
+    if outcome.noise.model != "mp":  # the plain fit follows from the spectrum
+        variance = outcome.noise_variance
+        entry["noise"] = _packed(record_of(outcome.noise))
+        entry["noise_variance"] = None if variance is None else variance.to_dict()
+    return entry
+
+
+def _packed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with each array as text: {"float64": base64}."""
+    packed: dict[str, Any] = {}
+    for name, value in values.items():
+        packed[name] = value
+        if isinstance(value, np.ndarray):
+            content = np.ascontiguousarray(value, dtype="<f8").tobytes()
+            packed[name] = base64.b64encode(content).decode("ascii")
+        elif isinstance(value, dict):
+            packed[name] = _packed(value)
+    return packed
+
+
+def _array(content: str) -> Float64Array:
+    return np.frombuffer(base64.b64decode(content), dtype="<f8").astype(np.float64)
+
+
+def _spectrum(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {**stored, "eigenvalues": _array(stored["eigenvalues"])}
+
+
+def _known(entry: Mapping[str, Any]) -> tuple[NoiseFit, NoiseVariance | None] | None:
+    """Return what an entry holds of a noise model that needs the entries of the matrix."""
+    stored = entry.get("noise")
+    if stored is None:
+        return None
+    arrays = ("row_scales", "column_scales", "quantiles")
+    content = {**stored, "spectrum": _spectrum(stored["spectrum"])}
+    content |= {name: _array(stored[name]) for name in arrays if stored[name] is not None}
+    variance = entry["noise_variance"]
+    return fit_of(content), None if variance is None else NoiseVariance.from_dict(variance)
 
 
 def _from_entry(
@@ -180,14 +224,16 @@ def _from_entry(
         return Skipped(str(entry["skipped"]))
     try:
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
-        values = np.frombuffer(base64.b64decode(stored["eigenvalues"]), dtype="<f8")
-        spectrum = Spectrum.from_dict({**stored, "eigenvalues": values})
+        spectrum, known = Spectrum.from_dict(_spectrum(stored)), _known(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
-    report = report_on(spectrum, entry["name"], options.kind or matrix.kind, options)
+    if known is None:  # the plain fit follows from the spectrum
+        options = dataclasses.replace(options, noise="mp")
+    kind = options.kind or matrix.kind
+    report = report_on(spectrum, entry["name"], kind, options, known=known)
     return dataclasses.replace(report, seconds=seconds)
 
 

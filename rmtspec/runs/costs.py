@@ -15,6 +15,9 @@ _SIDES = (256, 1024, 3072)
 _PANEL = 32
 #: Seconds besides those for the eigenvalues, independent of the sides: calls, fit, test, rank.
 _OVERHEAD = 5e-4
+#: Fitting the noise of any variances: typical rounds, each a Gram matrix and its eigenvalues, and
+#: sign flips, which do the same in float32, at this share of the time.
+_ROUNDS, _FLIPS, _SINGLE = 4, 19, 0.6
 #: Time to convert and check an entry of so many bytes, relative to one of 4 bytes. 8-bit floats are
 #: converted in software; float64 is not converted, but its range is checked.
 _CONVERSION = {1: 6.0, 2: 1.5, 8: 1.25}
@@ -58,12 +61,13 @@ class Speed:
     read: float
 
 
-def cost(rows: int, columns: int) -> Cost:
+def cost(rows: int, columns: int, noise: str = "mp") -> Cost:
     """Return what the analysis of a matrix with these sides, in either order, needs.
 
     With n the larger side and p the smaller, the Gram matrix takes n p^2 operations, and its
     reduction to tridiagonal form 4/3 p^3; lower powers are neglected. The SVD, which is used if a
-    few eigenvalues dwarf the others, costs several times as much.
+    few eigenvalues dwarf the others, costs several times as much. A noise model other than "mp"
+    adds its rounds and sign flips, which need the matrix in float64 and twice in float32.
 
     Examples
     --------
@@ -72,10 +76,15 @@ def cost(rows: int, columns: int) -> Cost:
     """
     p, n = sorted((rows, columns))
     block = min(n, max(1, _BLOCK_BYTES // (8 * max(p, 1))))
-    return Cost(n * p**2 + 4 * p**3 // 3, 8 * p * (p + block))
+    operations, memory = n * p**2 + 4 * p**3 // 3, 8 * p * (p + block)
+    if noise == "mp":
+        return Cost(operations, memory)
+    return Cost(operations * (1 + _ROUNDS + _FLIPS), memory + 16 * n * p + 24 * p**2)
 
 
-def seconds(rows: int, columns: int, speed: Speed, itemsize: int = 4) -> float:
+def seconds(
+    rows: int, columns: int, speed: Speed, itemsize: int = 4, *, noise: str = "mp"
+) -> float:
     """Return the estimated seconds that the analysis of a matrix takes at this speed.
 
     The matrix is assumed to be in memory; what a disk or a network adds is not known in advance.
@@ -89,7 +98,9 @@ def seconds(rows: int, columns: int, speed: Speed, itemsize: int = 4) -> float:
     p, n = sorted((rows, columns))
     reading = n * p / speed.read * _CONVERSION.get(itemsize, 1.0)
     solving = _eigenvalues(p, speed.reduction, speed.rest)
-    return _OVERHEAD + reading + n * p**2 / speed.gram + solving
+    once = n * p**2 / speed.gram + solving
+    times = 1.0 if noise == "mp" else 1.0 + _ROUNDS + _FLIPS * _SINGLE
+    return _OVERHEAD + reading + once * times
 
 
 def calibrate() -> Speed:

@@ -39,6 +39,8 @@ class DryRun:
         Number of entries of all matrices.
     n_jobs : int
         Number of processes.
+    noise : str
+        The noise model.
     """
 
     rows: list[dict[str, Any]]
@@ -48,6 +50,7 @@ class DryRun:
     memory: int
     parameters: int
     n_jobs: int
+    noise: str = "mp"
 
     def groups(self) -> list[dict[str, Any]]:
         """Return one row per size and kind: the number of matrices, and what they cost."""
@@ -79,6 +82,7 @@ def dry_run(
     n_jobs: int = 1,
     threads: int | None = None,
     speed: Speed | None = None,
+    noise: str = "mp",
 ) -> DryRun:
     """Return what analysing the selected matrices would cost on this machine; no tensor is read.
 
@@ -93,7 +97,7 @@ def dry_run(
         threads = max(1, joblib.cpu_count() // n_jobs)
     with blas_threads(threads):
         measured = speed or calibrate()
-    rows = [_row(matrix, measured) for matrix in chosen.values()]
+    rows = [_row(matrix, measured, noise) for matrix in chosen.values()]
     total = sum(row["seconds"] for row in rows)
     longest = max(row["seconds"] for row in rows)
     largest = sorted((row["memory"] for row in rows), reverse=True)[:n_jobs]
@@ -102,17 +106,19 @@ def dry_run(
         rows, skipped, operations=sum(row["operations"] for row in rows),
         seconds=max(longest, total / n_jobs), memory=processes * BASE_BYTES + sum(largest),
         parameters=sum(row["rows"] * row["columns"] for row in rows), n_jobs=n_jobs,
+        noise=noise,
     )  # fmt: skip
 
 
-def _row(matrix: StoredMatrix, speed: Speed) -> dict[str, Any]:
+def _row(matrix: StoredMatrix, speed: Speed, noise: str) -> dict[str, Any]:
     rows, columns = matrix.sides
-    needed = cost(rows, columns)
+    needed = cost(rows, columns, noise)
+    time = seconds(rows, columns, speed, matrix.itemsize, noise=noise)
     return {
         "name": matrix.name, "kind": matrix.kind, "rows": rows, "columns": columns,
         "dtype": named_dtype(matrix.tensor.numpy_name).name,
         "break_even": rows * columns / (rows + columns), "operations": needed.operations,
-        "seconds": seconds(rows, columns, speed, matrix.itemsize), "memory": needed.memory,
+        "seconds": time, "memory": needed.memory,
     }  # fmt: skip
 
 

@@ -19,6 +19,10 @@ _SAME = {
 }  # fmt: skip
 
 
+#: Settings that journals of earlier versions lack, at the values that those versions had.
+_LATER = {"noise": "mp", "rng": 0}
+
+
 class Journal:
     """The lines that were there when the journal was opened, and a way to add one."""
 
@@ -122,6 +126,8 @@ def _read(
         )
     for key, what in _SAME.items():
         old, new = header.get(key), first.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            old = {name: value for name, value in _LATER.items() if name in new} | old
         if old != new:
             raise FileError(
                 f"{path} is the journal of {what}{_difference(old, new)}. Run the same command on "

@@ -23,11 +23,12 @@ from rmtspec.errors import (
     InvalidValueError,
     RmtspecWarning,
 )
+from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, make_plan
 from rmtspec.planning.selection import Pattern, Selection
-from rmtspec.planning.target import given_ranks
+from rmtspec.planning.target import settled
 from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report, check_suffix
@@ -50,7 +51,8 @@ def prune_checkpoint(
     mode: str = "split",
     rule: str | None = None,
     bulk_keep: float | None = None,
-    fit_cutoff: float | None = None,
+    gate: Gate | Unset = UNSET,
+    fit_cutoff: float | Unset | None = UNSET,
     include: Pattern | None = None,
     exclude: Pattern | None = None,
     min_saving: float = 0.0,
@@ -83,12 +85,17 @@ def prune_checkpoint(
         "truncate" writes the product, with the names and shapes of `path`. A fused layer (qkv,
         gate_up) is split as one layer, but truncated part by part; stacks of experts can only be
         truncated.
-    rule : {"bema", "energy", "fraction"}
-        How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "bema".
+    rule : str, optional
+        How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "noise"
+        where the gate asks for the noise model, else "bema".
     bulk_keep : float, optional
         Share of the bulk to keep besides the spikes; 0.45, unless `budget` or another rule decides.
-    fit_cutoff : float, optional
-        Leave matrices alone if the statistic of their fit is above it; by default there is no gate.
+    gate : {"noise"}, float or None
+        What may be cut: "noise", only matrices whose verdict is "noise-like bulk" (the default,
+        unless a plan is given); a number, the paper's gamma, only those whose fit statistic is at
+        most that; None, any. Exactly low rank passes, and is split at its numerical rank.
+    fit_cutoff : float or None
+        Another spelling of `gate`.
     include, exclude : pattern, predicate or several, optional
         Applied to the names of tensors ("fc.weight") and layers ("fc"). Convolution kernels,
         embeddings and matrices with a side below 16 are left alone unless `include` names them.
@@ -152,9 +159,9 @@ def prune_checkpoint(
         message = f"`form` is now called `mode`: pass mode={mode!r}."
         warnings.warn(message, RmtspecWarning, stacklevel=2)
     asked = PlanOptions(
-        mode=mode, rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include,
-        exclude=exclude, min_saving=min_saving, ranks=ranks, budget=budget, n_jobs=n_jobs,
-        progress=progress, plan=plan, more=options,
+        mode=mode, rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff,
+        include=include, exclude=exclude, min_saving=min_saving, ranks=ranks, budget=budget,
+        n_jobs=n_jobs, progress=progress, plan=plan, more=options,
     )  # fmt: skip
     if out is not None and not is_finished(out):
         empty_folder(out)
@@ -179,7 +186,7 @@ def prune_checkpoint(
         size = sum(t.nbytes for t in listed.tensors.values())
         check_space(out, size - written_bytes(out))
     settings = {
-        **asked.analysis.settings, **task.selection.settings, "fit_cutoff": fit_cutoff,
+        **asked.analysis.settings, **task.selection.settings, "gate": asked.gate,
         "min_saving": min_saving, "ranks": ranks, "budget": budget,
     }  # fmt: skip
     if plan is not None:
@@ -221,10 +228,10 @@ class _Task:
         if not chosen.matrices:
             raise _nothing(listed.path, skipped, self.selection)
         targets = targets_of(listed, chosen)
-        given_ranks(options, targets)  # raises now rather than after hours of analysis
+        plain = settled(options, targets)  # raises now rather than after hours of analysis
         analysed = outcomes(
             chosen.matrices, options.analysis, n_jobs=options.n_jobs, threads=self._threads,
-            progress=options.progress, journal=journal,
+            progress=options.progress, journal=journal, plain=plain,
         )  # fmt: skip
         unread = [o.reason for _, o in analysed if isinstance(o, Skipped) and o.unread]
         if unread and journal is not None:  # then it cannot be copied either

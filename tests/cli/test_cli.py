@@ -48,7 +48,7 @@ def test_analyze_prints_a_table(weights):
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     row = next(line for line in lines if "planted" in line).split()
-    assert row[:7] == ["planted", "120", "x", "90", "2", "2", "yes"]
+    assert row[:9] == ["planted", "120", "x", "90", "2", "yes", "noise-like", "bulk", "2"]
     assert any(line.startswith("2 analysed, 2 skipped; ") for line in lines)
     assert "skipped 1 (bias): 1 dimension: a vector has no spectrum" in lines
     assert any(line.startswith("skipped 1 (broken): ") and "nan" in line for line in lines)
@@ -123,7 +123,10 @@ def test_analyze_by_another_rule(weights, tmp_path):
     ]
     for words, message in (
         ("--rule energy", "--keep is not given"),
-        ("--rule energy --keep .9 --bulk-keep .45", "--bulk-keep belongs to rule 'bema'"),
+        (
+            "--rule energy --keep .9 --bulk-keep .45",
+            "--bulk-keep belongs to the rules 'bema' and 'noise'",
+        ),
         ("--keep .9", "--keep belongs to the rules 'energy' and 'fraction'"),
     ):
         done = run("analyze", weights, *words.split())
@@ -148,7 +151,7 @@ def test_include_keeps_only_what_it_finds(weights):
 def test_defaults_are_those_of_the_library():
     defaults = inspect.signature(rmtspec.analyze).parameters
     for option in commands.analyze.params:
-        if option.name in ("alpha", "beta", "rule", "bulk_keep", "quantiles", "level"):
+        if option.name in ("alpha", "beta", "bulk_keep", "quantiles", "level"):
             assert option.default == defaults[option.name].default
     for command in (commands.analyze, commands.prune):
         rule = next(option for option in command.params if option.name == "rule")
@@ -343,7 +346,8 @@ def test_prune_writes_the_factors_and_shows_the_plan(model, tmp_path):
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     row = next(line for line in lines if "fc.weight" in line).split()
-    assert row == ["fc.weight", "120", "x", "90", "2", "2", "yes", "3.9%", "split", row[-1]]
+    words = "fc.weight 120 x 90 2 yes 2 noise-like bulk 2 3.9% split"
+    assert " ".join(row[:-1]) == words
     assert 0 < float(row[-1]) < 1
     assert "no signal found" in next(line for line in lines if "head.weight" in line)
     sizes = "4,540 of the model's 14,920 parameters kept (30.4%)"
@@ -383,15 +387,17 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_prune_checkpoint, "prune_checkpoint", note)
     text = (
-        "--as dense --bulk-keep .3 --fit-cutoff .1 --include a --exclude b --min-saving .2 "
-        "--rank a.b=3 --rank c==4 --dry-run --jobs 2 --threads 1 --alpha .25 --beta .5"
+        "--as dense --bulk-keep .3 --gate .1 --include a --exclude b --min-saving .2 --rng 3 "
+        "--rank a.b=3 --rank c==4 --dry-run --jobs 2 --threads 1 --alpha .25 --beta .5 --noise mp"
     )
     done = run("prune", model, tmp_path / "out", *text.split())
     assert (done.exit_code, done.stderr) == (1, "Error: enough\n")
     expected = {
         "mode": "truncate",
         "bulk_keep": 0.3,
-        "fit_cutoff": 0.1,
+        "gate": 0.1,
+        "noise": "mp",
+        "rng": 3,
         "include": "a",
         "exclude": "b",
         "min_saving": 0.2,
@@ -407,6 +413,13 @@ def test_prune_options_reach_the_work(model, tmp_path, monkeypatch):
     assert callable(seen.pop("progress"))
     assert list(seen.pop("path").matrices) == ["fc.weight", "head.weight"]
     assert seen == expected
+    for words, gate in (("none", None), ("noise", "noise")):
+        seen.clear()
+        run("prune", model, tmp_path / "out", "--gate", words)
+        assert seen["gate"] == gate
+    seen.clear()
+    run("prune", model, tmp_path / "out", "--fit-cutoff", ".2")
+    assert (seen["fit_cutoff"], "gate" in seen) == (0.2, False)
     seen.clear()
     run("prune", model, tmp_path / "out", "--budget", ".4")
     assert (seen["budget"], "bulk_keep" in seen, seen["dry_run"]) == (0.4, False, False)
@@ -438,7 +451,6 @@ def test_prune_defaults_are_those_it_shows():
     shown = {option.name: option.show_default for option in options}
     assert float(shown["bulk_keep"]) == _plan_options.BULK_KEEP
     defaults = inspect.signature(rmtspec.analyze).parameters
-    assert shown["rule"] == defaults["rule"].default
     assert all(float(shown[name]) == defaults[name].default for name in ("alpha", "beta"))
     mode = next(option for option in options if option.name == "mode")
     assert tuple(mode.type.choices) == tuple(_prune_checkpoint.FORMS.values())
@@ -454,8 +466,11 @@ def test_prune_defaults_are_those_it_shows():
         ("m.safetensors new --budget .5 --bulk-keep .1", "are both given"),
         ("m.safetensors new --budget .5 --keep .9", "--budget and --keep are both given"),
         ("m.safetensors new --rule energy", "--rule is 'energy' and --keep is not given"),
-        ("m.safetensors new --rule energy --keep .9 --bulk-keep 0", "belongs to rule 'bema'"),
-        ("m.safetensors new --keep .9", "--keep is 0.9 and --rule 'bema'"),
+        (
+            "m.safetensors new --rule energy --keep .9 --bulk-keep 0",
+            "belongs to the rules 'bema' and 'noise'",
+        ),
+        ("m.safetensors new --keep .9", "--keep is 0.9 and --rule 'noise'"),
         ("m.safetensors new --plan plan.json --rule energy --keep .9", "are both given"),
         (
             "m.safetensors new --budget .5 --as dense",

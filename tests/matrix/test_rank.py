@@ -198,7 +198,7 @@ def test_decisions_with_nan_are_equal_to_their_like(case):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rule": "magic"}, "`rule` is 'magic'; expected one of bema, energy, fraction"),
+        ({"rule": "magic"}, "`rule` is 'magic'; expected one of bema, noise, .*exact, fixed"),
         ({"rule": "energy"}, r"'energy' and `keep` is not given; .* in \(0, 1\]. Pass keep=0.9 to"),
         ({"rule": "fraction"}, "'fraction' and `keep` is not given; .* Pass keep=0.25 to keep a"),
         ({"rule": "energy", "keep": 0}, "`keep` is 0; expected a share above 0"),
@@ -211,7 +211,10 @@ def test_decisions_with_nan_are_equal_to_their_like(case):
             {"keep": 0.9},
             "`keep` is 0.9 and `rule` 'bema'; `keep` belongs to the rules 'energy' and",
         ),
-        ({"rule": "energy", "keep": 0.9, "bulk_keep": 0.45}, "`bulk_keep` belongs to rule 'bema'"),
+        (
+            {"rule": "energy", "keep": 0.9, "bulk_keep": 0.45},
+            "`bulk_keep` belongs to the rules 'bema' and",
+        ),
         ({"rule": "energy", "keep": 0.9, "bulk_keep": 45}, "`bulk_keep` is 45; expected a number"),
         ({"rule": "energy", "keep": 0.9, "min_rank": 785}, "from 0 to 784"),
         ({"bulk_keep": -0.1}, "share"),

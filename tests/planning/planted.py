@@ -26,7 +26,8 @@ def targets_of(matrices, more):
 
 
 def planned(matrices, more=None, energies=None, **options):
-    """Return the plan for matrices (arrays or spectra) with options by name."""
-    asked = PlanOptions.of(options)
+    """Return the plan for matrices (arrays or spectra) with options by name, without a gate."""
+    gate = {} if "fit_cutoff" in options else {"gate": None}
+    asked = PlanOptions.of({**gate, **options})
     report = report_on_many(matrices, asked.analysis, 1, None)
     return make_plan(report, targets_of(matrices, more or {}), asked, energies)

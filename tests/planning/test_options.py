@@ -67,7 +67,9 @@ def test_a_share_belongs_to_its_rule(rule):
             AnalysisOptions(rule=rule, keep=keep)
     with pytest.raises(InvalidValueError, match="`keep` is not given"):
         AnalysisOptions(rule=rule)
-    with pytest.raises(InvalidValueError, match="`bulk_keep` belongs to rule 'bema'"):
+    with pytest.raises(
+        InvalidValueError, match="`bulk_keep` belongs to the rules 'bema' and 'noise'"
+    ):
         AnalysisOptions(rule=rule, keep=0.5, bulk_keep=0.1)
 
 
@@ -93,7 +95,9 @@ def test_settings_of_an_analysis_are_what_a_report_holds():
 def test_defaults_are_those_of_analyze():
     parameters = inspect.signature(rmtspec.analyze).parameters
     for field in dataclasses.fields(AnalysisOptions):
-        if field.name != "kind":
+        if field.name == "noise":  # the exact count for one matrix, the fast one for many
+            assert (parameters["noise"].default, field.default) == ("auto", "mp")
+        elif field.name != "kind":
             assert parameters[field.name].default == field.default, field.name
 
 
@@ -112,7 +116,7 @@ def test_defaults_are_those_of_analyze():
         ({"fit_cutoff": 0.0}, InvalidValueError, "`fit_cutoff` is 0.0"),
         ({"fit_cutoff": -1}, InvalidValueError, "`fit_cutoff` is -1"),
         ({"fit_cutoff": "0.1"}, InvalidTypeError, "`fit_cutoff`"),
-        ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `fit_cutoff`"),
+        ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `gate`"),
         ({"budget": 0.0}, InvalidValueError, "`budget` is 0; expected a share above 0"),
         ({"budget": 1.5}, InvalidValueError, "`budget` is 1.5.*share of parameters to keep"),
         ({"budget": "half"}, InvalidTypeError, "`budget`"),
@@ -142,7 +146,9 @@ def test_a_wrong_option_of_a_plan(options, error, message):
 @pytest.mark.parametrize("bulk_keep", [0.0, 0.3])
 @pytest.mark.parametrize("rule", ["energy", "fraction"])
 def test_a_share_of_the_bulk_belongs_to_one_rule(rule, bulk_keep):
-    with pytest.raises(InvalidValueError, match="`bulk_keep` belongs to rule 'bema'"):
+    with pytest.raises(
+        InvalidValueError, match="`bulk_keep` belongs to the rules 'bema' and 'noise'"
+    ):
         PlanOptions(rule=rule, bulk_keep=bulk_keep, more={"keep": 0.9})
 
 
@@ -184,11 +190,43 @@ def test_beside_a_plan_there_may_be_how_to_work():
 
 
 def test_the_analysis_that_a_plan_needs():
-    assert PlanOptions().analysis == AnalysisOptions(bulk_keep=BULK_KEEP)
+    assert PlanOptions().analysis == AnalysisOptions(noise="auto", bulk_keep=BULK_KEEP)
+    assert PlanOptions(gate=None).analysis == AnalysisOptions(bulk_keep=BULK_KEEP)
+    counted = PlanOptions(gate=None, rule="noise").analysis
+    assert counted == AnalysisOptions(noise="auto", rule="noise", bulk_keep=BULK_KEEP)
+    own = PlanOptions(gate=0.2, more={"noise": "signflip", "rng": 3}).analysis
+    assert (own.noise, own.rng, own.rule, own.cutoff) == ("signflip", 3, "noise", 0.2)
     given = PlanOptions(fit_cutoff=0.1, bulk_keep=0.2, more={"beta": 0.3, "min_rank": 2})
     assert given.analysis == AnalysisOptions(cutoff=0.1, bulk_keep=0.2, beta=0.3, min_rank=2)
-    energy = PlanOptions(rule="energy", more={"keep": 0.9})
+    energy = PlanOptions(rule="energy", gate=None, more={"keep": 0.9})
     assert energy.analysis == AnalysisOptions(rule="energy", keep=0.9)
+
+
+def test_the_gate_is_settled_from_its_two_spellings():
+    assert PlanOptions().gate == "noise"
+    assert PlanOptions(gate=0.1).gate == PlanOptions(fit_cutoff=0.1).gate == 0.1
+    assert PlanOptions(gate=None).gate is PlanOptions(fit_cutoff=None).gate is None
+    for decided in ({"plan": REPORT}, {"calibrated": True, "budget": 0.5}):
+        assert PlanOptions(**decided).gate is None
+    for open_still in ({"calibrated": True}, {"budget": 0.5}, {"ranks": {"a": 3}}):
+        assert PlanOptions(**open_still).gate == "noise"
+    assert PlanOptions(calibrated=True, budget=0.5, gate="noise").gate == "noise"
+
+
+@pytest.mark.parametrize("gate", ["nose", 0, 1, 1.5, -0.1, float("nan"), True, b"noise", [0.1]])
+def test_a_wrong_gate(gate):
+    with pytest.raises(
+        (InvalidValueError, InvalidTypeError),
+        match=r"`gate` is .*expected 'noise', None, or a number",
+    ):
+        PlanOptions(gate=gate)
+
+
+@pytest.mark.parametrize("gate", ["noise", None, 0.2])
+@pytest.mark.parametrize("cutoff", [None, 0.2])
+def test_both_spellings_of_the_gate_are_an_error(gate, cutoff):
+    with pytest.raises(InvalidValueError, match="two spellings of the same option"):
+        PlanOptions(gate=gate, fit_cutoff=cutoff)
 
 
 def test_options_by_name_are_sorted_out():

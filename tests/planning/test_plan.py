@@ -57,13 +57,15 @@ def test_the_papers_share_of_the_bulk_is_kept_by_default():
     ("matrix", "reason", "more", "options"),
     [
         (NOISE, "no signal found", {}, {"bulk_keep": 0.0}),
-        (LOW, "no bulk", {}, {}),
+        (LOW, "no bulk", {}, {"mode": "truncate"}),
         (ZERO, "all zeros: two factors of zeros would not train", {}, {}),
         (ZERO, "all zeros: two factors of zeros would not train", {}, {"mode": "truncate"}),
         (SMALL, "smaller side 10 is below 16", {}, {}),
         (SMALL, "smaller side 10 is below 16", {}, {"budget": 0.5}),
         (EVEN, "fit rejected: statistic 0.05004 above 0.05", {}, {"fit_cutoff": 0.05}),
-        (LOW, "no bulk", {}, {"fit_cutoff": 0.05}),
+        (LOW, "no bulk", {}, {"fit_cutoff": 0.05, "mode": "truncate"}),
+        (EVEN, "cannot tell: let data decide with calibration= and budget=, or gate=None", {},
+         {"gate": "noise"}),
         (SIGNAL, "rank 60 is not below break-even 37.5", {}, {"bulk_keep": 1.0}),
         (SIGNAL, "saves 94.7%, less than min_saving 95.0%", {},
          {"bulk_keep": 0.0, "min_saving": 0.95}),
@@ -270,13 +272,32 @@ def test_matrices_of_a_layer_buy_one_rank():
     assert 0.5 * 9200 - 280 < plan.parameters_after <= 0.5 * 9200
 
 
+# Low rank, exactly.
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": "noise"}, {"gate": 0.001}, {"bulk_keep": 0.0}])
+def test_a_matrix_of_low_rank_passes_every_gate_and_is_split_at_its_rank(options):
+    row = only(planned({"a": LOW}, **options))
+    assert (row["action"], row["rank"], row["rule"], row["reason"]) == ("split", 2, "exact", "")
+    assert row["weight_error"] == 0.0
+    assert row["saves"]
+
+
+def test_another_rule_or_a_rank_that_saves_nothing_has_the_last_word():
+    row = only(planned({"a": LOW}, rule="fraction", keep=0.5))
+    assert (row["rank"], row["rule"]) == (15, "fraction")
+    half = Spectrum(np.append(np.zeros(5), np.linspace(1.0, 9.0, 25)), n=60)
+    assert only(planned({"a": half}))["rule"] == "bema"
+    assert only(planned({"a": LOW}, ranks={"a": 1}))["rule"] == "given"
+
+
 # The plan as a whole.
 
 
 def test_settings_say_what_decided():
     plan = planned({"a": SIGNAL}, bulk_keep=0.1, fit_cutoff=0.2, min_saving=0.3, beta=0.05)
     for name, value in {
-        "mode": "split", "bulk_keep": 0.1, "fit_cutoff": 0.2, "cutoff": 0.2, "min_saving": 0.3,
+        "mode": "split", "bulk_keep": 0.1, "gate": 0.2, "cutoff": 0.2, "min_saving": 0.3,
         "beta": 0.05, "rule": "bema", "ranks": {}, "budget": None,
     }.items():  # fmt: skip
         assert plan.settings[name] == value, name
@@ -313,7 +334,7 @@ def test_cut_is_what_is_split_or_truncated():
 
 
 def test_a_plan_goes_through_a_file(tmp_path):
-    plan = planned({"a": SIGNAL, "b": NOISE, "c": LOW}, bulk_keep=0.0)
+    plan = planned({"a": SIGNAL, "b": NOISE, "c": SMALL}, bulk_keep=0.0)
     text = plan.to_json(tmp_path / "plan.json")
     read = Plan.from_json(tmp_path / "plan.json")
     assert type(read) is Plan

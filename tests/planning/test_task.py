@@ -224,7 +224,7 @@ def test_where_no_matrix_can_be_analysed_it_says_why():
 
 
 def test_a_task_plans_what_is_asked():
-    one = task(bulk_keep=0.0)
+    one = task(bulk_keep=0.0, gate=None)
     plan = one.plan(one.analyze())
     assert {row["name"]: (row["action"], row["rank"]) for row in plan.rows} == {
         "attn.q": ("split", 1),
@@ -251,7 +251,7 @@ def test_ranks_that_are_not_possible_raise_before_all_the_work():
 
 
 def test_energies_are_handed_to_the_budget():
-    one = task({name: weight(name, planted(100, 60)) for name in "ab"}, budget=0.4)
+    one = task({name: weight(name, planted(100, 60)) for name in "ab"}, budget=0.4, gate=None)
     report = one.analyze()
     assert [row["rank"] for row in one.plan(report).rows] == [15, 15]
     moved = one.plan(report, {"a": np.r_[1.0, np.zeros(59)]})

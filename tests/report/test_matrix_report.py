@@ -1,5 +1,6 @@
 """One call over one matrix."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -22,7 +23,12 @@ def test_holds_what_the_four_functions_say():
     fit = rmtspec.bema(spec, beta=0.01)
     assert report.fit.to_dict() == fit.to_dict()
     assert report.test == rmtspec.fit_test(spec, fit)
-    assert report.rank == rmtspec.choose_rank(spec, fit, bulk_keep=0.1)
+    noise = rmtspec.fit_noise(W, beta=0.01)
+    assert report.noise.to_dict() == noise.to_dict()
+    chosen = rmtspec.choose_rank(spec, noise, bulk_keep=0.1)
+    assert report.rank == dataclasses.replace(chosen, n_spikes=2)
+    plain = rmtspec.analyze(W, noise="mp", beta=0.01, bulk_keep=0.1)
+    assert plain.rank == rmtspec.choose_rank(spec, fit, bulk_keep=0.1)
     row = report.to_dict()
     assert set(row) >= KEYS
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -48,7 +54,8 @@ def test_same_report_for_the_transpose():
 
 def test_no_bulk_is_nan_with_a_reason():
     row = rmtspec.analyze(np.ones((80, 40))).to_dict()
-    assert row["reason"] == "no bulk"
+    assert row["reason"] == "no bulk; only rounding is left beyond rank 1"
+    assert rmtspec.analyze(np.ones((80, 40)), noise="mp").reason == "no bulk"
     for key in ("variance", "threshold", "n_spikes", "fit_statistic", "fit_pvalue"):
         assert row[key] is None
     assert (row["accepted"], row["rank"], row["parameters_after"]) == (False, 0, 3200)
@@ -65,7 +72,7 @@ def test_a_rule_without_a_law_shows_its_rank_without_a_fit():
     row = rmtspec.analyze(np.zeros((80, 40)), rule="energy", keep=0.9).to_dict()
     assert (row["rank"], row["reason"]) == (0, "no bulk; no signal found")
     row = rmtspec.analyze(np.ones((80, 40))).to_dict()
-    assert (row["rule"], row["keep"]) == ("bema", None)
+    assert (row["rule"], row["keep"]) == ("noise", None)
 
 
 @pytest.mark.parametrize("p", [1, 2, 15])

@@ -58,7 +58,7 @@ def test_rows_are_those_of_analyze_in_order():
     assert [row["name"] for row in report.rows] == ["planted", "noise"]
     assert list(report.matrices) == ["planted", "noise"]
     assert len(report) == 2
-    alone = rmtspec.analyze(PLANTED, name="planted", beta=0.01).to_dict()
+    alone = rmtspec.analyze(PLANTED, name="planted", beta=0.01, noise="mp").to_dict()
     assert without_seconds(report)[0] == {k: v for k, v in alone.items() if k != "seconds"}
     assert report.skipped == []
     assert report.rows[0]["n_spikes"] == 2
@@ -330,7 +330,10 @@ def test_html_without_rows():
 def test_repr_is_an_aligned_table(with_gaps):
     lines = repr(with_gaps).splitlines()
     assert lines[0].startswith("Report: 2 analysed, 1 skipped, ")
-    assert lines[1].split() == ["name", "size", "spikes", "rank", "fit", "kept", "reason"]
+    assert lines[1].split() == [
+        "name", "size", "spikes", "fit", "verdict", "rank", "kept", "reason",
+    ]  # fmt: skip
+
     assert [line.index(" x ") for line in lines[2:4]] == [lines[2].index("80 x 50") + 2] * 2
     assert "\x1b" not in repr(with_gaps)
     assert "no bulk" in lines[3]

@@ -72,10 +72,10 @@ def test_the_block_is_the_one_that_is_read():
 )
 def test_memory_is_what_an_analysis_allocates(shape, dtype):
     W = matrix(shape, dtype)
-    rmtspec.analyze(matrix((40, 30)))  # imports and compiled code are no part of it
+    rmtspec.analyze(matrix((40, 30)), noise="mp")  # imports and compiled code are no part of it
     tracemalloc.start()
     try:
-        rmtspec.analyze(W)
+        rmtspec.analyze(W, noise="mp")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -85,6 +85,20 @@ def test_memory_is_what_an_analysis_allocates(shape, dtype):
 
 def test_memory_bounds_a_float64_matrix_which_needs_no_copy():
     W = matrix((1200, 1200), np.float64)
+    rmtspec.analyze(matrix((40, 30)), noise="mp")
+    tracemalloc.start()
+    try:
+        rmtspec.analyze(W, noise="mp")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 8 * 1200**2 < peak < cost(1200, 1200).memory
+
+
+def test_the_noise_model_costs_its_rounds_and_flips_and_needs_the_matrix_in_memory():
+    plain, auto = cost(3000, 1000), cost(3000, 1000, "auto")
+    assert auto.operations == 24 * plain.operations
+    W = matrix((1500, 700))
     rmtspec.analyze(matrix((40, 30)))
     tracemalloc.start()
     try:
@@ -92,7 +106,7 @@ def test_memory_bounds_a_float64_matrix_which_needs_no_copy():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert 8 * 1200**2 < peak < cost(1200, 1200).memory
+    assert 0.5 * cost(1500, 700, "auto").memory < peak < cost(1500, 700, "auto").memory
 
 
 def test_time_is_the_sum_of_its_parts():
@@ -164,7 +178,7 @@ def test_calibrate_is_quick():
 def taken(W):
     """Return the seconds of an analysis without those in which another process had the core."""
     wall, own = time.perf_counter(), time.process_time()
-    rmtspec.analyze(W)
+    rmtspec.analyze(W, noise="mp")
     # With several BLAS threads their times add up, and the wall's is the smaller one.
     wall, own = time.perf_counter() - wall, time.process_time() - own
     return min(wall, own or wall)
@@ -172,7 +186,7 @@ def taken(W):
 
 def test_the_estimate_of_a_small_matrix_is_of_the_right_order():
     W = matrix((256, 256))
-    rmtspec.analyze(W)  # compiles
+    rmtspec.analyze(W, noise="mp")  # compiles
     truth = min(taken(W) for _ in range(20))
     assert 1 / 5 < seconds(256, 256, calibrate()) / truth < 5
 
@@ -190,7 +204,7 @@ def test_the_estimate_of_a_small_matrix_is_of_the_right_order():
 )
 def test_the_estimate_is_near_the_truth(shape, dtype):
     W = matrix(shape, dtype)
-    rmtspec.analyze(matrix((40, 30)))  # compiles
+    rmtspec.analyze(matrix((40, 30)), noise="mp")  # compiles
     estimates, truths = [], []
     for _ in range(5):  # another process may start between the two, or stop
         estimates.append(seconds(*shape, calibrate(), W.dtype.itemsize))

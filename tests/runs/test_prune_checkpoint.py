@@ -260,7 +260,13 @@ def test_trained_mlp(data_folder, tmp_path):
     old = load_file(path)
     done = prune_checkpoint(path, tmp_path / "out")
     row = done.row("0.weight")
-    assert (row["action"], row["rank"]) == ("split", row["n_spikes"] + int(0.45 * (784 - 70)))
+    assert (row["verdict"], row["rule"]) == ("noise-like bulk", "noise")
+    count = row["n_components"]
+    assert count == pytest.approx(64, abs=2)
+    assert (row["action"], row["rank"]) == ("split", count + int(0.45 * (784 - count)))
+    plain = prune_checkpoint(path, None, dry_run=True, gate=0.1).row("0.weight")
+    assert (plain["rule"], plain["n_spikes"]) == ("bema", 70)
+    assert (plain["action"], plain["rank"]) == ("split", 70 + int(0.45 * (784 - 70)))
     new = load_file(tmp_path / "out" / WEIGHTS)
     product = new["0.outer.weight"] @ new["0.inner.weight"]
     error = np.linalg.norm(old["0.weight"] - product) / np.linalg.norm(old["0.weight"])
@@ -275,7 +281,12 @@ def test_trained_resnet(data_folder, tmp_path):
     path = data_folder / "models" / "resnet20-cifar10.safetensors"
     with pytest.raises(InvalidValueError, match="convolution, groups not in the file"):
         prune_checkpoint(path, tmp_path / "out")
-    done = prune_checkpoint(path, tmp_path / "out", include="layer3.*conv", bulk_keep=0.0)
+    # No bulk of these kernels is noise, as far as one can tell: they stay, and the words say why.
+    options = {"include": "layer3.*conv", "bulk_keep": 0.0}
+    with pytest.raises(InvalidValueError, match="no noise-like bulk: let data decide .*: 6 "):
+        prune_checkpoint(path, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    done = prune_checkpoint(path, tmp_path / "out", gate=None, **options)
     cut = {name.removesuffix(".weight") for name, a in actions(done).items() if a == "split"}
     assert len(cut) == 6
     old, new = raw(path), raw(tmp_path / "out" / WEIGHTS)
@@ -438,11 +449,11 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
         ({"budget": 0.5, "rule": "bema"}, InvalidValueError, "`budget` and `rule` are both"),
         ({"budget": 0.5, "keep": 0.9}, InvalidValueError, "`budget` and `keep` are both"),
         ({"rule": "energy"}, InvalidValueError, "`rule` is 'energy' and `keep` is not given"),
-        ({"keep": 0.9}, InvalidValueError, "`keep` is 0.9 and `rule` 'bema'"),
+        ({"keep": 0.9}, InvalidValueError, "`keep` is 0.9 and `rule` 'noise'"),
         (
             {"rule": "energy", "keep": 0.9, "bulk_keep": 0},
             InvalidValueError,
-            "`bulk_keep` is 0 and `rule` 'energy'; `bulk_keep` belongs to rule 'bema'",
+            "`bulk_keep` is 0 and `rule` 'energy'; `bulk_keep` belongs to the rules",
         ),
         ({"rule": "magic", "bulk_keep": 0}, InvalidValueError, "`rule` is 'magic'"),
         ({"include": "("}, InvalidValueError, "not a regular expression"),
@@ -451,7 +462,10 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
         ({"threads": 0}, InvalidValueError, "`threads` is 0"),
         ({"progress": 3}, InvalidTypeError, "`progress` is 3"),
         ({"alpha": 0.7}, InvalidValueError, "`alpha` is 0.7"),
-        ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `fit_cutoff` here"),
+        ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `gate` here"),
+        ({"gate": "auto"}, InvalidValueError, "`gate` is 'auto'; expected 'noise', None, or a n"),
+        ({"gate": 0.1, "fit_cutoff": 0.2}, InvalidValueError, "`gate` is 0.1 and `fit_cutoff` 0.2"),
+
         ({"unheard": 1}, InvalidTypeError, "`unheard` is not an option"),
         ({"out": None}, InvalidTypeError, "`out` is None; expected a folder"),
         ({"ranks": {"fd": 3}}, InvalidValueError, "`ranks` names 'fd'"),

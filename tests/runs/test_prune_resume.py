@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_says_where_the_work_is(folder, out):
 
 def test_files_that_may_not_grow(folder, out, unbroken):
     largest = max(map(len, unbroken["dense"][0].values()))
-    for limit, what in ((6_000, "journal"), (20_000, "content"), (largest - 1, "content")):
+    for limit, what in ((6_000, "journal"), (30_000, "content"), (largest - 1, "content")):
         with file_limit(limit), pytest.raises(FileError, match="file too large") as caught:
             prune(folder, out, "dense")
         assert str(work_path(out)) in str(caught.value)

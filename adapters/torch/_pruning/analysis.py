@@ -1,7 +1,7 @@
 """Analysis of a model: the core applied to every weight matrix, on the CPU or on a device."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -78,19 +78,23 @@ def analyze(
         subject, AnalysisOptions.of(options), device=device, n_jobs=n_jobs, progress=progress
     )
     for row in report.rows:  # matrices that `prune` would not split save nothing
-        target = subject.targets[row["name"]]
-        held = target.refusal(Action.SPLIT) or ("" if target.named else target.on_request)
-        if held:
+        if held := subject.targets[row["name"]].held(Action.SPLIT):
             row["reason"] = "; ".join(filter(None, (row["reason"], held)))
             row["saves"], row["parameters_after"] = False, row["parameters_before"]
     return report
 
 
 def subject_of(
-    model: nn.Module, selection: Selection, leave: Callable[[WeightMatrix], str] | None = None
+    model: nn.Module,
+    selection: Selection,
+    leave: Callable[[WeightMatrix], str] | None = None,
+    matrices: Mapping[str, WeightMatrix] | None = None,
 ) -> Subject[WeightMatrix]:
-    """Return the matrices that a user selects; predicates are called with (name, module)."""
-    matrices = dict(weight_matrices(model))
+    """Return the matrices that a user selects; predicates are called with (name, module).
+
+    `matrices` are those to select from, by default all of the model.
+    """
+    matrices = dict(weight_matrices(model)) if matrices is None else matrices
     modules = dict(model.named_modules())
     return Subject(
         matrices,
@@ -109,13 +113,14 @@ def analyze_subject(
     device: str | torch.device | None,
     n_jobs: int | None,
     progress: Progress | None,
+    plain: Collection[str] = (),
 ) -> Report:
-    """Return the report on the chosen matrices, computed on the device."""
+    """Return the report on the chosen matrices, computed on the device; see `Subject.analyze`."""
     if device is None:
         places = {m.parameter.device for m in subject.matrices.values() if not m.reason}
         device = next((d for d in sorted(places, key=str) if d.type == "cuda"), "cpu")
     device = usable_device(device)
     if device.type != "cpu" and options.eigensolver is None:  # on the CPU the core has its own
         options = dataclasses.replace(options, eigensolver=DeviceEigensolver(device))
-    report = subject.analyze(options, n_jobs, progress)
+    report = subject.analyze(options, n_jobs, progress, plain=plain)
     return dataclasses.replace(report, versions=versions("torch"))

@@ -1,43 +1,83 @@
 """An eigensolver for the core that computes on a torch device, in float64."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmtspec.errors import InvalidOptionError
+from rmtspec.errors import InvalidOptionError, RmtspecWarning
 
 #: Size in bytes of one float64 block on the device.
 _BLOCK_BYTES = 2**28
 
 
 class DeviceEigensolver:
-    """Eigenvalues of Gram matrices by `torch.linalg` on a device, which must have float64."""
+    """Eigenvalues of Gram matrices by `torch.linalg` on a device, which must have float64.
+
+    A matrix for which the device has too little memory is computed on the CPU, with a warning.
+    """
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = usable_device(device)
 
     def gram(self, tall: NDArray[Any]) -> NDArray[np.float64]:
         """Return ``tall.T @ tall``; the array is uploaded in its own dtype, in blocks of rows."""
-        n, p = tall.shape
-        total = torch.zeros((p, p), dtype=torch.float64, device=self.device)
-        step = max(1, _BLOCK_BYTES // (8 * p))
-        for start in range(0, n, step):
-            part = np.ascontiguousarray(tall[start : start + step])
-            if part.dtype.isbuiltin != 1 or part.dtype.itemsize > 8:  # torch cannot read it
-                part = part.astype(np.float32 if part.dtype.itemsize < 4 else np.float64)
-            elif not part.flags.writeable:  # torch would warn
-                part = part.copy()
-            block = torch.from_numpy(part).to(self.device).to(torch.float64)
-            total.addmm_(block.T, block)
-        return np.asfortranarray(total.cpu().numpy())
+        return self._computed(_gram, tall)
 
     def __call__(self, gram: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the eigenvalues of a symmetric matrix."""
-        matrix = torch.from_numpy(np.ascontiguousarray(gram)).to(self.device)
-        values: NDArray[np.float64] = torch.linalg.eigvalsh(matrix).cpu().numpy()
-        return values
+        return self._computed(_eigenvalues, gram)
+
+    def _computed(
+        self, work: Callable[[NDArray[Any], torch.device], NDArray[np.float64]], array: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        try:
+            return work(array, self.device)
+        except torch.cuda.OutOfMemoryError:
+            pass  # what the failed attempt holds is released with its traceback
+        torch.cuda.empty_cache()
+        warnings.warn(
+            f"{self.device} has too little free memory for a matrix of {array.shape[0]} x "
+            f"{array.shape[1]}, which was computed on the CPU instead.",
+            RmtspecWarning,
+            stacklevel=2,
+        )
+        return work(array, torch.device("cpu"))
+
+
+def _gram(tall: NDArray[Any], device: torch.device) -> NDArray[np.float64]:
+    n, p = tall.shape
+    total = torch.zeros((p, p), dtype=torch.float64, device=device)
+    step = max(1, _BLOCK_BYTES // (8 * p))
+    for start in range(0, n, step):
+        block = _uploaded(tall[start : start + step], device).to(torch.float64)
+        total.addmm_(block.T, block)
+    return total.cpu().numpy().T  # symmetric, and in Fortran order without a copy
+
+
+def _eigenvalues(gram: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:
+    matrix = torch.from_numpy(np.ascontiguousarray(gram.T)).to(device)
+    values: NDArray[np.float64] = torch.linalg.eigvalsh(matrix).cpu().numpy()
+    return values
+
+
+def _uploaded(part: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array on the device, in its own dtype and layout if torch knows them."""
+    if abs(part.strides[0]) < abs(part.strides[1]):  # columns are together, as in a transpose
+        return _uploaded(part.T, device).T
+    part = np.ascontiguousarray(part)
+    if part.dtype.name == "bfloat16":
+        bits = part.view(np.int16)
+        part = bits if bits.flags.writeable else bits.copy()
+        return torch.from_numpy(part).to(device).view(torch.bfloat16)
+    if part.dtype.isbuiltin != 1 or part.dtype.itemsize > 8:  # torch cannot read it
+        part = part.astype(np.float32 if part.dtype.itemsize < 4 else np.float64)
+    elif not part.flags.writeable:  # torch would warn
+        part = part.copy()
+    return torch.from_numpy(part).to(device)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

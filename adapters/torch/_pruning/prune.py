@@ -11,7 +11,19 @@ from rmtspec.adapters.torch._pruning.calibration import Calibration
 from rmtspec.adapters.torch._pruning.carry_out import Moments, carry_out, moments_of
 from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Action, Pattern, Plan, PlanOptions, Progress, Report, Selection, adopt
+from rmtspec.adapting import (
+    UNSET,
+    Action,
+    Gate,
+    Pattern,
+    Plan,
+    PlanOptions,
+    Progress,
+    Report,
+    Selection,
+    Unset,
+    adopt,
+)
 from rmtspec.errors import InvalidValueError
 
 
@@ -20,7 +32,8 @@ def plan(
     *,
     rule: str | None = None,
     bulk_keep: float | None = None,
-    fit_cutoff: float | None = None,
+    gate: Gate | Unset = UNSET,
+    fit_cutoff: float | Unset | None = UNSET,
     include: Pattern | None = None,
     exclude: Pattern | None = None,
     min_saving: float = 0.0,
@@ -58,9 +71,9 @@ def plan(
     8
     """
     asked = PlanOptions(
-        rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include, exclude=exclude,
-        min_saving=min_saving, mode=mode, budget=budget, ranks=ranks, n_jobs=n_jobs,
-        progress=progress, more=options,
+        rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
+        exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
+        n_jobs=n_jobs, progress=progress, calibrated=calibration is not None, more=options,
     )  # fmt: skip
     made, _ = PruningTask(model, asked, device).run(None if budget is None else calibration)
     return made
@@ -71,7 +84,8 @@ def prune(
     *,
     rule: str | None = None,
     bulk_keep: float | None = None,
-    fit_cutoff: float | None = None,
+    gate: Gate | Unset = UNSET,
+    fit_cutoff: float | Unset | None = UNSET,
     include: Pattern | None = None,
     exclude: Pattern | None = None,
     min_saving: float = 0.0,
@@ -89,22 +103,27 @@ def prune(
 
     Each weight matrix is analysed, a rank chosen, and the layer replaced by two thinner ones
     (the paper, section 4.4). A layer stays as it is, with the reason in the report, if the split
-    saves nothing, `fit_cutoff` rejects the fit, no signal is found, the smaller side is below 16,
+    saves nothing, the gate rejects it, no signal is found, the smaller side is below 16,
     its weight is tied to another layer's, or another layer reads its weight.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any trained model; neither compiled nor wrapped for parallel work.
-    rule : {"bema", "energy", "fraction"}
-        How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "bema". The
-        other two need the option `keep`: ``prune(model, rule="energy", keep=0.9)``.
+    rule : str, optional
+        How the rank follows from the spectrum, as in `rmtspec.choose_rank`; by default "noise"
+        where the gate asks for the noise model, else "bema". "energy" and "fraction" need the
+        option `keep`: ``prune(model, rule="energy", keep=0.9)``.
     bulk_keep : float
-        Share of the bulk that rule "bema" keeps besides the spikes; by default 0.45, as in the
-        paper.
-    fit_cutoff : float, optional
-        The paper's gamma: split only if the fit statistic is at most this. By default any fit is
-        accepted; the report shows the statistic.
+        Share of the bulk that "bema" and "noise" keep besides what they count; by default 0.45, as
+        in the paper.
+    gate : {"noise"}, float or None
+        What may be cut: "noise", only layers whose verdict is "noise-like bulk", which is the
+        default unless `calibration` and `budget` are both given, when it is None: data decide. A
+        number, the paper's gamma: only layers whose fit statistic is at most that. None: any.
+        A matrix of exactly low rank passes, and is split at its numerical rank.
+    fit_cutoff : float or None
+        Another spelling of `gate`.
     include, exclude : str, pattern, predicate on (name, module), or several
         Which matrices. Those that `include` names are cut even if small or an embedding.
     min_saving : float
@@ -154,9 +173,9 @@ def prune(
     torch.Size([1, 10])
     """
     asked = PlanOptions(
-        rule=rule, bulk_keep=bulk_keep, fit_cutoff=fit_cutoff, include=include, exclude=exclude,
-        min_saving=min_saving, mode=mode, budget=budget, ranks=ranks, n_jobs=n_jobs,
-        progress=progress, more=options,
+        rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
+        exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
+        n_jobs=n_jobs, progress=progress, calibrated=calibration is not None, more=options,
     )  # fmt: skip
     task = PruningTask(model, asked, device)
     made, moments = task.run(calibration)

@@ -1,7 +1,7 @@
 """One pruning of a torch model: `rmtspec.adapting.Task` with a device and calibration data."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -24,8 +24,9 @@ class PruningTask(Task[WeightMatrix]):
         options: PlanOptions,
         device: str | torch.device | None = None,
         leave: Callable[[WeightMatrix], str] | None = None,
+        matrices: Mapping[str, WeightMatrix] | None = None,
     ) -> None:
-        super().__init__(subject_of(model, options.selection(), leave), options)
+        super().__init__(subject_of(model, options.selection(), leave, matrices), options)
         if device is not None:
             usable_device(device)
         self._model, self._device = model, device
@@ -38,7 +39,7 @@ class PruningTask(Task[WeightMatrix]):
         options, matrices = self.options, self.subject.matrices
         report = analyze_subject(
             self.subject, options.analysis, device=self._device, n_jobs=options.n_jobs,
-            progress=options.progress,
+            progress=options.progress, plain=self.settled,
         )  # fmt: skip
         moments: Moments = {}
         energies = {}

@@ -12,8 +12,9 @@ from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
+from rmtspec.adapters.torch._training.product import stacked
 from rmtspec.adapters.torch._training.replicas import decided_once
-from rmtspec.adapters.torch._weights.tensors import to_tensor
+from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import RULES, SplitFactors, checks, listed, step_share
 from rmtspec.errors import InvalidTypeError, InvalidValueError, RmtspecWarning
@@ -97,7 +98,7 @@ class FactorOptimizer:
         Return the share of the step for each direction, or a single one for all.
         """
         weight = matrices[0].parameter
-        share = decided_once(lambda: self._shares(weight, parts))
+        share = decided_once(lambda: self._shares(parts, self._share.get(weight, 1.0)))
         state = self.optimizer.state.get(weight, {})
         mapped = _mapped(state, matrices, parts, layer) if self._known else {}
         self.adopt(path, weight, layer, share)
@@ -118,6 +119,29 @@ class FactorOptimizer:
         self._layers[path] = (layer, share)
         for factor, part in zip(factors, _spread(layer, share), strict=True):
             self._share[factor] = part
+
+    def lower(
+        self, path: str, old: SplitLayer, parts: list[SplitFactors], layer: SplitLayer
+    ) -> list[float]:
+        """Replace the factors of a layer by fewer directions, and map their state to these.
+
+        Return the share of the step, which is that of a split of the product.
+        """
+        share = decided_once(lambda: self._shares(parts, 1.0))
+        factors = [module.weight for module in (old.inner, old.outer)]
+        states = [self.optimizer.state.pop(factor, {}) for factor in factors]
+        mapped = _narrowed(states, old, parts, layer) if self._known else {}
+        new = [module.weight for module in (layer.inner, layer.outer)]
+        for before, after, part in zip(factors, new, _spread(layer, share), strict=True):
+            place = self._place(before)
+            if place is not None:
+                place[0]["params"][place[1]] = after
+            self._share.pop(before, None)
+            self._share[after] = part
+        self._layers.pop(path, None)
+        self._layers[path] = (layer, share)
+        self.optimizer.state.update(mapped)
+        return share
 
     @property
     def newest(self) -> nn.Parameter:
@@ -147,8 +171,8 @@ class FactorOptimizer:
         if place is not None:
             place[0]["param_names"][place[1]] = f"{stem}outer.bias"
 
-    def _shares(self, weight: nn.Parameter, parts: Sequence[SplitFactors]) -> list[float]:
-        known = self._share.get(weight, 1.0)  # if the weight is itself a factor
+    def _shares(self, parts: Sequence[SplitFactors], known: float | torch.Tensor) -> list[float]:
+        """Return the share of a split; `known` is that of the weight, if it is itself a factor."""
         inherited = known if isinstance(known, float) else float(known.min())
         if not self._rule:
             return [inherited]
@@ -207,7 +231,7 @@ class FactorOptimizer:
         """
         groups = self._groups()
         for layer, _ in self._layers.values():
-            inner, outer = _stacked(layer)
+            inner, outer = stacked(layer)
             of_inner, of_outer = outer.mT @ outer @ inner, outer @ (inner @ inner.mT)
             terms = [(layer.inner, of_inner), (layer.outer, of_outer)]
             if isinstance(layer, SplitEmbedding):
@@ -249,20 +273,11 @@ def _own(layer: SplitLayer) -> list[nn.Parameter]:
     return [m.weight for m in (layer.inner, layer.outer) if not isinstance(m, SplitLayer)]
 
 
-def _stacked(layer: SplitLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factors of each group: (groups, rank, columns) and (groups, rows, rank)."""
-    inner, outer = layer.inner.weight, layer.outer.weight
-    if isinstance(layer, SplitEmbedding):
-        inner, outer = outer.mT, inner
-    groups = int(getattr(layer, "groups", 1))
-    return inner.reshape(groups, layer.rank, -1), outer.reshape(groups, -1, layer.rank)
-
-
 def _spread(layer: SplitLayer, share: list[float]) -> list[float | torch.Tensor]:
     """Return the share of the step for the entries of the inner and of the outer factor."""
     if len(share) == 1:
         return [share[0], share[0]]
-    inner, outer = (tensor.detach() for tensor in _stacked(layer))
+    inner, outer = (tensor.detach() for tensor in stacked(layer))
     values = np.reshape(np.asarray(share), (len(inner), layer.rank))
     rows = np.broadcast_to(values[:, :, None], inner.shape).reshape(-1, inner.shape[2])
     columns = np.broadcast_to(values[:, None, :], outer.shape).reshape(-1, layer.rank)
@@ -311,5 +326,51 @@ def _mapped(
             outer.append(moment @ right.T)
         laid = _tensors(layer, np.concatenate(inner), np.concatenate(outer), value)
         for factor, tensor in laid:
+            factors[factor][key] = tensor.to(factor.device)
+    return factors
+
+
+def _narrowed(
+    states: Sequence[dict[str, Any]],
+    old: SplitLayer,
+    parts: Sequence[SplitFactors],
+    layer: SplitLayer,
+) -> dict[torch.Tensor, dict[str, Any]]:
+    """Return the state of a layer's new factors from that of the `old` ones, of a higher rank.
+
+    The new factors are B R and L A, with R = A A'^T / s and L = B'^T B / s, where A' and B' are the
+    new factors and s the singular values kept. So the gradients of A' and B' are R^T times that of
+    A and that of B times L^T, and moments map as in `_mapped`.
+    """
+    turns = []
+    for inner, outer, part in zip(*(side.detach() for side in stacked(old)), parts, strict=True):
+        scale = np.where(part.singular_values > 0.0, part.singular_values, 1.0)
+        right = to_numpy(inner).astype(np.float64) @ part.inner.astype(np.float64).T / scale
+        left = to_numpy(outer).astype(np.float64).T @ part.outer.astype(np.float64) / scale
+        turns.append((right, left))  # (rank, new rank) both
+    factors: dict[torch.Tensor, dict[str, Any]] = {layer.inner.weight: {}, layer.outer.weight: {}}
+    modules = ((old.inner, layer.inner), (old.outer, layer.outer))
+    for (_, new), state in zip(modules, states, strict=True):
+        for key, value in state.items():
+            if key not in (*_FIRST_MOMENTS, *_SECOND_MOMENTS):
+                kept = value.clone() if isinstance(value, torch.Tensor) else value
+                factors[new.weight][key] = kept
+    for key in (*_FIRST_MOMENTS, *_SECOND_MOMENTS):
+        values = [state[key] for state in states if state.get(key) is not None]
+        if len(values) < len(states):
+            continue
+        dense = [v if v.layout is torch.strided else v.to_dense() for v in values]
+        power = 1 if key in _FIRST_MOMENTS else 2
+        moments = zip(
+            *(to_numpy(side).astype(np.float64) for side in stacked(old, *dense)),
+            turns,
+            strict=True,
+        )
+        inner_outer = [
+            ((right**power).T @ of_inner, of_outer @ left**power)
+            for of_inner, of_outer, (right, left) in moments
+        ]
+        inner, outer = (np.concatenate(each) for each in zip(*inner_outer, strict=True))
+        for factor, tensor in _tensors(layer, inner, outer, dense[0]):
             factors[factor][key] = tensor.to(factor.device)
     return factors

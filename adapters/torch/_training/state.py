@@ -37,10 +37,12 @@ def _shapes(model: nn.Module) -> dict[str, list[int]]:
 class Rebuilt:
     """A state from `RMTPruner.state_dict` that fits a training, to be made again on its model.
 
-    `start` is the fingerprint of the training when the pruner was made.
+    `start` is the fingerprint of the training when the pruner was made, `recut` its option.
     """
 
-    def __init__(self, state: dict[str, Any], model: nn.Module, start: dict[str, Any]) -> None:
+    def __init__(
+        self, state: dict[str, Any], model: nn.Module, start: dict[str, Any], recut: Any
+    ) -> None:
         keys = ("start", "schedule", "splits", "history", "schema")
         if not isinstance(state, dict) or any(key not in state for key in keys):
             raise InvalidTypeError(
@@ -71,8 +73,14 @@ class Rebuilt:
                 "The model has changed since the pruner was made, perhaps by a split; expected "
                 "a freshly built one. Build model, optimizer and pruner again, then load."
             )
+        of_state = state.get("recut", recut)  # a state of an earlier version does not say
+        if of_state != recut:
+            raise InvalidValueError(
+                f"The state is that of a training with recut={of_state!r}; this pruner has "
+                f"recut={recut!r}. Pass recut={of_state!r} to RMTPruner, as in that training."
+            )
         self._model = model
-        self._splits: list[dict[str, Any]] = state["splits"]
+        self.splits: list[dict[str, Any]] = [dict(entry) for entry in state["splits"]]
         self.schedule: dict[str, Any] = state["schedule"]
         self.history: list[Report] = [
             Plan.from_dict(report, "The state") for report in state["history"]
@@ -80,13 +88,18 @@ class Rebuilt:
 
     def layers(self) -> Iterator[tuple[str, nn.Parameter, SplitLayer, dict[str, Any]]]:
         """Replace the layers one by one, and yield each with the weight that it replaces."""
-        for entry in self._splits:
+        for entry in last_splits(self.splits):
             layer: Any = self._model.get_submodule(entry["name"])
             weight = layer.weight
             split_type = SPLIT_TYPES[kind_of(layer)]
             made = split_type.empty_like(layer, entry["rank"], weight.device)
             replace_layers(self._model, {entry["name"]: made}, inplace=True)
             yield entry["name"], weight, made, dict(entry)
+
+
+def last_splits(splits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last split of each layer, in the order of the first ones: ranks may be lowered."""
+    return list({entry["name"]: entry for entry in splits}.values())
 
 
 def _difference(saved: dict[str, Any], built: dict[str, Any]) -> str:

@@ -112,6 +112,11 @@ class WeightMatrix:
         return ON_REQUEST.get(self.kind, "")
 
     @property
+    def present_rank(self) -> int:
+        """The rank at which it is split already; 0, because each factor is a matrix here."""
+        return 0
+
+    @property
     def itemsize(self) -> int:
         """Bytes per entry; 0 if there is no parameter to read."""
         return 0 if self.parameter is None else int(self.parameter.element_size())

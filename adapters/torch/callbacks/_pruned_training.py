@@ -9,6 +9,7 @@ from torch import nn
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training.pruner import RMTPruner
+from rmtspec.adapters.torch._training.state import last_splits
 from rmtspec.adapting import Action, Every, Report
 from rmtspec.errors import InvalidValueError
 
@@ -179,6 +180,7 @@ def _unsplit(
     pruner has made them.
     """
     modules = dict(model.named_modules())
+    splits = last_splits(splits)
     for entry in splits:
         present = modules.get(entry["name"])
         if not isinstance(present, SplitLayer) or present.rank != entry["rank"]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from rmtspec.adapters.torch.callbacks.lightning import RMTPrunerCallback
 
 OPTIONS = {"include": r"^first(\.inner)?$", "rule": "fraction", "keep": 0.3, "fit_cutoff": None}
+OPTIONS |= {"recut": "factors"}
 
 
 class Net(lightning.LightningModule):

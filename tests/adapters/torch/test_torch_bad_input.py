@@ -224,6 +224,7 @@ def test_distributed_data_parallel_is_named(model, tmp_path):
 
 def cut(model, message, calibration, kind=InvalidValueError, include=IN_USE, **options):
     """`calibration` is refused, both with ranks chosen by a rule and with a budget."""
+    options = {"gate": None, **options}  # every layer is cut, whatever its spectrum
     refuse(model, message, kind, include=include, calibration=calibration, **options)
     if not callable(calibration):  # an iterator that is used up is another matter
         refuse(model, message, kind, include=include, calibration=calibration, budget=0.5)
@@ -241,7 +242,7 @@ def test_calibration_that_is_empty(model):
 
 def test_calibration_that_never_reaches_a_layer(model):
     words = "never reaches 1 of 4 layers: 'never'.*leave these layers out with `exclude`"
-    refuse(model, words, calibration=[batch()], exclude="attn|table")
+    refuse(model, words, calibration=[batch()], exclude="attn|table", gate=None)
     cut(model, "never reaches 3 of 3 layers: 'conv', 'first', 'second'", lambda model: None)
 
 
@@ -423,7 +424,7 @@ def test_a_rank_for_what_is_left_out(model):
     ("options", "kind", "words"),
     [
         ({"bulkkeep": 0.3}, InvalidTypeError, "`bulkkeep` is not an option of the analysis"),
-        ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `fit_cutoff` here"),
+        ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `gate` here"),
         ({"rule": "magic"}, InvalidValueError, "`rule` is 'magic'"),
         ({"mode": "cut"}, InvalidValueError, "`mode` is 'cut'; expected one of split, truncate"),
         ({"mode": "cut", "budget": 0.5}, InvalidValueError, "`mode` is 'cut'"),
@@ -434,13 +435,17 @@ def test_a_rank_for_what_is_left_out(model):
         (
             {"rule": "fraction", "keep": 0.5, "bulk_keep": 0.0},
             InvalidValueError,
-            "`bulk_keep` belongs to rule 'bema'",
+            "`bulk_keep` belongs to the rules 'bema' and 'noise'",
         ),
         ({"bulk_keep": 1.5}, InvalidValueError, r"`bulk_keep` is 1\.5"),
         ({"bulk_keep": "all"}, InvalidTypeError, "`bulk_keep` is 'all'"),
         ({"min_saving": 1.5}, InvalidValueError, r"`min_saving` is 1\.5"),
         ({"min_saving": "a bit"}, InvalidTypeError, "`min_saving` is 'a bit'"),
-        ({"fit_cutoff": -1.0}, InvalidValueError, r"`cutoff` is -1\.0|`fit_cutoff` is -1\.0"),
+        ({"fit_cutoff": -1.0}, InvalidValueError, r"`fit_cutoff` is -1\.0"),
+        ({"gate": -1.0}, InvalidValueError, r"`gate` is -1\.0; expected 'noise', None, or a num"),
+        ({"gate": "mp"}, InvalidValueError, "`gate` is 'mp'; expected 'noise', None, or a num"),
+        ({"gate": 0.1, "fit_cutoff": 0.1}, InvalidValueError, r"`gate` is 0\.1 and `fit_cutoff`"),
+        ({"gate": None, "fit_cutoff": None}, InvalidValueError, "two spellings of the same"),
         ({"alpha": 0.7}, InvalidValueError, r"`alpha` is 0\.7"),
         ({"n_jobs": 0}, InvalidValueError, "`n_jobs` is 0"),
         ({"progress": "bar"}, InvalidTypeError, "`progress` is 'bar'"),

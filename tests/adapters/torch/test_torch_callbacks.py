@@ -170,6 +170,7 @@ CHOSEN = {
     "keep": 0.3,
     "fit_cutoff": None,
     "every": 1,
+    "recut": "factors",
 }
 
 

@@ -37,6 +37,7 @@ pytestmark = [
 
 #: One layer is split, in the next cycle one of its factors, and then nothing more.
 NAMED = {"include": r"^first(\.inner)?$", "rule": "fraction", "keep": 0.3, "fit_cutoff": None}
+NAMED |= {"recut": "factors"}
 
 
 class Net(lightning.LightningModule):

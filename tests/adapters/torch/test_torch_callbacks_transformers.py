@@ -27,7 +27,7 @@ from rmtspec.errors import (  # noqa: E402
     RmtspecWarning,
 )
 
-RULE = {"rule": "fraction", "keep": 0.3, "fit_cutoff": None}
+RULE = {"rule": "fraction", "keep": 0.3, "fit_cutoff": None, "recut": "factors"}
 #: Some layers are split, in the next cycle one factor of each, and then nothing more.
 CHOSEN = {
     "bert": {"include": r"(intermediate\.dense|query)(\.inner)?$", **RULE},

@@ -11,7 +11,7 @@ from rmtspec import ensembles
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._pruning import eigensolver as _eigensolver
 from rmtspec.adapters.torch._pruning.eigensolver import DeviceEigensolver, usable_device
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import InvalidValueError, RmtspecWarning
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
 
@@ -127,6 +127,26 @@ def test_the_seam_checks_what_comes_back():
         rmtspec.spectrum(W, eigensolver=Solver(lambda tall: np.ones(30)))
 
 
+@pytest.mark.parametrize("stage", ["_gram", "_eigenvalues"])
+def test_a_device_without_memory_leaves_the_matrix_to_the_cpu(stage, monkeypatch):
+    """A stand-in for a GPU: it works as the CPU does until one stage runs out of memory."""
+    for name in ("_gram", "_eigenvalues"):
+        own = getattr(_eigensolver, name)
+
+        def on(array, device, own=own, fails=name == stage):
+            if device.type == "cuda" and fails:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return own(array, torch.device("cpu"))
+
+        monkeypatch.setattr(_eigensolver, name, on)
+    solver = DeviceEigensolver("cpu")
+    solver.device = torch.device("cuda")
+    W = ensembles.wishart(50, 30, rng=6)
+    with pytest.warns(RmtspecWarning, match=r"cuda has too little free memory.* on the CPU"):
+        device = rmtspec.spectrum(W, eigensolver=solver)
+    assert_same(rmtspec.spectrum(W), device)
+
+
 def test_a_gram_matrix_with_nan_is_no_spectrum():
     W = ensembles.wishart(50, 30, rng=6)
     with pytest.raises((InvalidValueError, np.linalg.LinAlgError)):
@@ -183,6 +203,6 @@ def test_on_a_gpu():
     for dtype in DTYPES:
         W = ensembles.spiked(200, 90, [4.0, 30.0], rng=0).astype(dtype)
         assert_same(rmtspec.spectrum(W), rmtspec.spectrum(W, eigensolver=DeviceEigensolver("cuda")))
-    smaller, _ = rt.prune(model, ranks={"0": 9}, calibration=[torch.randn(50, 400)],
-                          include="^0$")  # fmt: skip
+    linear = torch.nn.Sequential(model[0])
+    smaller, _ = rt.prune(linear, ranks={"0": 9}, calibration=[torch.randn(50, 400)])
     assert {p.device.type for p in smaller.parameters()} == {"cuda"}

@@ -140,7 +140,7 @@ def test_before_the_first_step_there_is_no_state():
 def test_a_factor_that_is_split_again_hands_its_state_on():
     model = single()
     used = OPTIMIZERS["adam"](model.parameters())
-    pruner = pruner_of(model, used, ranks={"0": 20})
+    pruner = pruner_of(model, used, ranks={"0": 20}, recut="factors")
     trained(used)
     pruner.step()
     trained(used, 1)
@@ -375,7 +375,7 @@ def test_directions_of_nothing_take_no_boundless_step(rule):
 def test_a_factor_that_is_split_again_inherits_its_share():
     model = single(dtype=torch.float64)
     used = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = pruner_of(model, used, ranks={"0": 20})
+    pruner = pruner_of(model, used, ranks={"0": 20}, recut="factors")
     pruner.step()
     first = 1.0 / float(strengths(model[0]).max())
     pruner._ranks = {"0.inner": 5}
@@ -530,7 +530,9 @@ def test_coupled_decay_with_adam_and_matched_steps():
 def test_decay_of_a_product_with_a_factor_that_was_split_again():
     model = single(dtype=torch.float64)
     used = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.3)
-    pruner = pruner_of(model, used, ranks={"0": 20}, decay="weight", match_step=False)
+    pruner = pruner_of(
+        model, used, ranks={"0": 20}, decay="weight", match_step=False, recut="factors"
+    )
     pruner.step()
     pruner._ranks = {"0.inner": 5}
     pruner.step()

@@ -254,7 +254,9 @@ def test_scan_with_a_journal(folder, tmp_path, n_jobs):
     assert [row["name"] for row in done.rows] == [
         "fc.weight", "half.weight", "fp8.weight", "turned.weight"
     ]  # fmt: skip
-    expected = rmtspec.analyze(STATE["fc.weight"].numpy(), kind="matrix", name="fc.weight")
+    expected = rmtspec.analyze(
+        STATE["fc.weight"].numpy(), kind="matrix", name="fc.weight", noise="mp"
+    )
     assert {**done.rows[0], "seconds": 0} == {**expected.to_dict(), "seconds": 0}
     again = rmtspec.analyze_checkpoint(folder, n_jobs=n_jobs, threads=1, journal=tmp_path / "j")
     assert again.rows == done.rows

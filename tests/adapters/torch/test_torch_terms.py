@@ -123,6 +123,7 @@ def test_every_reason_of_a_model_is_known(model):
         met |= {why for reasons in reasons_of.values() for why in reasons}
     assert met == {
         Why.NO_BULK, Why.NO_SIGNAL, Why.ALL_ZERO, Why.TOO_SMALL, Why.UNRELIABLE, Why.FIT_REJECTED,
+        Why.GATED,
         Why.NOT_FINITE, Why.SAVES_NOTHING, Why.SAVES_LITTLE, Why.FULL_RANK, Why.STAYS_DENSE,
         Why.NOT_INCLUDED, Why.EXCLUDED, Why.NOT_NAMED, Why.NO_MATRIX_MEETS, Why.LAYER_LEFT,
         Why.TIED, Why.TIED_ELSEWHERE, Why.EMPTY, Why.NUMBER, Why.VECTOR, Why.DEPTHWISE,

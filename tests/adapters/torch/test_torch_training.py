@@ -177,7 +177,9 @@ def test_the_bulk_goes_at_bulk_keep_0():
 
 def test_splits_go_on_in_the_factors():
     model = network([200, 300, 10])
-    pruner = rt.RMTPruner(model, sgd(model), every=1, fit_cutoff=None, bulk_keep=0.3)
+    pruner = rt.RMTPruner(
+        model, sgd(model), every=1, fit_cutoff=None, bulk_keep=0.3, recut="factors"
+    )
     sizes = [rt.count_parameters(model)]
     for _ in range(3):
         pruner.step()
@@ -220,7 +222,7 @@ def test_all_frozen_is_said(model):
 
 def test_patterns_that_meet_nothing_after_the_split(model):
     optimizer = sgd(model)
-    pruner = rt.RMTPruner(model, optimizer, every=1, include=r"^layers\.0$")
+    pruner = rt.RMTPruner(model, optimizer, every=1, include=r"^layers\.0$", recut="factors")
     first = pruner.step()
     assert [row["name"] for row in first.rows] == ["layers.0"]
     for _ in range(2):
@@ -234,7 +236,8 @@ def test_patterns_that_meet_nothing_after_the_split(model):
 
 
 def test_exclude(model):
-    pruner = rt.RMTPruner(model, sgd(model), every=1, fit_cutoff=None, exclude="inner|outer")
+    options = {"fit_cutoff": None, "exclude": "inner|outer", "recut": "factors"}
+    pruner = rt.RMTPruner(model, sgd(model), every=1, **options)
     for _ in range(3):
         report = pruner.step()
     assert report.rows == []
@@ -532,7 +535,7 @@ def test_a_loss_of_another_type(model, loss):
         ({"progress": 3}, InvalidTypeError, "`progress` is 3; expected a callable"),
         ({"alpha": 7}, InvalidValueError, "`alpha` is 7"),
         ({"alfa": 0.2}, InvalidTypeError, "`alfa` is not an option of the analysis"),
-        ({"cutoff": 0.1}, InvalidTypeError, "called `fit_cutoff` here"),
+        ({"cutoff": 0.1}, InvalidTypeError, "called `gate` here"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_trained(model, options, kind, message):

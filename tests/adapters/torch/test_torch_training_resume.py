@@ -63,7 +63,8 @@ class Run:
             {"params": trained[:3], "lr": 0.02},
             {"params": trained[3:]},
         ])  # fmt: skip
-        self.pruner = pruner_of(self.model, self.optimizer, every=2, ranks=RANKS, **options)
+        options = {"every": 2, "ranks": RANKS, "recut": "factors", **options}
+        self.pruner = pruner_of(self.model, self.optimizer, **options)
         self.others = {
             "schedule": lr_scheduler.OneCycleLR(self.optimizer, [0.05, 0.02], total_steps=20),
             "scaler": torch.amp.GradScaler("cpu", init_scale=2.0**8),

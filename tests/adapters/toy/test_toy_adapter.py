@@ -202,6 +202,9 @@ def test_include_and_exclude_choose_layers():
     assert [row["name"] for row in report.rows] == ["layers.1", "layers.2"]
     assert report.skipped == [{"name": "layers.0", "reason": "in `exclude`"}]
     _, report = toy.prune(net, bulk_keep=0.2, include=r"\.2$")
+    assert cut(report) == {}  # whether a bulk so small is noise cannot be told
+    assert report.row("layers.2")["reason"].startswith("cannot tell: let data decide")
+    _, report = toy.prune(net, bulk_keep=0.2, include=r"\.2$", gate=None)
     assert cut(report) == {"layers.2": "split"}  # small, and named by the user
     wide = toy.analyze(net, include=lambda name, layer: len(layer.weight) > 100)
     assert [row["name"] for row in wide.rows] == ["layers.0"]

@@ -1,0 +1,1 @@
+"""Rules for the rank besides BEMA's: thresholds, resampling, shares; each returns a count."""

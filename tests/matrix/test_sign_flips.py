@@ -1,0 +1,191 @@
+"""Sign flips: the kernels, the largest singular value, and thresholds from draws."""
+
+import naive
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.linalg import svdvals
+
+from rmtspec._kernels.equalize import flip_signs, power_sums, top_eigenvalue
+from rmtspec.matrix import sign_flips
+from rmtspec.matrix.sign_flips import (
+    flipped_spectrum,
+    flips,
+    largest_square,
+    n_draws,
+    prediction_factor,
+    simulated_factor,
+)
+from rmtspec.matrix.thresholds import FlipThreshold, LawThreshold
+
+
+def noise(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("p", [1, 31, 32, 33, 70])
+def test_bits_become_signs(p):
+    entries = noise((6, p))
+    rows, kept = np.array([0, 2, 5]), np.ones(p, dtype=np.float32)
+    kept[p // 2] = 0.0
+    words = np.random.default_rng(1).integers(0, 1 << 32, 3 * -(-p // 32), dtype=np.uint32)
+    out = np.empty((3, p), dtype=np.float32)
+    flip_signs(entries, rows, kept, words, out)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little").reshape(3, -1)[:, :p]
+    assert_array_equal(out, np.abs(entries[rows]) * kept * np.where(bits == 1, -1, 1))
+
+
+@pytest.mark.kernels
+def test_power_sums_against_numpy():
+    entries = noise((7, 9))
+    wide = entries.astype(float)
+    assert_allclose(power_sums(entries), [(wide**power).sum() for power in (2, 3, 6)], rtol=1e-12)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("p", [1, 2, 5, 6, 40])
+def test_top_eigenvalue_against_numpy(p):
+    matrix = noise((2 * p, p))
+    gram = matrix.T @ matrix
+    start = np.random.default_rng(0).standard_normal(p)
+    top = top_eigenvalue(gram, start / np.linalg.norm(start), 1e-6)
+    assert_allclose(top, np.linalg.eigvalsh(gram.astype(float))[-1], rtol=1e-5)
+    assert top_eigenvalue(np.zeros((p, p), np.float32), start / np.linalg.norm(start), 1e-6) == 0
+
+
+SHAPES = [
+    (1, 1), (50, 1), (1, 1000), (3, 2), (300, 16), (3000, 40), (257, 257), (300, 260), (400, 290),
+    (900, 300), (600, 560),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_largest_square_against_the_svd(shape):
+    rng = np.random.default_rng(0)
+    matrix = noise(shape)
+    rank_one = np.outer(*(rng.standard_normal(side) for side in shape)).astype(np.float32)
+    sparse = np.where(rng.random(shape) < 0.05, matrix, 0).astype(np.float32)
+    for case in (matrix, rank_one, sparse, np.zeros(shape, np.float32), np.ones(shape, np.float32)):
+        expected = svdvals(case.astype(float))[0] ** 2
+        assert_allclose(largest_square(case), expected, rtol=1e-5)
+
+
+def test_largest_square_where_the_top_is_crowded():
+    """A hundred equal values, and noise just below: Lanczos must not stop short of the top."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, 300)))[0] for n in (500, 300))
+    for values in (np.ones(300), np.linspace(1, 1.001, 300), np.linspace(0, 1, 300) ** 0.1):
+        matrix = ((left * values) @ right.T).astype(np.float32)
+        assert_allclose(largest_square(matrix), values.max() ** 2, rtol=2e-5)
+
+
+def test_stored_factors_are_those_of_simulation():
+    for draws, levels in sign_flips._FACTORS.items():
+        for beta, factor in levels.items():
+            allowed = 0.03 if beta == 0.01 else 0.01
+            assert simulated_factor(draws, beta) == pytest.approx(factor, abs=allowed)
+            assert prediction_factor(draws, beta) == factor
+
+
+def test_another_level_lies_between():
+    assert 1.5057 < prediction_factor(10, 0.07) < 2.0530
+    assert prediction_factor(20, 1e-5) > prediction_factor(20, 1e-3) > 2.8611
+    assert (n_draws(0.5), n_draws(0.05), n_draws(0.049)) == (10, 10, 20)
+
+
+def test_a_flip_keeps_sizes_and_drops_rows_and_columns():
+    entries = noise((50, 40))
+    entries[:, 5] = 0.0
+    for flip in flips(entries, 3, 4, np.random.default_rng(0)):
+        assert flip.shape == (47, 40)
+        there = flip.any(axis=0)
+        assert 40 - 3 - 1 <= there.sum() <= 40 - 3
+        rows = [np.abs(row)[there].tolist() for row in flip]
+        known = [np.abs(row)[there].tolist() for row in entries]
+        positions = [known.index(row) for row in rows]
+        assert positions == sorted(set(positions))
+    assert [flip.shape for flip in flips(entries, 0, 2, np.random.default_rng(0))] == [(50, 40)] * 2
+
+
+def test_signs_are_fair_and_independent():
+    entries = np.ones((100, 70), dtype=np.float32)
+    signs = np.array([flip.copy() for flip in flips(entries, 0, 100, np.random.default_rng(0))])
+    assert abs(signs.mean()) < 4 / signs.size**0.5
+    for axis in range(3):  # of neighbours
+        pairs = np.moveaxis(signs, axis, 0)
+        assert abs((pairs[1:] * pairs[:-1]).mean()) < 4 / signs.size**0.5
+
+
+def test_signs_of_the_entries_do_not_matter():
+    entries = noise((30, 20))
+    ours, negative = (
+        [flip.copy() for flip in flips(E, 2, 3, np.random.default_rng(5))]
+        for E in (entries, -entries)
+    )
+    assert_array_equal(ours, negative)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_spectrum_of_a_flip_against_the_svd(k):
+    entries = noise((40, 30))
+    entries[:, 7] = 0.0
+    for flip in flips(entries, k, 2, np.random.default_rng(0)):
+        expected = np.sort(svdvals(flip.astype(float)) ** 2)[k:]
+        assert_allclose(flipped_spectrum(flip, 30 - k), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_spectrum_of_a_flip_where_the_single_precision_solver_fails(monkeypatch):
+    import scipy.linalg
+
+    solve = scipy.linalg.eigvalsh
+
+    def failing(gram, **options):
+        if gram.dtype == np.float32:
+            raise scipy.linalg.LinAlgError
+        return solve(gram, **options)
+
+    monkeypatch.setattr(scipy.linalg, "eigvalsh", failing)
+    matrix = noise((40, 30))
+    expected = np.sort(svdvals(matrix.astype(float)) ** 2)
+    assert_allclose(flipped_spectrum(matrix, 30), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("beta", "draws", "factor"), [(0.1, 10, 1.5057), (0.01, 20, 2.8611)])
+@pytest.mark.parametrize("k", [0, 3])
+def test_flip_threshold_is_mean_and_deviations_of_the_draws(beta, draws, factor, k):
+    entries = noise((60, 40))
+    at = FlipThreshold(beta, 7).threshold(np.sort(svdvals(entries) ** 2), 60, k, entries)
+    made = flips(entries, k, draws, np.random.default_rng([7, k]))
+    tops = [svdvals(flip.astype(float))[0] ** 2 for flip in made]
+    assert_allclose(at(beta), np.mean(tops) + factor * np.std(tops, ddof=1), rtol=1e-5)
+
+
+def test_draws_have_the_law_of_the_slow_reference():
+    """Means within four standard errors, deviations within a fifth (its error is 6 %)."""
+    entries, k, draws = noise((40, 30)), 2, 300
+    _, expected = naive.flip_edge(entries.astype(float), k, draws, 0, np.random.default_rng(1))
+    ours = [largest_square(flip) for flip in flips(entries, k, draws, np.random.default_rng(2))]
+    error = np.std(expected, ddof=1) * (2 / draws) ** 0.5
+    assert abs(np.mean(ours) - np.mean(expected)) < 4 * error
+    assert np.std(ours) == pytest.approx(np.std(expected), rel=0.2)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.1, 0.01, 0.001, 1e-5])
+def test_spared_draws_change_no_count(beta):
+    """A value thirteen deviations beyond the noise, a gap below: three draws tell, at any level."""
+    entries = noise((60, 40))
+    made = flips(entries, 0, 3, np.random.default_rng([0, 0]))
+    tops = [largest_square(flip) for flip in made]
+    width = naive.edge_of_noise(60, 40, 1) - naive.edge_of_noise(60, 40, 0)
+    deviation = max(width, np.std(tops, ddof=1))
+    below = np.linspace(0, np.mean(tops) - 5 * deviation, 39)
+    squares = np.append(below, np.mean(tops) + 13 * deviation)
+    at = FlipThreshold(beta, 0).threshold(squares, 60, 0, entries)
+    assert (squares > at(beta)).sum() == 1
+
+
+def test_law_threshold_against_the_slow_reference():
+    at = LawThreshold().threshold(np.ones(40), 60, 5, np.empty((0, 0), np.float32))
+    assert_allclose(at(0.1), naive.edge_of_noise(55, 35, 0.450143289058251), rtol=1e-12)
+    assert at(0.01) > at(0.1) > at(0.5)

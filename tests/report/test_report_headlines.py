@@ -1,0 +1,69 @@
+"""What the headline of a report counts: savings of matrices that pass, and of no others."""
+
+import re
+
+import numpy as np
+import pytest
+
+import rmtspec
+
+RNG = np.random.default_rng(2)
+PASSES, FAILS, SMALL = "passes", "orthogonal", "small"
+MATRICES = {
+    PASSES: rmtspec.ensembles.spiked(120, 90, [5, 20], rng=0),
+    FAILS: np.linalg.qr(RNG.standard_normal((100, 60)))[0],
+    SMALL: RNG.standard_normal((200, 12)),
+}
+SIZES = {name: W.size for name, W in MATRICES.items()}
+
+
+def after(rank, rows, columns):
+    return rank * (rows + columns)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return rmtspec.analyze_many(MATRICES, noise="auto", beta=0.01, bulk_keep=0.1)
+
+
+def test_only_matrices_that_pass_are_counted(report):
+    rows = {row["name"]: row for row in report.rows}
+    assert [rows[name]["saves"] for name in MATRICES] == [True, True, True]
+    assert [rows[name]["verdict"] for name in MATRICES] == [
+        "noise-like bulk", "no noise-like bulk", "cannot tell"
+    ]  # fmt: skip
+    assert not rows[SMALL]["reliable"]
+    kept = after(rows[PASSES]["rank"], 120, 90)
+    total = sum(SIZES.values())
+    assert report.parameters_before == total
+    assert report.parameters_after == kept + SIZES[FAILS] + SIZES[SMALL]
+    share = f"{report.parameters_after / total:.1%}"
+    apart = SIZES[FAILS] - after(rows[FAILS]["rank"], 100, 60)  # not of the small one
+    assert report.kept() == (
+        f"{report.parameters_after:,} of {total:,} parameters kept ({share}); "
+        f"1 matrix without a noise-like bulk would save {apart:,} more"
+    )
+    assert report.kept() in repr(report)
+
+
+def test_the_page_says_the_same(report):
+    words = " ".join(re.sub(r"<[^>]*>", " ", report.to_html()).split())
+    assert report.kept() in words
+    assert "1 of them have a noise-like bulk; a split saves parameters in 1: " in words
+
+
+def test_with_the_papers_gamma_the_fit_decides():
+    gamma = rmtspec.analyze_many(MATRICES, beta=0.01, bulk_keep=0.1, cutoff=0.1)
+    rows = {row["name"]: row for row in gamma.rows}
+    assert rows[PASSES]["accepted"]
+    assert not rows[FAILS]["accepted"]
+    assert gamma.parameters_after == (
+        after(rows[PASSES]["rank"], 120, 90) + SIZES[FAILS] + SIZES[SMALL]
+    )
+    assert re.search(r"; 1 matrix whose fit is rejected would save [\d,]+ more$", gamma.kept())
+
+
+def test_where_all_fail_nothing_is_saved():
+    report = rmtspec.analyze_many({n: MATRICES[n] for n in (FAILS, SMALL)}, noise="auto")
+    assert report.parameters_after == report.parameters_before
+    assert "(100.0%)" in report.kept()
