@@ -1,6 +1,6 @@
 """Does the interval of the noise variance cover, and is shrinkage near its optimum?
 
-Run ``python benchmarks/truth/coverage.py`` (ten minutes on one core). It draws matrices whose noise
+Run ``python benchmarks/truth/intervals.py`` (ten minutes on one core). It draws matrices whose noise
 and signal are known and writes ``benchmarks/truth/results/coverage.json``: the parts that are named
 by ``--parts`` are replaced there, the others stay.
 
