@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from noise_kinds import planted, student_3
 from records import Record, Row, generator
 
 import rmtspec
@@ -40,8 +41,8 @@ def cost(record: Record, draws: int | None, n_jobs: int) -> None:
 def _matrix(cell: Row, draw: int) -> np.ndarray:
     rng, n, p = generator(cell, draw), cell["n"], cell["p"]
     if cell["kind"] == "Student t(3)":
-        signal = rmtspec.ensembles.spiked(n, p, np.linspace(3, 10, cell["components"]), rng=rng)
-        return signal + rng.standard_t(3.0, (n, p)) / 4.0
+        strengths = np.linspace(3.0, 10.0, cell["components"])
+        return planted(student_3(n, p, rng), strengths, rng)
     if not cell["components"]:
         return rng.standard_normal((n, p))
     return rmtspec.ensembles.spiked(n, p, np.linspace(3, 10, cell["components"]), rng=rng)
