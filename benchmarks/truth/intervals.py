@@ -1,8 +1,8 @@
 """Does the interval of the noise variance cover, and is shrinkage near its optimum?
 
-Run ``python benchmarks/truth/intervals.py`` (ten minutes on one core). It draws matrices whose noise
-and signal are known and writes ``benchmarks/truth/results/coverage.json``: the parts that are named
-by ``--parts`` are replaced there, the others stay.
+Run ``python benchmarks/truth/intervals.py`` (ten minutes on one core). It draws matrices whose
+noise and signal are known and writes ``benchmarks/truth/results/coverage.json``: the parts that are
+named by ``--parts`` are replaced there, the others stay.
 
 variance
     300 x 200, five components or none. Share of draws in which the interval of
