@@ -128,8 +128,8 @@ def edge_of_noise(n, p, tracy_widom_quantile):
     return (a + b) ** 2 + tracy_widom_quantile * (a + b) * (1 / a + 1 / b) ** (1 / 3)
 
 
-def flip_edge(entries, k, draws, factor, rng):
-    """Threshold for s^2 from the top of random sign flips without k rows and columns."""
+def flip_tops(entries, k, draws, rng):
+    """Largest s^2 of random sign flips without k rows and columns."""
     n, p = entries.shape
     tops = []
     for _ in range(draws):
@@ -137,7 +137,7 @@ def flip_edge(entries, k, draws, factor, rng):
         part = np.abs(entries[np.ix_(rows, columns)])
         signs = rng.choice([-1.0, 1.0], part.shape)
         tops.append(np.linalg.svd(part * signs, compute_uv=False)[0] ** 2)
-    return np.mean(tops) + factor * np.std(tops, ddof=1), tops
+    return tops
 
 
 def separated(matrix, edge, rounds=30):

@@ -75,7 +75,7 @@ def model_part(device: str, *, small: bool) -> dict[str, Any]:
         if b["fit_statistic"]
     )
     batches = [torch.randn(64, dims[0]) for _ in range(4)]
-    options: dict[str, Any] = {"bulk_keep": 0.2}
+    options: dict[str, Any] = {"bulk_keep": 0.2, "gate": None}
     outputs, ranks = [], []
     for model, place in ((of_device, device), (of_cpu, "cpu")):
         calibration = [batch.to(place) for batch in batches]

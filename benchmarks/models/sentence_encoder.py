@@ -58,14 +58,18 @@ def main():
     texts = sentences()
     inputs, held_out = batches(tokenizer, texts[:150]), batches(tokenizer, texts[150:250])
     original = embeddings(model, held_out)
-    report = rt.analyze(model, include="encoder")
+    _, report = rt.prune(model, include="encoder")
+    passed = [row["name"] for row in report.rows if row["verdict"] == "noise-like bulk"]
     accepted = sum(row["accepted"] for row in report.rows)
     print(f"the law fits {accepted} of {len(report.rows)} encoder matrices")
+    print(f"{len(passed)} have a noise-like bulk {passed}; {len(report.cut)} are cut by default")
     ways = [{"bulk_keep": 0.45}, {"budget": 0.76}, {"budget": 0.5}]
     for options in ways:
         line = f"{options}:"
         for calibration in (None, inputs):
-            smaller, done = rt.prune(model, include="encoder", calibration=calibration, **options)
+            smaller, done = rt.prune(
+                model, include="encoder", gate=None, calibration=calibration, **options
+            )
             kept = done.parameters_after / done.parameters_before
             cosine = float((embeddings(smaller, held_out) * original).sum(-1).mean())
             line += f"  {'with' if calibration else 'without'} data {cosine:.2f}"

@@ -41,7 +41,7 @@ def gram(W):
 
 def algebra(model):
     """Return the eigenvalues of every smaller Gram matrix, and the vectors of those split."""
-    _, report = rt.prune(model)
+    _, report = rt.prune(model, gate=None)
     cut = {row["name"] for row in report.rows if row["action"] == "split"}
     matrices = {m.name: m.matrix() for m in rt.weight_matrices(model) if not m.reason}
 
@@ -59,7 +59,7 @@ def test_prune_against_eigenvalues_and_vectors(paired, encoder):
     peer, _ = algebra(encoder)
     paired(
         "prune(6x384 encoder) / Gram + eigvalsh of all, eigh of the split",
-        lambda: rt.prune(encoder),
+        lambda: rt.prune(encoder, gate=None),
         peer,
         limit=1.5,
         rounds=5,
@@ -72,7 +72,7 @@ def test_prune_against_thin_svd_of_every_matrix(paired, encoder, dtype, limit):
     tensors = [torch.from_numpy(W).to(getattr(torch, dtype)) for W in matrices]
     paired(
         f"prune(6x384 encoder) / torch.linalg.svd {dtype} of every matrix",
-        lambda: rt.prune(encoder),
+        lambda: rt.prune(encoder, gate=None),
         lambda: [torch.linalg.svd(T, full_matrices=False) for T in tensors],
         limit=limit,
         rounds=3,

@@ -1,8 +1,8 @@
 """Does the interval of the noise variance cover, and is shrinkage near its optimum?
 
 Run ``python benchmarks/truth/intervals.py`` (ten minutes on one core). It draws matrices whose
-noise and signal are known and writes ``benchmarks/truth/results/coverage.json``: the parts that are
-named by ``--parts`` are replaced there, the others stay.
+noise and signal are known and writes ``benchmarks/truth/results/intervals.json``: the parts that
+are named by ``--parts`` are replaced there, the others stay.
 
 variance
     300 x 200, five components or none. Share of draws in which the interval of
@@ -35,7 +35,7 @@ from scipy.optimize import minimize
 import rmtspec
 from rmtspec._records import versions
 
-OUT = Path(__file__).parent / "results" / "coverage.json"
+OUT = Path(__file__).parent / "results" / "intervals.json"
 SHAPE = (300, 200)
 STRENGTHS = {
     "five at 2": [2.0] * 5, "five at 1.5 to 4": np.linspace(1.5, 4.0, 5).tolist(),

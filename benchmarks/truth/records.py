@@ -1,5 +1,7 @@
 """Records of the benchmarks: one JSON file a part, in which each finished cell is kept."""
 
+import functools
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable
@@ -10,18 +12,28 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 
+import rmtspec
 from rmtspec._records import plain, versions
 
 RESULTS = Path(__file__).parent / "results"
 #: All draws come from this seed, the cell and the number of the draw.
 SEED = 12
+#: Modules of rmtspec.matrix that decide the figures; a digest of them is in every row.
+_CODE = (
+    "bema", "eigensystem", "entries", "equalize", "fit_test", "flip_test", "noise", "screen",
+    "separation", "sign_flips", "thresholds",
+)  # fmt: skip
 Row = dict[str, Any]
 
 
 class Record:
     """The rows of one part, read and gone on with: a cell that is there is not run again."""
 
-    def __init__(self, part: str, conditions: Row, folder: Path = RESULTS) -> None:
+    def __init__(
+        self, part: str, conditions: Row, folder: Path = RESULTS, *, stale: bool = False
+    ) -> None:
+        #: Whether rows that other code made are run again.
+        self._stale = stale
         #: Packages, besides the usual ones, whose versions are recorded if they are installed.
         self.packages: tuple[str, ...] = ()
         self.file = folder / f"{part}.json"
@@ -33,10 +45,16 @@ class Record:
     def has(self, cell: Row) -> bool:
         """Tell whether a row of this cell, with as many draws or more, is there."""
         draws = cell.get("draws", 0)
-        return any(_same(row, cell) and row.get("draws", 0) >= draws for row in self.rows)
+        return any(
+            _same(row, cell)
+            and row.get("draws", 0) >= draws
+            and (not self._stale or row.get("code") == code())
+            for row in self.rows
+        )
 
     def add(self, row: Row, cell: Row) -> None:
         """Put a row in the place of that of the same cell, and write the file."""
+        row = {**row, "code": code()}
         places = [i for i, old in enumerate(self.rows) if _same(old, cell)]
         if places:
             self.rows[places[0]] = row
@@ -50,6 +68,14 @@ class Record:
     def _installed(self) -> list[str]:
         there = {distribution.name for distribution in distributions()}
         return [name for name in self.packages if name in there]
+
+
+@functools.cache
+def code() -> str:
+    """Return a digest of the modules that decide the figures."""
+    folder = Path(rmtspec.__file__).parent / "matrix"
+    content = b"".join((folder / f"{name}.py").read_bytes() for name in _CODE)
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def fill(

@@ -47,5 +47,14 @@ def guarded(scales: Scales, first: Scales) -> Scales:
 
 
 def starting_scales(entries: Entries) -> Scales:
-    """Return scales of one value, which bring the entries to a largest size of 1."""
-    return Scales(np.full(entries.n, entries.largest), np.ones(entries.p))
+    """Return scales that bring the largest entry of every row and column near 1.
+
+    Their squares then stay in the range of float64, whatever that of the entries.
+    """
+    rows, columns = np.empty(entries.n), np.zeros(entries.p)
+    for start, block in entries.blocks():
+        here = slice(start, start + len(block))
+        rows[here] = np.maximum(block.max(axis=1), -block.min(axis=1))
+        block = np.abs(block / rows[here, None])
+        np.maximum(columns, block.max(axis=0), out=columns)
+    return Scales(rows, columns)

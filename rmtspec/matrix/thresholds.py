@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec.laws.tracy_widom import upper_quantile
-from rmtspec.matrix.sign_flips import flips, largest_square, n_draws, prediction_factor
+from rmtspec.matrix.sign_flips import flips, largest_square, n_draws, threshold_of
 
 #: After this many draws the rest may be spared, if no s^2 is within these multiples of their
 #: deviation below and above their mean.
@@ -50,12 +50,12 @@ class LawThreshold:
 
 
 class FlipThreshold:
-    """Mean plus a multiple of the standard deviation of the top of random sign flips.
+    """What the largest s^2 of random sign flips of the rest reaches, by the draws of it.
 
     Parameters
     ----------
     beta : float
-        The level that decides, hence the number of draws: 10 from 0.05, else 20.
+        The level that decides, hence the number of draws: 9 at 0.1, 19 at 0.05, 20 below.
     seed : int
         Of the draws; each number of components has a sequence of its own.
     """
@@ -74,10 +74,9 @@ class FlipThreshold:
             tops.append(largest_square(flip))
             if len(tops) == _FEW and _undisputed(squares, k, tops, least):
                 break
-        mean, deviation = float(np.mean(tops)), float(np.std(tops, ddof=1))
-        if len(tops) < self._draws:
-            deviation = max(least, deviation)
-        return lambda beta: mean + prediction_factor(self._draws, beta) * deviation
+        if len(tops) < self._draws:  # no value is near, so that any threshold gives the same count
+            return lambda beta: max(tops) + least
+        return lambda beta: threshold_of(tops, beta)
 
 
 def _width(a: float, b: float) -> float:

@@ -48,7 +48,6 @@ def gate_of(gate: Any, fit_cutoff: Any, *, decided: bool) -> Gate:
     expected = "'noise', None, or a number in (0, 1), the paper's gamma"
     try:
         return _checks.cutoff(gate, "gate")
-    except InvalidOptionTypeError:
-        raise InvalidOptionTypeError(f"`gate` is {gate!r}", expected) from None
-    except InvalidOptionError:
-        raise InvalidOptionError(f"`gate` is {gate!r}", expected) from None
+    except (InvalidOptionError, InvalidOptionTypeError) as error:
+        kind = InvalidOptionError if isinstance(gate, str) else type(error)
+        raise kind(f"`gate` is {gate!r}", expected) from None

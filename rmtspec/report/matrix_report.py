@@ -124,11 +124,6 @@ class MatrixReport:
                 ("spikes", f"{fit.n_spikes} of {spec.p} ({_FITS[fit.refinement]})"),
                 ("fit", f"{verdict}, statistic {test.statistic:.4g}, p-value {test.pvalue:.3g}"),
             ]
-        if rank.rank or not fit.reason:
-            pairs.append(("rank", f"{rank.rank} (a split saves below {rank.break_even:.1f})"))
-            before, after = self.parameters_before, self.parameters_after
-            share = f"{after:,} of {before:,} ({after / before:.1%})"
-            pairs.append(("parameters", share if rank.saves else f"{before:,}, nothing saved"))
         noise = self.noise
         span = f"{noise.components_low} to {noise.components_high}, at least {noise.at_least}"
         if not math.isnan(noise.n_components):
@@ -137,6 +132,11 @@ class MatrixReport:
         pairs.append(("verdict", f"{noise.verdict}: {noise.reason}"))
         if self.lower_end.n_below > 0:
             pairs.append(("below the bulk", f"{self.lower_end.n_below} values smaller than noise"))
+        if rank.rank or not fit.reason:
+            pairs.append(("rank", f"{rank.rank} (a split saves below {rank.break_even:.1f})"))
+            before, after = self.parameters_before, self.parameters_after
+            share = f"{after:,} of {before:,} ({after / before:.1%})"
+            pairs.append(("parameters", share if rank.saves else f"{before:,}, nothing saved"))
         if self.reason:
             pairs.append(("reason", self.reason))
         if fit.note:

@@ -154,7 +154,7 @@ def outcomes(
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
     # The costliest first, so that all processes finish at about the same time.
     models = {name: "mp" if name in plain else options.noise for name in matrices}
-    missing.sort(key=lambda item: -cost(*item[1].sides, models[item[0]]).operations)
+    missing.sort(key=lambda item: -_cost(item[1], models[item[0]]))
     work = functools.partial(outcome_of, options)
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
@@ -168,6 +168,11 @@ def outcomes(
         if progress is not None:
             progress(len(results), len(matrices), name)
     return [(name, results[name]) for name in matrices]
+
+
+def _cost(matrix: StoredMatrix, noise: str) -> int:
+    rows, columns = matrix.sides
+    return cost(rows, columns, noise).operations
 
 
 def _entry(name: str, outcome: Outcome) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def prune_checkpoint(
     gate : {"noise"}, float or None
         What may be cut: "noise", only matrices whose verdict is "noise-like bulk" (the default,
         unless a plan is given); a number, the paper's gamma, only those whose fit statistic is at
-        most that; None, any. Exactly low rank passes, and is split at its numerical rank.
+        most that; None, any. Exactly low rank passes, and is split at its numerical rank. Matrices
+        that stay in any case, or that `ranks` names, are analysed with the noise model "mp".
     fit_cutoff : float or None
         Another spelling of `gate`.
     include, exclude : pattern, predicate or several, optional
@@ -102,7 +103,7 @@ def prune_checkpoint(
     min_saving : float
         Leave matrices alone that would save a smaller share of their parameters.
     ranks : mapping of str to int, optional
-        Ranks by name, which override every rule.
+        Ranks by name, which override every rule and the gate; other matrices are still gated.
     budget : float, optional
         Share of the parameters of the matrices in question to keep, in place of a rule.
     plan : Report, optional

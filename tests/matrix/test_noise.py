@@ -60,9 +60,9 @@ def test_signflip_against_the_slow_reference(shape):
     """The same draws, each decomposed by the SVD."""
 
     def edge(left_over, k):
-        made = flips(left_over.astype(np.float32), k, 10, np.random.default_rng([3, k]))
+        made = flips(left_over.astype(np.float32), k, 9, np.random.default_rng([3, k]))
         tops = [np.linalg.svd(flip.astype(float), compute_uv=False)[0] ** 2 for flip in made]
-        return np.mean(tops) + 1.5057 * np.std(tops, ddof=1)
+        return max(tops)
 
     for seed in range(3):
         rng = np.random.default_rng(seed)

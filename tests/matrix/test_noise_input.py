@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from known_noise import KINDS, clear, orthogonal, product, same
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import rmtspec
 from rmtspec import ensembles
@@ -178,3 +178,14 @@ def test_interrupted_the_matrix_is_as_it_was(monkeypatch, where):
     for model in ("auto", *MODELS):
         assert rmtspec.fit_noise(W, model).verdict
     assert_array_equal(W, before)
+
+
+def test_scales_beyond_the_range_of_squares_are_equalized_all_the_same():
+    """Entries from 1e-120 to 1e120: their squares leave the range of float64."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((200, 120))
+    rows, columns = 10.0 ** rng.uniform(-60, 60, (200, 1)), 10.0 ** rng.uniform(-60, 60, (1, 120))
+    for model in ("equalized", "signflip"):
+        plain, wide = (rmtspec.fit_noise(W, model) for W in (noise, noise * rows * columns))
+        assert (wide.n_components, wide.verdict) == (plain.n_components, plain.verdict)
+        assert_allclose(wide.spectrum.eigenvalues, plain.spectrum.eigenvalues, rtol=1e-7)

@@ -15,6 +15,7 @@ from rmtspec.matrix.sign_flips import (
     n_draws,
     prediction_factor,
     simulated_factor,
+    threshold_of,
 )
 from rmtspec.matrix.thresholds import FlipThreshold, LawThreshold
 
@@ -81,17 +82,36 @@ def test_largest_square_where_the_top_is_crowded():
 
 
 def test_stored_factors_are_those_of_simulation():
-    for draws, levels in sign_flips._FACTORS.items():
-        for beta, factor in levels.items():
-            allowed = 0.03 if beta == 0.01 else 0.01
-            assert simulated_factor(draws, beta) == pytest.approx(factor, abs=allowed)
-            assert prediction_factor(draws, beta) == factor
+    for (draws, beta), factor in sign_flips._FACTORS.items():
+        assert simulated_factor(draws, beta) == pytest.approx(factor, abs=0.03)
+        assert prediction_factor(draws, beta) == factor
 
 
-def test_another_level_lies_between():
-    assert 1.5057 < prediction_factor(10, 0.07) < 2.0530
-    assert prediction_factor(20, 1e-5) > prediction_factor(20, 1e-3) > 2.8611
-    assert (n_draws(0.5), n_draws(0.05), n_draws(0.049)) == (10, 10, 20)
+def test_down_to_a_level_of_005_a_threshold_is_one_of_the_draws():
+    tops = list(np.random.default_rng(0).permutation(np.arange(19.0)))
+    assert threshold_of(tops, 0.05) == 18.0  # one more is the largest of 20
+    assert threshold_of(tops, 0.1) == 17.0
+    assert threshold_of(tops, 0.5) == 9.0
+    assert threshold_of(tops, 0.075) == pytest.approx(17.5)
+    assert threshold_of(tops, 0.999) == 0.0
+    below = [threshold_of(tops, beta) for beta in (0.0499, 0.01, 1e-3, 1e-5)]
+    assert below == sorted(below)
+    assert below[0] >= 18.0
+    longer = 9.0 + 1.08 * prediction_factor(19, 0.01) * np.std(tops, ddof=1)
+    assert below[1] == pytest.approx(longer)
+
+
+def test_a_draw_exceeds_the_threshold_of_the_others_with_the_chance_stated():
+    rng = np.random.default_rng(1)
+    for beta, draws in ((0.1, 9), (0.5, 9), (0.2, 9), (0.05, 19), (0.3, 19)):
+        values = rng.pareto(2.0, (4000, draws + 1))  # whatever their law
+        over = np.mean([row[-1] > threshold_of(list(row[:-1]), beta) for row in values])
+        assert over == pytest.approx(beta, abs=4 * (beta / 4000) ** 0.5)
+
+
+def test_the_number_of_draws():
+    known = {0.5: 9, 0.1: 9, 0.2: 9, 0.25: 11, 0.05: 19, 0.07: 19, 0.049: 20, 0.01: 20}
+    assert {beta: n_draws(beta) for beta in known} == known
 
 
 def test_a_flip_keeps_sizes_and_drops_rows_and_columns():
@@ -151,20 +171,21 @@ def test_spectrum_of_a_flip_where_the_single_precision_solver_fails(monkeypatch)
     assert_allclose(flipped_spectrum(matrix, 30), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("beta", "draws", "factor"), [(0.1, 10, 1.5057), (0.01, 20, 2.8611)])
+@pytest.mark.parametrize(("beta", "draws"), [(0.1, 9), (0.05, 19), (0.01, 20)])
 @pytest.mark.parametrize("k", [0, 3])
-def test_flip_threshold_is_mean_and_deviations_of_the_draws(beta, draws, factor, k):
+def test_flip_threshold_is_that_of_the_draws(beta, draws, k):
     entries = noise((60, 40))
     at = FlipThreshold(beta, 7).threshold(np.sort(svdvals(entries) ** 2), 60, k, entries)
     made = flips(entries, k, draws, np.random.default_rng([7, k]))
     tops = [svdvals(flip.astype(float))[0] ** 2 for flip in made]
-    assert_allclose(at(beta), np.mean(tops) + factor * np.std(tops, ddof=1), rtol=1e-5)
+    expected = max(tops) if beta > 0.01 else np.mean(tops) + 1.08 * 2.869 * np.std(tops, ddof=1)
+    assert_allclose(at(beta), expected, rtol=1e-5)
 
 
 def test_draws_have_the_law_of_the_slow_reference():
     """Means within four standard errors, deviations within a fifth (its error is 6 %)."""
     entries, k, draws = noise((40, 30)), 2, 300
-    _, expected = naive.flip_edge(entries.astype(float), k, draws, 0, np.random.default_rng(1))
+    expected = naive.flip_tops(entries.astype(float), k, draws, np.random.default_rng(1))
     ours = [largest_square(flip) for flip in flips(entries, k, draws, np.random.default_rng(2))]
     error = np.std(expected, ddof=1) * (2 / draws) ** 0.5
     assert abs(np.mean(ours) - np.mean(expected)) < 4 * error

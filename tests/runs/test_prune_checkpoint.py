@@ -283,7 +283,7 @@ def test_trained_resnet(data_folder, tmp_path):
         prune_checkpoint(path, tmp_path / "out")
     # No bulk of these kernels is noise, as far as one can tell: they stay, and the words say why.
     options = {"include": "layer3.*conv", "bulk_keep": 0.0}
-    with pytest.raises(InvalidValueError, match="no noise-like bulk: let data decide .*: 6 "):
+    with pytest.raises(InvalidValueError, match=r"no noise-like bulk: let data decide .*: 6 "):
         prune_checkpoint(path, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
     done = prune_checkpoint(path, tmp_path / "out", gate=None, **options)
@@ -465,7 +465,6 @@ def test_plans_that_are_none_or_not_alone(model, tmp_path):
         ({"cutoff": 0.1}, InvalidTypeError, "`cutoff` is called `gate` here"),
         ({"gate": "auto"}, InvalidValueError, "`gate` is 'auto'; expected 'noise', None, or a n"),
         ({"gate": 0.1, "fit_cutoff": 0.2}, InvalidValueError, "`gate` is 0.1 and `fit_cutoff` 0.2"),
-
         ({"unheard": 1}, InvalidTypeError, "`unheard` is not an option"),
         ({"out": None}, InvalidTypeError, "`out` is None; expected a folder"),
         ({"ranks": {"fd": 3}}, InvalidValueError, "`ranks` names 'fd'"),

@@ -1,4 +1,4 @@
-"""The gate on files, from Python and the command: what is left alone, what passes, what it costs."""
+"""The gate on files, from Python and the command: what is left, what passes, what it costs."""
 
 import json
 

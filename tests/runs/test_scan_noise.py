@@ -1,4 +1,4 @@
-"""A scan that fits the noise, resumed from its journal; and journals from before there was noise."""
+"""A scan that fits the noise, resumed from its journal; journals from before there was noise."""
 
 import json
 import os
@@ -186,7 +186,9 @@ def test_a_journal_from_before_there_was_noise_is_continued(folder, tmp_path):
 
 def test_a_plain_scan_of_one_matrix_has_the_screen_in_its_journal(tmp_path):
     path = tmp_path / "m.safetensors"
-    write_safetensors(path, {"heavy.weight": SHARDS["m-00001-of-00002.safetensors"]["heavy.weight"]})
+    write_safetensors(
+        path, {"heavy.weight": SHARDS["m-00001-of-00002.safetensors"]["heavy.weight"]}
+    )
     for _ in range(2):
         row = rmtspec.analyze_checkpoint(path, journal=tmp_path / "j").rows[0]
         assert row["verdict"] == "cannot tell"

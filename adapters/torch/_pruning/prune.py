@@ -121,11 +121,13 @@ def prune(
         What may be cut: "noise", only layers whose verdict is "noise-like bulk", which is the
         default unless `calibration` and `budget` are both given, when it is None: data decide. A
         number, the paper's gamma: only layers whose fit statistic is at most that. None: any.
-        A matrix of exactly low rank passes, and is split at its numerical rank.
+        A matrix of exactly low rank passes, and is split at its numerical rank. Layers that stay
+        in any case, or that `ranks` names, are analysed with the noise model "mp".
     fit_cutoff : float or None
         Another spelling of `gate`.
     include, exclude : str, pattern, predicate on (name, module), or several
-        Which matrices. Those that `include` names are cut even if small or an embedding.
+        Which matrices. Those that `include` names are cut even if small or an embedding, if they
+        pass the gate.
     min_saving : float
         Smallest share of a layer's parameters that a split must save.
     inplace : bool
@@ -142,7 +144,7 @@ def prune(
         Share to keep of the parameters of all layers that may be cut; replaces `rule` and
         `bulk_keep`. Rank goes where it reduces the relative error most per parameter.
     ranks : mapping of str to int, optional
-        Ranks by name, regardless of what they save and of the fit.
+        Ranks by name, regardless of what they save and of the gate; the others are still gated.
     device, n_jobs, progress
         As for `analyze`.
     **options

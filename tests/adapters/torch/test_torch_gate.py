@@ -167,6 +167,19 @@ def test_heavy_tails_and_unequal_rows_pass(rng):
     assert report.row("rows")["n_spikes"] > 0  # what one variance for all would have raised
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["normal", "t(3)", "uniform"])
+def test_few_layers_of_pure_noise_are_left_alone(rng, noise):
+    draw = {
+        "normal": rng.standard_normal, "t(3)": lambda size: rng.standard_t(3, size),
+        "uniform": lambda size: rng.uniform(-1.0, 1.0, size),
+    }[noise]  # fmt: skip
+    model = net(**{f"of{i}": draw((ROWS, COLUMNS)) for i in range(100)})
+    left = [row for row in rt.plan(model).rows if row["action"] == "keep"]
+    assert len(left) <= 8  # seen: 0 to 5; a law and a flip test, both at the level .05
+    assert all(row["verdict"] == "no noise-like bulk" for row in left)
+
+
 # -- its spellings, and what replaces it
 
 

@@ -335,7 +335,7 @@ def test_what_cannot_be_tested_is_skipped_with_the_reason():
     before = copy.deepcopy(model[1].weight.detach())
     report = rt.noise_test(model, lambda _: 0.5, draws=2)
     reasons = {entry["name"]: entry["reason"] for entry in report.skipped}
-    assert reasons["0"] == "no bulk"
+    assert reasons["0"] == "only rounding is left beyond rank 10"
     assert reasons["1"].startswith("`W` has 1 nan and 0 infinite entries, the first at [3, 2]")
     assert reasons["0.bias"] == "1 dimension: a vector has no spectrum"
     assert reasons["3"] == "smaller side 8 is below 16"
@@ -344,7 +344,7 @@ def test_what_cannot_be_tested_is_skipped_with_the_reason():
         row = rt.noise_test(model, lambda _: 0.5, draws=2, **options).row("3")
         assert Why.of(row["reason"]) == ((Why.UNRELIABLE,) if "include" in options else ())
     assert torch.equal(before.isnan(), model[1].weight.isnan())
-    with pytest.raises(InvalidValueError, match=r"can be tested; `ranks` gives .*\n  0: no bulk"):
+    with pytest.raises(InvalidValueError, match=r"`ranks` gives .*\n  0: only rounding is left"):
         rt.noise_test(model, lambda _: 0.5, include="^0$")
 
 

@@ -236,7 +236,7 @@ def test_truncate_cuts_what_cannot_be_split():
     _, report = rt.prune(both, bulk_keep=0.3)
     assert {row["action"] for row in report.rows} == {"keep"}
     assert "own forward" in report.row("attn[q]")["reason"]
-    cut, report = rt.prune(both, bulk_keep=0.3, mode="truncate")
+    cut, report = rt.prune(both, bulk_keep=0.3, mode="truncate", gate=None)
     for row in report.rows:
         assert row["action"] == "truncate", row
     rank = report.row("attn[k]")["rank"]
