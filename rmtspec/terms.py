@@ -86,6 +86,10 @@ class Why(StrEnum):
     # The noise, and what a verdict rests on.
     LAW_FITS = "the Marchenko-Pastur law fits: p-value {pvalue:.3g}"
     FLIPS_AGREE = "as random sign flips of itself: p-value {pvalue:.3g}, distance {distance:.4f}"
+    FLIPS_CLOSE = (
+        "close to random sign flips of itself: distance {distance:.4f} is too small to matter, "
+        "p-value {pvalue:.3g}"
+    )
     LAW_FAILS = "the Marchenko-Pastur law does not fit: p-value {pvalue:.3g}"
     FLIPS_DIFFER = (
         "unlike random sign flips of itself: p-value {pvalue:.3g}, distance {distance:.4f}"

@@ -219,8 +219,10 @@ class NoiseFit:
             test = self.bulk.test
             if test is None or not test.informative:
                 return Verdict.CANNOT_TELL, Why.FLIPS_TELL_NOTHING.words()
-            agrees = test.pvalue > _LEVEL or test.distance <= _DISTANCE
-            why = Why.FLIPS_AGREE if agrees else Why.FLIPS_DIFFER
+            agrees, why = True, Why.FLIPS_AGREE
+            if test.pvalue <= _LEVEL:
+                agrees = test.distance <= _DISTANCE
+                why = Why.FLIPS_CLOSE if agrees else Why.FLIPS_DIFFER
             words = why.words(pvalue=test.pvalue, distance=test.distance)
         if agrees and 2 * k > p:
             return Verdict.NOT_NOISE_LIKE, Why.MOSTLY_COMPONENTS.words(count=k, p=p)

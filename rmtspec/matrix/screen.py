@@ -18,6 +18,8 @@ from rmtspec.terms import Why
 #: Excesses that leave the level below 0.15, at 0.1: of the dispersion of variances, in units of
 #: n^(-2/3) (the width of the largest eigenvalue), and of the kurtosis.
 _DISPERSION, _KURTOSIS = 0.2, 0.75
+#: Tails are put down to unequal rows and columns if the kurtosis is at most this many times theirs.
+_SCALED = 2.0
 #: Standard deviations beyond its mean under noise at which a number fails.
 _FAR = 4.0
 
@@ -37,21 +39,26 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
     components = fit.spikes * n  # s^2
     energy = float(spec.eigenvalues.sum()) * n
     kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p, variance))
-    if kurtosis > 3.0 + _KURTOSIS + _FAR * error:
+    heavy = kurtosis > 3.0 + _KURTOSIS + _FAR * error
+    # Normal entries of unequal rows and columns have heavy tails as a whole, of this kurtosis.
+    scaled = 3.0 * (1.0 + moments.row_dispersion) * (1.0 + moments.column_dispersion)
+    if heavy and moments.kurtosis > _SCALED * scaled:
         return Why.HEAVY_TAILS.words(kurtosis=kurtosis)
     live = spec.shape[0] - spec.dropped_rows, spec.shape[1] - spec.dropped_columns
     tall = live[0] > live[1] or (live[0] == live[1] and spec.shape[0] >= spec.shape[1])
+    worst, words = _DISPERSION * max(n, p) ** (-2.0 / 3.0), ""
     sides = (("rows", moments.row_dispersion, n, p), ("columns", moments.column_dispersion, p, n))
     for name, dispersion, count, length in sides:
-        expected = _expected(components, count, length, variance=variance, kurtosis=kurtosis)
+        tails = 3.0 if heavy else kurtosis
+        expected = _expected(components, count, length, variance=variance, kurtosis=tails)
         seen = dispersion * (energy / count) ** 2  # variance of the sum of squares of one of them
         noise = (length * variance) ** 2
         excess = (seen - expected[0] - _FAR * expected[1]) / noise
-        if excess > _DISPERSION * max(n, p) ** (-2.0 / 3.0):
-            other = {"rows": "columns", "columns": "rows"}[name]
+        if excess > worst:
+            what = name if tall else {"rows": "columns", "columns": "rows"}[name]
             null = expected[0] / (energy / count) ** 2
-            return Why.UNEQUAL.words(what=name if tall else other, dispersion=dispersion, null=null)
-    return ""
+            worst, words = excess, Why.UNEQUAL.words(what=what, dispersion=dispersion, null=null)
+    return words or (Why.HEAVY_TAILS.words(kurtosis=kurtosis) if heavy else "")
 
 
 def _noise_kurtosis(

@@ -107,3 +107,21 @@ def test_zero_rows_that_turn_the_matrix():
     padded[40:100, 10:100] = inner
     for W in (padded, padded.T):
         assert_allclose(rmtspec.spectrum(W).moments, naive_moments(inner), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("gamma rows", "rows differ in scale"),
+        ("six large rows", "rows differ in scale"),
+        ("Student t(3)", "heavy tails"),
+        ("Student t(5)", "heavy tails"),
+        ("90 % zeros", "heavy tails"),
+    ],
+)
+def test_the_reason_names_the_cause(kind, words):
+    """Unequal rows make tails heavy too; they are named, not the tails."""
+    W = KINDS[kind](300, 200, np.random.default_rng(3))
+    assert rmtspec.fit_noise(W, "mp").reason.startswith(words)
+    other = words.replace("rows", "columns")
+    assert rmtspec.fit_noise(W.T, "mp").reason.startswith(other)
