@@ -1,6 +1,5 @@
 """Rules side by side: the rank that each rule gives one matrix, in a table and a figure."""
 
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -14,7 +13,6 @@ from rmtspec._text import grouped
 from rmtspec.errors import (
     InvalidOptionTypeError,
     InvalidTypeError,
-    MissingDependencyError,
     OptionError,
     RmtspecError,
 )
@@ -23,6 +21,7 @@ from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.rules.options import ALL_RULES, ASSUMES, BULK_RULES
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.plot.rules import plot_rules
+from rmtspec.report.frame import data_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,16 +84,8 @@ class RuleComparison:
         MissingDependencyError
             pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingDependencyError(
-                'to_pandas needs pandas, which is not installed: pip install "rmtspec[pandas]". '
-                "`rows` holds the same as a list of dicts."
-            ) from None
         columns = list(self.rows[0]) if self.rows else list(_HEADER)
-        rows = [[math.nan if row[c] is None else row[c] for c in columns] for row in self.rows]
-        return pd.DataFrame(rows, columns=columns)
+        return data_frame(self.rows, columns)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the singular values with the rank of every rule: see `rmtspec.plot.plot_rules`."""

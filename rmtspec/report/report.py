@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from rmtspec._files import PathLike, read_json, write_atomically
 from rmtspec._records import plain
 from rmtspec._text import grouped, nearest, printable, text
-from rmtspec.errors import FileError, InvalidValueError, MissingDependencyError
+from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.report.frame import data_frame
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
 from rmtspec.terms import Verdict
 
@@ -152,16 +152,7 @@ class Report:
         MissingDependencyError
             pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingDependencyError(
-                'to_pandas needs pandas, which is not installed: pip install "rmtspec[pandas]". '
-                "`rows` holds the same as a list of dicts."
-            ) from None
-        columns = self._columns()
-        rows = [[math.nan if row[c] is None else row[c] for c in columns] for row in self.rows]
-        return pd.DataFrame(rows, columns=columns)
+        return data_frame(self.rows, self._columns())
 
     def to_csv(self, path: PathLike | None = None) -> str:
         """Return the rows as CSV with a header, missing numbers empty; write it to `path` if given.
