@@ -168,7 +168,7 @@ class _Case:
         if target.present_rank and row["variance"] is None:
             return Why.SPLIT_NO_BULK.words(present=target.present_rank)
         gate = self._options.gate
-        if gate is None or self.exact_rank(row):
+        if gate is None or self._low_rank(row):
             return ""
         if gate == "noise":
             passes = row["verdict"] == Verdict.NOISE_LIKE
@@ -180,11 +180,15 @@ class _Case:
 
     def exact_rank(self, row: Mapping[str, Any]) -> int:
         """Return the numerical rank of a matrix that a split at it keeps whole, else 0."""
-        rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
         counts = self._options.analysis.rule in BULK_RULES  # another rule has the last word
         if not counts or self._options.mode != Action.SPLIT:
             return 0
-        if self._targets[row["name"]].present_rank:  # it is split already
+        return self._low_rank(row)
+
+    def _low_rank(self, row: Mapping[str, Any]) -> int:
+        """Return the numerical rank of a matrix, not yet split, if a split at it saves, else 0."""
+        rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
+        if self._targets[row["name"]].present_rank:
             return 0
         return rank if rank * sum(sides) < math.prod(sides) else 0
 
