@@ -60,11 +60,12 @@ def make_plan(
         by_unit.setdefault(case.unit(row["name"]), []).append(row)
     for unit, members in by_unit.items():
         forced = max((case.given[r["name"]] for r in members if r["name"] in case.given), default=0)
-        reason = next(filter(None, (case.refusals[row["name"]] for row in members)), "")
+        refusals = {row["name"]: case.refusals[row["name"]] for row in members}
+        refused, reason = next(((n, why) for n, why in refusals.items() if why), ("", ""))
         rank = max(int(row["rank"]) for row in members)
         rule = members[0]["rule"]
         if forced:
-            rank, rule, reason = forced, "given", ""
+            rank, rule, reason, refused = forced, "given", "", ""
         elif budget is not None:
             rule = "budget"
             if not reason:
@@ -78,10 +79,13 @@ def make_plan(
             reason = _no_use(members, rank, options, present)
         for row in members:
             target = targets[row["name"]]
+            why = reason
+            if refused:  # a matrix that might be cut by itself says which one is in the way
+                why = refusals[row["name"]] or Why.LAYER_HELD.words(name=refused, reason=reason)
             if rule in ("given", "budget", "exact"):
                 row["keep"] = None
             row.update(
-                layer=target.layer, rule=rule, rank=rank, reason=reason,
+                layer=target.layer, rule=rule, rank=rank, reason=why,
                 action=Action.LEAVE.value if reason else options.mode,
                 weight_error=_weight_error(report.matrices[row["name"]], rank), output_error=None,
                 bytes_before=row["parameters_before"] * target.itemsize,
