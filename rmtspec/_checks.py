@@ -74,7 +74,7 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """Return `value` if it is one of `options`."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise InvalidOptionError(f"`{name}` is {value!r}", f"one of {', '.join(options)}")
     return str(value)
 

@@ -141,6 +141,7 @@ class Why(StrEnum):
     # Other matrices of the layer, or of the weight.
     LAYER_SKIPPED = "{name} of the same layer was skipped"
     LAYER_LEFT = "{name} of the same layer is {reason}"
+    LAYER_HELD = "{name} of the same layer: {reason}"
     TIED = "tied to {names}"
     TIED_ELSEWHERE = "tied to {name}, analysed there"
     # Not a matrix.

@@ -43,8 +43,8 @@ def gate_of(gate: Any, fit_cutoff: Any, *, decided: bool) -> Gate:
         return None if fit_cutoff is None else _checks.cutoff(fit_cutoff, "fit_cutoff")
     if gate is UNSET:
         return None if decided else "noise"
-    if gate is None or gate == "noise":
-        return gate  # type: ignore[no-any-return]
+    if gate is None or (isinstance(gate, str) and gate == "noise"):
+        return gate
     expected = "'noise', None, or a number in (0, 1), the paper's gamma"
     try:
         return _checks.cutoff(gate, "gate")

@@ -60,11 +60,12 @@ def make_plan(
         by_unit.setdefault(case.unit(row["name"]), []).append(row)
     for unit, members in by_unit.items():
         forced = max((case.given[r["name"]] for r in members if r["name"] in case.given), default=0)
-        reason = next(filter(None, (case.refusals[row["name"]] for row in members)), "")
+        refusals = {row["name"]: case.refusals[row["name"]] for row in members}
+        refused, reason = next(((n, why) for n, why in refusals.items() if why), ("", ""))
         rank = max(int(row["rank"]) for row in members)
         rule = members[0]["rule"]
         if forced:
-            rank, rule, reason = forced, "given", ""
+            rank, rule, reason, refused = forced, "given", "", ""
         elif budget is not None:
             rule = "budget"
             if not reason:
@@ -78,10 +79,13 @@ def make_plan(
             reason = _no_use(members, rank, options, present)
         for row in members:
             target = targets[row["name"]]
+            why = reason
+            if refused:  # a matrix that might be cut by itself says which one is in the way
+                why = refusals[row["name"]] or Why.LAYER_HELD.words(name=refused, reason=reason)
             if rule in ("given", "budget", "exact"):
                 row["keep"] = None
             row.update(
-                layer=target.layer, rule=rule, rank=rank, reason=reason,
+                layer=target.layer, rule=rule, rank=rank, reason=why,
                 action=Action.LEAVE.value if reason else options.mode,
                 weight_error=_weight_error(report.matrices[row["name"]], rank), output_error=None,
                 bytes_before=row["parameters_before"] * target.itemsize,
@@ -168,7 +172,7 @@ class _Case:
         if target.present_rank and row["variance"] is None:
             return Why.SPLIT_NO_BULK.words(present=target.present_rank)
         gate = self._options.gate
-        if gate is None or self.exact_rank(row):
+        if gate is None or self._low_rank(row):
             return ""
         if gate == "noise":
             passes = row["verdict"] == Verdict.NOISE_LIKE
@@ -180,11 +184,15 @@ class _Case:
 
     def exact_rank(self, row: Mapping[str, Any]) -> int:
         """Return the numerical rank of a matrix that a split at it keeps whole, else 0."""
-        rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
         counts = self._options.analysis.rule in BULK_RULES  # another rule has the last word
         if not counts or self._options.mode != Action.SPLIT:
             return 0
-        if self._targets[row["name"]].present_rank:  # it is split already
+        return self._low_rank(row)
+
+    def _low_rank(self, row: Mapping[str, Any]) -> int:
+        """Return the numerical rank of a matrix, not yet split, if a split at it saves, else 0."""
+        rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
+        if self._targets[row["name"]].present_rank:
             return 0
         return rank if rank * sum(sides) < math.prod(sides) else 0
 

@@ -67,6 +67,7 @@ def test_bad_matrices_are_refused_as_by_spectrum(W, model):
     [
         ({"model": "gamma"}, "auto, mp, equalized, signflip"),
         ({"model": None}, "auto, mp, equalized, signflip"),
+        ({"model": np.array(["auto", "mp"])}, "auto, mp, equalized, signflip"),
         ({"beta": 0.0}, "beta"),
         ({"beta": 1.0}, "beta"),
         ({"beta": np.nan}, "beta"),

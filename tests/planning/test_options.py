@@ -213,7 +213,9 @@ def test_the_gate_is_settled_from_its_two_spellings():
     assert PlanOptions(calibrated=True, budget=0.5, gate="noise").gate == "noise"
 
 
-@pytest.mark.parametrize("gate", ["nose", 0, 1, 1.5, -0.1, float("nan"), True, b"noise", [0.1]])
+@pytest.mark.parametrize(
+    "gate", ["nose", 0, 1, 1.5, -0.1, float("nan"), True, b"noise", [0.1], np.ones(2)]
+)
 def test_a_wrong_gate(gate):
     with pytest.raises(
         (InvalidValueError, InvalidTypeError),

@@ -150,6 +150,17 @@ def test_a_rule_without_a_bulk_has_the_last_word_on_low_rank(rng):
     assert (row["rule"], row["rank"]) == ("fraction", 1)
 
 
+def test_low_rank_passes_every_gate_whatever_decides_the_rank(rng):
+    model = net(low=low_rank(rng, 5))
+    for gate in ("noise", 1e-9, None):
+        for mode in ("split", "truncate"):
+            for rule, keep, rank in (("fraction", 0.05, 4), ("exact", None, 5)):
+                row = rt.plan(model, rule=rule, gate=gate, mode=mode, keep=keep).rows[0]
+                assert (row["action"], row["rule"], row["rank"]) == (mode, rule, rank)
+        row = rt.plan(model, gate=gate, mode="truncate").rows[0]  # nothing beyond it to remove
+        assert (row["action"], row["reason"].split("; ")[0]) == ("keep", "no bulk")
+
+
 def test_heavy_tails_and_unequal_rows_pass(rng):
     shape = (300, 200)
     scales = np.exp(rng.normal(size=(shape[0], 1)))
