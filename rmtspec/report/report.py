@@ -234,7 +234,8 @@ class Report:
         if more and not self.totals:
             count = sum(row["saves"] for row in failing)
             ones = "1 matrix" if count == 1 else f"{count} matrices"
-            why = "whose fit is rejected" if self._by_fit else "without a noise-like bulk"
+            judged = not self._by_fit and any("verdict" in row for row in failing)
+            why = "not known to have a noise-like bulk" if judged else "whose fit is rejected"
             words += f"; {ones} {why} would save {more:,} more"
         return words
 

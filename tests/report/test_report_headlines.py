@@ -41,7 +41,7 @@ def test_only_matrices_that_pass_are_counted(report):
     apart = SIZES[FAILS] - after(rows[FAILS]["rank"], 100, 60)  # not of the small one
     assert report.kept() == (
         f"{report.parameters_after:,} of {total:,} parameters kept ({share}); "
-        f"1 matrix without a noise-like bulk would save {apart:,} more"
+        f"1 matrix not known to have a noise-like bulk would save {apart:,} more"
     )
     assert report.kept() in repr(report)
 
