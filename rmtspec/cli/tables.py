@@ -21,6 +21,8 @@ def show(report: "Report") -> None:
     lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
     table(header, lines, numeric=("spikes", "components", "rank", "kept"))
     click.echo(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
+    if words := report.unsafe():
+        click.echo(spoken(words))
     for reason, names in grouped(report.skipped):
         click.echo(f"skipped {names}: {spoken(reason)}")
 

@@ -15,6 +15,7 @@ _PASSED = re.compile(r"\b(\w+)=(\S+)")
 #: Name and value of an option that differ between Python and the command.
 _PAIRS = {
     "mode='truncate'": "--as dense", "mode='split'": "--as factors", "gate=None": "--gate none",
+    "noise='auto'": "--noise auto",
     "calibration= and budget=": "calibration and budget in Python",
 }  # fmt: skip
 

@@ -189,6 +189,21 @@ class NoiseFit:
         return self._judgement[1]
 
     @property
+    def remarks(self) -> str:
+        """What a reader of the count should know: why this model, what it absorbed, `note`."""
+        parts = [f"{self.model} used: {self.why_model}" if self.why_model else ""]
+        parts += [
+            f"large {what} taken as noise, by index: {which}" for what, which in self._absorbed()
+        ]
+        parts.append("" if self.model == "mp" else self.note)  # else it is the note of the fit
+        return "; ".join(filter(None, parts))
+
+    def _absorbed(self) -> list[tuple[str, str]]:
+        """Return the absorbed rows and columns in words, where there are any."""
+        sides = (("rows", self.absorbed_rows), ("columns", self.absorbed_columns))
+        return [(what, listed(map(str, which), most=8)) for what, which in sides if which]
+
+    @property
     def flip_test(self) -> FlipTest | None:
         """The flip test of the bulk, made when it is first read; None if there is none."""
         return self.bulk.test
@@ -243,9 +258,7 @@ class NoiseFit:
         ]  # fmt: skip
         if math.isnan(self.n_components):
             pairs[:2] = [("components", f"not known, at least {self.at_least}")]
-        for what, absorbed in (("rows", self.absorbed_rows), ("columns", self.absorbed_columns)):
-            if absorbed:
-                pairs.append((f"large {what}", listed(map(str, absorbed), most=8)))
+        pairs += [(f"large {what}", which) for what, which in self._absorbed()]
         if self.note:
             pairs.append(("note", self.note))
         return aligned("NoiseFit", pairs)

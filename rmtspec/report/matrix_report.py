@@ -130,6 +130,8 @@ class MatrixReport:
             safe = "" if noise.count_is_safe else "; not safe"
             pairs.append(("components", f"{noise.n_components} ({noise.model}, {span}{safe})"))
         pairs.append(("verdict", f"{noise.verdict}: {noise.reason}"))
+        if noise.remarks:
+            pairs.append(("remarks", noise.remarks))
         if self.lower_end.n_below > 0:
             pairs.append(("below the bulk", f"{self.lower_end.n_below} values smaller than noise"))
         if rank.rank or not fit.reason:
@@ -175,6 +177,7 @@ COLUMNS: dict[str, Callable[[MatrixReport], Any]] = {
     "count_is_safe": lambda m: m.noise.count_is_safe,
     "verdict": lambda m: m.noise.verdict,
     "verdict_reason": lambda m: m.noise.reason,
+    "noise_remarks": lambda m: m.noise.remarks,
     "bulk_pvalue": lambda m: m.noise.bulk_pvalue,
     "bulk_ks": lambda m: m.noise.bulk_ks,
     "energy_share": lambda m: m.noise.energy_share,

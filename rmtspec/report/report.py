@@ -187,7 +187,7 @@ class Report:
         ]
         content = page.render(
             header=header, cells=cells, numbers=numbers, skipped=self.skipped,
-            settings=self.settings, versions=self.versions, kept=self.kept(),
+            settings=self.settings, versions=self.versions, kept=self.kept(), unsafe=self.unsafe(),
             n_split=sum(row["saves"] and self._passes(row) for row in self.rows),
             n_noise_like=sum(row.get("verdict") == Verdict.NOISE_LIKE for row in self.rows),
         )  # fmt: skip
@@ -225,9 +225,17 @@ class Report:
         if more and not self.totals:
             count = sum(row["saves"] for row in failing)
             ones = "1 matrix" if count == 1 else f"{count} matrices"
-            why = "whose fit is rejected" if self._by_fit else "without a noise-like bulk"
+            judged = not self._by_fit and any("verdict" in row for row in failing)
+            why = "not known to have a noise-like bulk" if judged else "whose fit is rejected"
             words += f"; {ones} {why} would save {more:,} more"
         return words
+
+    def unsafe(self) -> str:
+        """Return in words how many counts may be wrong, and how to count instead; "" if none."""
+        rows = [row for row in self.rows if row["reliable"] and row["n_spikes"] is not None]
+        count = sum("action" not in row and row.get("count_is_safe") is False for row in rows)
+        ones = "1 count of spikes is" if count == 1 else f"{count} counts of spikes are"
+        return f"{ones} not safe (see the verdict): count with noise='auto'" if count else ""
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the lines of the short table for people, as text."""
@@ -245,6 +253,7 @@ class Report:
     def __repr__(self) -> str:
         title = f"Report: {len(self.rows)} analysed, {len(self.skipped)} skipped"
         lines = [f"{title}, {self.kept()}" if self.rows else title]
+        lines += [f"  {words}" for words in [self.unsafe()] if words]
         header, cells = self.cells()
         if cells:
             shown = [header, *cells[:_SHOWN]]

@@ -55,6 +55,13 @@ def test_analyze_prints_a_table(weights):
     assert done.stderr == ""
 
 
+def test_analyze_says_which_counts_are_not_safe_in_the_words_of_the_command(tmp_path):
+    np.save(tmp_path / "heavy.npy", np.random.default_rng(0).standard_t(3, (120, 90)))
+    words = "1 count of spikes is not safe (see the verdict): count with --noise auto"
+    assert words in run("analyze", tmp_path / "heavy.npy").stdout.splitlines()
+    assert "not safe" not in run("analyze", tmp_path / "heavy.npy", "--noise", "auto").stdout
+
+
 def test_table_is_whole_when_piped(tmp_path):
     name = "transformer.encoder.layers.11.[bold]attention.output.dense.weight" * 3
     np.savez(tmp_path / "w.npz", **{name: NOISE})

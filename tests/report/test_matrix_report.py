@@ -96,3 +96,20 @@ def test_plot_is_titled():
     ax = matplotlib.figure.Figure().subplots()
     assert rmtspec.analyze(ensembles.wishart(60, 40, rng=0), name="W7").plot(ax) is ax
     assert ax.get_title() == "W7"
+
+
+def test_what_was_absorbed_and_other_remarks_are_not_kept_quiet():
+    W = np.random.default_rng(0).standard_normal((100, 80))
+    assert rmtspec.analyze(W).noise.remarks == ""
+    assert "remarks" not in repr(rmtspec.analyze(W))
+    W[3] *= 100
+    W[:, [5, 7]] *= 50
+    large = rmtspec.analyze(W)
+    words = "large rows taken as noise, by index: 3; large columns taken as noise, by index: 5, 7"
+    assert large.to_dict()["noise_remarks"] == words
+    assert f"remarks         {words}\n" in repr(large)
+    skewed = rmtspec.analyze(np.random.default_rng(0).exponential(size=(100, 80)) - 1, beta=0.01)
+    assert "the entries are skewed" in skewed.to_dict()["noise_remarks"]
+    assert "the entries are skewed" in repr(skewed)
+    known = rmtspec.analyze(rmtspec.spectrum(W), noise="auto")
+    assert known.noise.remarks == "mp used: the entries are not known, only eigenvalues"

@@ -1,5 +1,6 @@
 """What the headline of a report counts: savings of matrices that pass, and of no others."""
 
+import html
 import re
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_only_matrices_that_pass_are_counted(report):
     apart = SIZES[FAILS] - after(rows[FAILS]["rank"], 100, 60)  # not of the small one
     assert report.kept() == (
         f"{report.parameters_after:,} of {total:,} parameters kept ({share}); "
-        f"1 matrix without a noise-like bulk would save {apart:,} more"
+        f"1 matrix not known to have a noise-like bulk would save {apart:,} more"
     )
     assert report.kept() in repr(report)
 
@@ -67,3 +68,18 @@ def test_where_all_fail_nothing_is_saved():
     report = rmtspec.analyze_many({n: MATRICES[n] for n in (FAILS, SMALL)}, noise="auto")
     assert report.parameters_after == report.parameters_before
     assert "(100.0%)" in report.kept()
+
+
+def test_counts_that_are_not_safe_are_said_with_the_way_to_count(report):
+    heavy = {f"heavy {i}": np.random.default_rng(i).standard_t(3, (120, 90)) for i in range(2)}
+    low = np.outer(np.arange(1.0, 41.0), np.arange(1.0, 31.0))  # has no count
+    scan = rmtspec.analyze_many({**MATRICES, **heavy, "low": low})
+    assert {r["name"] for r in scan.rows if r["count_is_safe"] is False} == {*heavy, "low"}
+    words = "2 counts of spikes are not safe (see the verdict): count with noise='auto'"
+    assert scan.unsafe() == words
+    assert f"\n  {words}\n" in repr(scan)
+    assert f"{words}." in html.unescape(scan.to_html())
+    one = rmtspec.analyze_many({"heavy": heavy["heavy 0"]})
+    assert one.unsafe() == "1 count of spikes is" + words.removeprefix("2 counts of spikes are")
+    assert report.unsafe() == rmtspec.analyze_many(heavy, noise="auto").unsafe() == ""
+    assert "not safe" not in report.to_html() + repr(report)
