@@ -232,6 +232,8 @@ class Report:
 
     def unsafe(self) -> str:
         """Return in words how many counts may be wrong, and how to count instead; "" if none."""
+        if self.settings.get("noise") != "mp":
+            return ""
         rows = [row for row in self.rows if row["reliable"] and row["n_spikes"] is not None]
         count = sum("action" not in row and row.get("count_is_safe") is False for row in rows)
         ones = "1 count of spikes is" if count == 1 else f"{count} counts of spikes are"

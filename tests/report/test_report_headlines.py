@@ -83,3 +83,5 @@ def test_counts_that_are_not_safe_are_said_with_the_way_to_count(report):
     assert one.unsafe() == "1 count of spikes is" + words.removeprefix("2 counts of spikes are")
     assert report.unsafe() == rmtspec.analyze_many(heavy, noise="auto").unsafe() == ""
     assert "not safe" not in report.to_html() + repr(report)
+    bare = {"bare": rmtspec.Spectrum(np.linspace(0.1, 2, 40), n=60)}  # no other way to count it
+    assert rmtspec.analyze_many(bare, noise="auto").unsafe() == ""
