@@ -185,7 +185,13 @@ def analyze(
 @click.option("--rule", type=click.Choice(_RULES), show_default=_BY_NOISE, help=_RULE_HELP)
 @click.option("--bulk-keep", type=float, show_default="0.45", help=_BULK_KEEP_HELP)
 @_keep
-@click.option("--gate", type=_Gate(), show_default="noise, without a plan", help=_GATE_HELP)
+@click.option(
+    "--gate",
+    type=_Gate(),
+    metavar=_Gate.name,
+    show_default="noise, without a plan",
+    help=_GATE_HELP,
+)
 @click.option("--fit-cutoff", type=float, help="Another spelling of --gate NUMBER.")
 @_include
 @_exclude

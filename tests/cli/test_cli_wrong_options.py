@@ -183,3 +183,8 @@ def test_an_empty_path_is_not_the_current_folder(place):
         done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
         assert done.exit_code == 2
         assert "the path is empty" in done.stderr
+
+
+def test_help_shows_words_as_they_must_be_typed():
+    shown = CliRunner().invoke(cli.main, ["prune", "--help"], prog_name="rmtspec").stdout
+    assert "--gate [noise|none|NUMBER]" in shown
