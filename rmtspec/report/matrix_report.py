@@ -54,7 +54,9 @@ class MatrixReport:
     noise_variance : NoiseVariance or None
         Variance of the noise and edge of the bulk with intervals; None for the model "mp".
     lower_end : LowerEnd
-        The eigenvalues smaller than the noise makes them.
+        The eigenvalues smaller than the noise makes them: those of ``noise.spectrum``, which with a
+        model other than "mp" is that of the equalized matrix. Its threshold, "lower_threshold" in a
+        row, is in the same units, and "lower_edge" of the row in those of `spectrum`.
     reliable : bool
         False if the smaller side is below 16.
     reason : str
