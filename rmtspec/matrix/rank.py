@@ -102,25 +102,25 @@ def choose_rank(
 ) -> RankDecision:
     """Choose how many singular values to keep (the paper, sections 4.2 and 4.4).
 
-    =============== ================================================================= ============
-    rule            keeps                                                             needs
-    =============== ================================================================= ============
-    "bema"          the r spikes and the largest ``floor(bulk_keep (p - r))`` of the  a fit
-                    rest; right for independent noise of one variance
-    "noise"         the same with the components that `fit_noise` counts; right for   a NoiseFit,
-                    independent noise of any variances                                or entries
+    =============== ================================================================ ============
+    rule            keeps                                                            needs
+    =============== ================================================================ ============
+    "bema"          the r spikes and the largest ``floor(bulk_keep (p - r))`` of     a fit
+                    the rest; right for independent noise of one variance
+    "noise"         the same with the components that `fit_noise` counts; right      a NoiseFit,
+                    for independent noise of any variances                           or entries
     "gavish-donoho" what lies above the threshold of least squared error for white
                     noise, of known or unknown variance [1]_
-    "screenot"      the same for noise whose spectrum has an edge, of any shape [2]_  a rank bound
-    "parallel"      what exceeds the singular values of the matrix with each column   entries
+    "screenot"      the same for noise whose spectrum has an edge, of any shape [2]_ a rank bound
+    "parallel"      what exceeds the singular values of the matrix with each column  entries
                     shuffled [3]_
-    "bcv"           the rank that predicts left-out blocks of entries best [4]_       entries
-    "energy"        the fewest largest with a share ``keep`` of the sum of all        `keep`
+    "bcv"           the rank that predicts left-out blocks of entries best [4]_      entries
+    "energy"        the fewest largest with a share ``keep`` of the sum of all       `keep`
                     squares
-    "fraction"      the largest ``floor(keep p)``, but at least one                   `keep`
+    "fraction"      the largest ``floor(keep p)``, but at least one                  `keep`
     "exact"         all but rounding: the numerical rank
-    "fixed"         the number given                                                  `rank`
-    =============== ================================================================= ============
+    "fixed"         the number given                                                 `rank`
+    =============== ================================================================ ============
 
     All but "bema" and "noise" are there for comparison (`compare_rules` makes a table of them), and
     decide even if there is no fit ("no bulk"). p does not count zero rows and columns.
