@@ -110,11 +110,11 @@ def choose_rank(
     "noise"         the same with the components that `fit_noise` counts; right      a NoiseFit,
                     for independent noise of any variances                           or entries
     "gavish-donoho" what lies above the threshold of least squared error for white
-                    noise, of known or unknown variance [1]_
-    "screenot"      the same for noise whose spectrum has an edge, of any shape [2]_ a rank bound
+                    noise, of known or unknown variance
+    "screenot"      the same for noise whose spectrum has an edge, of any shape      a rank bound
     "parallel"      what exceeds the singular values of the matrix with each column  entries
-                    shuffled [3]_
-    "bcv"           the rank that predicts left-out blocks of entries best [4]_      entries
+                    shuffled
+    "bcv"           the rank that predicts left-out blocks of entries best           entries
     "energy"        the fewest largest with a share ``keep`` of the sum of all       `keep`
                     squares
     "fraction"      the largest ``floor(keep p)``, but at least one                  `keep`
@@ -123,7 +123,8 @@ def choose_rank(
     =============== ================================================================ ============
 
     All but "bema" and "noise" are there for comparison (`compare_rules` makes a table of them), and
-    decide even if there is no fit ("no bulk"). p does not count zero rows and columns.
+    decide even if there is no fit ("no bulk"). p does not count zero rows and columns. Their sources:
+    "gavish-donoho" [1]_, "screenot" [2]_, "parallel" [3]_, "bcv" [4]_.
 
     The thresholds of least error lie above the edge of the noise: they leave out weak components
     that are there, and are no test of whether there are any. "parallel" has its level for noise of
