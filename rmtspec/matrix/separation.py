@@ -4,6 +4,7 @@ In rounds: equalize what is left without the components so far, find how many si
 the whole, so scaled, exceed the noise, and stop when they are no more than before.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ _MAX_ROUNDS = 30
 _TIE = 2e-6
 #: Values taken as components before the next round must exceed a bound on the noise by this factor.
 _MARGIN = 1.05
+#: At most so many times before the next round: where values go on and on, a round tells more.
+_STEPS = 6
 #: The level of the lower end of the interval of the count, and of its upper end.
 LOW, HIGH = 0.01, 0.5
 _NOTHING = np.empty((0, 0), dtype=np.float32)
@@ -158,12 +161,13 @@ class Separator:
     def _removed(self, scales: Scales, system: Eigensystem, count: int) -> tuple[int, Float64Array]:
         """Return how many components are removed, at least `count`, and what is left."""
         most = self._entries.p - self.least_bulk
-        while True:
+        for step in itertools.count(1):
             k, left_over = count, residual(self._entries, scales, system, count)[0]
             count = min(_beyond(system.squares, left_over, k), most)
-            if count <= k:
-                return k, left_over
+            if count <= k or step == _STEPS:
+                break
             del left_over  # before the next one is made
+        return k, left_over
 
     def _rescaled(self, scales: Scales, left_over: Float64Array) -> Scales:
         """Return the scales that equalize what is left, itself divided by `scales`."""
