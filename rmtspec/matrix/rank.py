@@ -123,8 +123,8 @@ def choose_rank(
     =============== ================================================================ ============
 
     All but "bema" and "noise" are there for comparison (`compare_rules` makes a table of them), and
-    decide even if there is no fit ("no bulk"). Their sources: "gavish-donoho" [1]_, "screenot" [2]_,
-    "parallel" [3]_, "bcv" [4]_. p does not count zero rows and columns.
+    decide even if there is no fit ("no bulk"). p does not count zero rows and columns. Sources:
+    "gavish-donoho" [1]_, "screenot" [2]_, "parallel" [3]_, "bcv" [4]_.
 
     The thresholds of least error lie above the edge of the noise: they leave out weak components
     that are there, and are no test of whether there are any. "parallel" has its level for noise of

@@ -4,7 +4,6 @@ In rounds: equalize what is left without the components so far, find how many si
 the whole, so scaled, exceed the noise, and stop when they are no more than before.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,13 +160,14 @@ class Separator:
     def _removed(self, scales: Scales, system: Eigensystem, count: int) -> tuple[int, Float64Array]:
         """Return how many components are removed, at least `count`, and what is left."""
         most = self._entries.p - self.least_bulk
-        for step in itertools.count(1):
+        steps = 0
+        while True:
             k, left_over = count, residual(self._entries, scales, system, count)[0]
             count = min(_beyond(system.squares, left_over, k), most)
-            if count <= k or step == _STEPS:
-                break
+            steps += 1
+            if count <= k or steps == _STEPS:
+                return k, left_over
             del left_over  # before the next one is made
-        return k, left_over
 
     def _rescaled(self, scales: Scales, left_over: Float64Array) -> Scales:
         """Return the scales that equalize what is left, itself divided by `scales`."""
