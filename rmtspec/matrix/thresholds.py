@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec.laws.tracy_widom import upper_quantile
+from rmtspec.matrix.bema import edge_width
 from rmtspec.matrix.sign_flips import flips, largest_square, n_draws, threshold_of
 
 #: After this many draws the rest may be spared, if no s^2 is within these multiples of their
@@ -45,8 +46,9 @@ class LawThreshold:
 
     def threshold(self, squares: Float64Array, n: int, k: int, residual: Residual) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
-        a, b = math.sqrt(n - k), math.sqrt(squares.size - k)
-        return lambda beta: (a + b) ** 2 + upper_quantile(beta) * _width(a, b)
+        n, p = n - k, squares.size - k
+        edge, width = (math.sqrt(n) + math.sqrt(p)) ** 2, n * edge_width(n, p)
+        return lambda beta: edge + upper_quantile(beta) * width
 
 
 class FlipThreshold:
@@ -68,7 +70,7 @@ class FlipThreshold:
     def threshold(self, squares: Float64Array, n: int, k: int, residual: Residual) -> Threshold:
         """Return the thresholds for s^2: `squares` are all, n the longer side, k removed."""
         generator = np.random.default_rng([self._seed, k])
-        least = _width(math.sqrt(n - k), math.sqrt(squares.size - k))
+        least = (n - k) * edge_width(n - k, squares.size - k)
         tops: list[float] = []
         for flip in flips(residual, k, self._draws, generator):
             tops.append(largest_square(flip))
@@ -77,11 +79,6 @@ class FlipThreshold:
         if len(tops) < self._draws:  # no value is near, so that any threshold gives the same count
             return lambda beta: max(tops) + least
         return lambda beta: threshold_of(tops, beta)
-
-
-def _width(a: float, b: float) -> float:
-    """Return the scale of the Tracy-Widom law of the largest s^2, sides a^2 and b^2."""
-    return float((a + b) * (1.0 / a + 1.0 / b) ** (1.0 / 3.0))
 
 
 def _undisputed(squares: Float64Array, k: int, tops: list[float], least: float) -> bool:
