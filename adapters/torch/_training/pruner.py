@@ -44,10 +44,6 @@ from rmtspec.adapting import (
 from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError, RmtspecWarning
 
 DECAYS = ("factors", "weight")
-#: What `recut` may be.
-RECUTS = (False, "factors")
-
-
 #: The default of the gate: the paper's gamma.
 _CUTOFF = 0.1
 
