@@ -10,9 +10,10 @@ cannot be read, and what must not be done to them. A subclass of `Target` with `
 read only when its turn comes.
 
 **Carrying out a plan.** `Task` turns a `Subject` and `PlanOptions` into a `Plan`; `adopt` checks
-a plan that was edited or read from a file. For each row of `Plan.cut` the adapter calls `split` or
-`truncate` on the matrix; after a split the factors, ``outer @ inner``, replace the weight. All
-matrices of a layer are split at the same rank. Multiplying the factors undoes a split.
+a plan that was edited or read from a file. For each row of `Plan.cut` the adapter calls `cut` on
+the matrix; after a split the factors, ``outer @ inner``, replace the weight. All matrices of a
+layer are split at the same rank. Multiplying the factors undoes a split. An adapter that can run
+its models makes a `Calibration` from data, whose `Weights` go into the plan and into `cut`.
 
 **Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
@@ -35,8 +36,11 @@ from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_ten
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
 from rmtspec.matrix.product import product_spectrum
-from rmtspec.matrix.split import SplitFactors, output_energies, split, truncate
+from rmtspec.matrix.split import SplitFactors, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
+from rmtspec.matrix.weighting import weighted_energies
+from rmtspec.planning.calibration import OBJECTIVES, Calibration, Weights
+from rmtspec.planning.cut import cut
 from rmtspec.planning.flips import FlipOptions, run_noise_test
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
@@ -53,12 +57,14 @@ from rmtspec.report.report import Report
 from rmtspec.terms import Action, Kind, Why
 
 __all__ = [
-    "DTYPES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions", "Every", "FlipOptions",
+    "DTYPES", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions",
+    "Calibration", "Every", "FlipOptions",
     "Float64Array", "Gate", "Kind", "Manifest", "MappedTensor", "Matrix", "NoiseTest",
     "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress",
     "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor", "Subject",
-    "Target", "Task", "Unset", "Why", "adopt", "cause", "checks", "finished_file", "format_dtype",
-    "listed", "looks_like", "model_folder", "named_dtype", "output_energies", "product_spectrum",
+    "Target", "Task", "Unset", "Weights", "Why", "adopt", "cause", "checks", "cut", "finished_file",
+    "format_dtype",
+    "listed", "looks_like", "model_folder", "named_dtype", "product_spectrum",
     "report_on", "run_noise_test", "settle", "split", "step_share", "stored_tensors", "truncate",
-    "versions",
+    "versions", "weighted_energies",
 ]  # fmt: skip

@@ -130,6 +130,10 @@ class Why(StrEnum):
     SPLIT_ENOUGH = "split before, at rank {present}: rank {rank} is not below that"
     SPLIT_TWICE = "split before, and its factors were split again"
     FACTORS_CHANGED = "split before, and its factors are not as the split made them"
+    # What the data say.
+    INPUTS_UNKNOWN = "inputs not known: weight only"
+    NO_GRADIENT = "no gradient of the loss reaches it: outputs only"
+    FEW_ROWS = "{rows} rows for {columns} columns: too few to trust the error"
     BUDGET_SPENT = "the budget is spent: layers were split to it before"
     # What the user asked for.
     NOT_INCLUDED = "not in `include`"

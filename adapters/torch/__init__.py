@@ -4,6 +4,7 @@ from rmtspec.adapters import torch as rt
 smaller, report = rt.prune(model)
 """
 
+from rmtspec.adapting import Calibration
 from rmtspec.errors import MissingDependencyError
 
 try:
@@ -14,6 +15,7 @@ except ImportError as error:
         'Install it with: pip install "rmtspec[torch]"'
     ) from error
 
+from rmtspec.adapters.torch._calibration.calibrate import calibrate
 from rmtspec.adapters.torch._layers.replace import merge
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import (
@@ -36,9 +38,10 @@ from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrice
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
 __all__ = [
-    "MLP", "BulkPenalty", "NamedMatrix", "RMTPruner",
+    "MLP", "BulkPenalty", "Calibration", "NamedMatrix", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
-    "analyze", "apply_plan", "count_parameters", "layer_dims", "load", "merge", "noise_test",
-    "plan", "prune", "read_state_dict", "save", "shrink_singular_values", "weight_matrices",
+    "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "merge",
+    "noise_test", "plan", "prune", "read_state_dict", "save", "shrink_singular_values",
+    "weight_matrices",
 ]  # fmt: skip

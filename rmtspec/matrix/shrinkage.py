@@ -58,7 +58,7 @@ def check_rank(rank: int, p: int) -> None:
         )
 
 
-def check_shrink(shrink: Any, noise_variance: Any, moment: Any) -> None:
+def check_shrink(shrink: Any, noise_variance: Any, **weights: Any) -> None:
     """Raise unless the options of shrinkage in `split` go together."""
     if shrink is None:
         if noise_variance is not None:
@@ -71,9 +71,10 @@ def check_shrink(shrink: Any, noise_variance: Any, moment: Any) -> None:
     if noise_variance is not None:
         hint = "Pass the variance of the noise entries, or leave it out to estimate it."
         _checks.positive(noise_variance, "noise_variance", hint)
-    if moment is not None:
-        raise InvalidOptionError(
-            "`shrink` and `input_moment` are both given", "one of them",
-            "Shrinkage is optimal for the entries of the matrix, a split with an input moment for "
-            "its output: leave one out.",
-        )  # fmt: skip
+    for name, weight in weights.items():
+        if weight is not None:
+            raise InvalidOptionError(
+                f"`shrink` and `{name}` are both given", "one of them",
+                "Shrinkage is optimal for the entries of the matrix, a split with an input moment "
+                "or an output weight for its output: leave one out.",
+            )  # fmt: skip

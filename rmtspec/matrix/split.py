@@ -11,13 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
-from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.eigenvalues import blocks, gram_matrix
 from rmtspec.matrix.shrinkage import check_rank, check_shrink, noise_shape, shrunk
 from rmtspec.matrix.spiked_model import residual_variance
+from rmtspec.matrix.weighting import Weighting
 
-#: Share of its mean diagonal added to an input moment (which is often rank-deficient).
-_RIDGE = 1e-3
 #: Beyond this share of all vectors, divide and conquer for all is faster than bisection for some
 #: (measured: the two are equal at 0.2 to 0.4 for smaller sides of 200 to 2500).
 _FEW = 0.3
@@ -39,8 +37,8 @@ class SplitFactors:
     rank : int
         Number of singular values kept.
     singular_values : ndarray of shape (rank,)
-        The singular values kept, descending; with an input moment C, those of W C^(1/2); with
-        shrinkage, those of the product, which may be 0.
+        The singular values kept, descending; with an input moment C or an output weight G, those of
+        G^(1/2) W C^(1/2); with shrinkage, those of the product, which may be 0.
     error : float
         ||W - outer @ inner|| / ||W|| in the Frobenius norm, for the factors as returned: it
         includes rounding to their dtype wherever that matters.
@@ -48,6 +46,9 @@ class SplitFactors:
         The share of ||W||^2 left out, the square of `error`.
     output_error : float
         ||(W - outer @ inner) C^(1/2)|| / ||W C^(1/2)|| with an input moment C, else nan.
+    predicted_loss : float
+        Half of tr(G (W - outer @ inner) C (W - outer @ inner)^T) with an input moment C and an
+        output weight G, else nan: the growth of the loss to second order.
     shrink : str or None
         The norm of the shrinkage, as given.
     noise_variance : float
@@ -61,6 +62,7 @@ class SplitFactors:
     error: float
     discarded_energy: float
     output_error: float
+    predicted_loss: float = math.nan
     shrink: str | None = None
     noise_variance: float = math.nan
 
@@ -76,6 +78,7 @@ class SplitFactors:
             "error": self.error,
             "discarded_energy": self.discarded_energy,
             "output_error": None if math.isnan(self.output_error) else self.output_error,
+            "predicted_loss": None if math.isnan(self.predicted_loss) else self.predicted_loss,
             "singular_values": self.singular_values.tolist(),
             **(shrinkage if self.shrink else {}),
         }
@@ -90,6 +93,8 @@ class SplitFactors:
         ]
         if not math.isnan(self.output_error):
             pairs.append(("output error", self.output_error))
+        if not math.isnan(self.predicted_loss):
+            pairs.append(("predicted loss", self.predicted_loss))
         if self.shrink:
             pairs.append(
                 ("shrunk", f"{self.shrink} norm, noise variance {self.noise_variance:.6g}")
@@ -102,6 +107,7 @@ def split(
     rank: Any,
     *,
     input_moment: ArrayLike | None = None,
+    output_weight: ArrayLike | None = None,
     shrink: str | None = None,
     noise_variance: float | None = None,
 ) -> SplitFactors:
@@ -110,8 +116,9 @@ def split(
     The result is the best approximation of that rank in the Frobenius norm: W V V^T, where V are
     the leading `rank` right singular vectors (or U U^T W from the smaller side). Only these vectors
     are computed, from the smaller Gram matrix; the projection makes the result insensitive to the
-    rounding of the Gram matrix. With `input_moment`, the error of the output is minimised instead.
-    With `shrink`, the product is brought near to the signal in the matrix, not to the matrix.
+    rounding of the Gram matrix. With `input_moment`, the error of the output is minimised instead;
+    with `output_weight` besides, what a loss loses by it. With `shrink`, the product is brought
+    near to the signal in the matrix, not to the matrix.
 
     Parameters
     ----------
@@ -122,12 +129,17 @@ def split(
     input_moment : array_like of shape (columns, columns), optional
         Second moment C = X X^T / count of the inputs (X of shape (columns, count)). Then
         ||(W - W') C^(1/2)|| is minimised, with C regularised by 0.1 % of its mean diagonal.
+    output_weight : array_like of shape (rows,) or (rows, rows), optional
+        How much the outputs matter: the second moment G = E[g g^T] of the gradients g of a loss at
+        the outputs, or its diagonal. Then ||G^(1/2) (W - W') C^(1/2)|| is minimised, with G
+        regularised likewise, and C = I without `input_moment`.
     shrink : {"frobenius", "operator", "nuclear"}, optional
         Noise makes singular values too large and turns their vectors. With `shrink`, each kept
         value is lowered to the one that brings the product nearest to the signal in that norm,
         where the signal has rank `rank` and the noise is white [1]_ [2]_. Values that do not stand
         beyond the edge of the noise become 0, and so do their column and row; `rank` stays. Not
-        together with `input_moment`. The errors of the result remain those against `W`, and grow.
+        together with `input_moment` or `output_weight`. The errors of the result remain those
+        against `W`, and grow.
     noise_variance : float, optional
         Variance of the noise entries, for `shrink`. By default it is estimated from the energy that
         the split leaves out, as in `rmtspec.noise_variance`, which takes a rank below the smaller
@@ -143,9 +155,9 @@ def split(
     InvalidTypeError
         `W` is not a real matrix, or `rank` is not a whole number.
     InvalidValueError
-        `W` has nan or inf, the rank is below 1 or above the smaller side, or the moment has the
-        wrong shape, is not symmetric, or has directions of negative weight; or the options do not
-        go together.
+        `W` has nan or inf, the rank is below 1 or above the smaller side, or a weight has the wrong
+        shape, is not symmetric, or has directions of negative weight; or the options do not go
+        together.
 
     References
     ----------
@@ -164,18 +176,16 @@ def split(
       parameters    1,400 instead of 120,000
       error         0.6459 (discarded energy 0.417187)
     """
-    from scipy.linalg import solve_triangular
-
-    check_shrink(shrink, noise_variance, input_moment)
+    check_shrink(shrink, noise_variance, input_moment=input_moment, output_weight=output_weight)
     array = _checks.matrix(W)
     variance = math.nan
     hint = f"`W` is {array.shape[0]} x {array.shape[1]}. Rank 0 means that no signal was found: "
     hint += "leave the matrix as it is."
     k = _checks.integer(rank, "rank", 1, min(array.shape), hint=hint)
     dtype = array.dtype if _checks.is_float(array.dtype) else np.dtype(np.float64)
-    if input_moment is None:
+    weighting = Weighting.of(array.shape, input_moment, output_weight)
+    if input_moment is None and output_weight is None:
         outer, inner, singular, energy = _leading(array, k)
-        moment = None
         discarded = 1.0 - float(np.sum(np.square(singular))) / energy if energy else 0.0
         if shrink is not None and energy:
             observed = _Unshrunk(
@@ -184,41 +194,30 @@ def split(
             outer, inner, singular, variance = _shrunk(observed, shrink, noise_variance)
             discarded += float(np.sum(np.square(observed.singular - singular))) / energy
     else:
-        moment = _moment(input_moment, array.shape[1])
-        root = _root(moment)
-        weight = np.asarray(array, dtype=np.float64)
-        outer, inner, singular, _ = _leading(weight @ root, k)
+        weighted = weighting.applied(np.asarray(array, dtype=np.float64))
+        outer, inner, singular, _ = _leading(weighted, k)
         discarded = math.nan  # the projection is not orthogonal in the weights
-        inner = solve_triangular(root, inner.T, lower=True, trans="T").T  # inner @ root^-1
-        outer, inner = _balance(outer, inner)
+        outer, inner = _balance(*weighting.undone(outer, inner))
     outer, inner = outer.astype(dtype), inner.astype(dtype)
+    loss = math.nan
     if discarded > _PLAIN_ENERGY and _checks.resolution(dtype)[0] < 1e-6:
         error, output_error = math.sqrt(discarded), math.nan
     else:
         factor = np.asarray(inner, dtype=np.float64)
         error, output_error = relative_errors(
-            array, lambda a, b: np.asarray(outer[a:b], dtype=np.float64) @ factor, moment
+            array,
+            lambda a, b: np.asarray(outer[a:b], dtype=np.float64) @ factor,
+            weighting.moment,
         )
         discarded = error**2
+        if weighting.moment is not None and weighting.weight is not None:
+            product = np.asarray(outer, dtype=np.float64) @ factor
+            loss = weighting.loss(np.asarray(array, dtype=np.float64) - product)
     return SplitFactors(
         outer=outer, inner=inner, rank=k, singular_values=singular,
         error=error, discarded_energy=discarded, output_error=output_error,
-        shrink=shrink, noise_variance=variance,
+        predicted_loss=loss, shrink=shrink, noise_variance=variance,
     )  # fmt: skip
-
-
-def output_energies(W: ArrayLike, input_moment: ArrayLike) -> Float64Array:
-    """Return the squared singular values of W C^(1/2), descending, C regularised as in `split`.
-
-    Each is the output energy that one more rank adds to a split with that input moment.
-    """
-    from scipy.linalg import eigvalsh
-
-    array = _checks.matrix(W)
-    root = _root(_moment(input_moment, array.shape[1]))
-    gram, _ = gram_matrix(np.asarray(array, dtype=np.float64) @ root)
-    values: Float64Array = eigvalsh(gram, lower=False, overwrite_a=True, check_finite=False)
-    return np.maximum(values[::-1], 0.0)
 
 
 def _leading(array: NDArray[Any], k: int) -> tuple[Float64Array, Float64Array, Float64Array, float]:
@@ -276,38 +275,6 @@ def _shrunk(
     return outer * root, inner * root[:, None], lower, variance
 
 
-def _moment(input_moment: ArrayLike, columns: int) -> Float64Array:
-    """Return the moment as a symmetric float64 matrix, checked."""
-    moment = _checks.floats(input_moment, "input_moment")
-    if moment.shape != (columns, columns):
-        raise InvalidValueError(
-            f"`input_moment` has shape {moment.shape}; expected ({columns}, {columns}), the number "
-            "of columns of `W` on both sides. It is X @ X.T / count for inputs X in columns."
-        )
-    scale = float(np.abs(moment).max())
-    if not (np.isfinite(moment).all() and scale > 0.0):
-        raise InvalidValueError(
-            "`input_moment` is all zeros or has nan or inf; expected the second moment of inputs, "
-            "X @ X.T / count."
-        )
-    if np.abs(moment - moment.T).max() > 1e-6 * scale:
-        raise InvalidValueError("`input_moment` is not symmetric; expected X @ X.T / count.")
-    return (moment + moment.T) / 2.0
-
-
-def _root(moment: Float64Array) -> Float64Array:
-    """Return the Cholesky factor L of the regularised moment: C + ridge = L L^T."""
-    columns = moment.shape[0]
-    ridge = _RIDGE * float(np.trace(moment)) / columns
-    try:
-        return np.linalg.cholesky(moment + ridge * np.eye(columns))
-    except np.linalg.LinAlgError:
-        raise InvalidValueError(
-            "`input_moment` has directions of negative weight beyond rounding; expected "
-            "X @ X.T / count, which has none."
-        ) from None
-
-
 def _balance(outer: Float64Array, inner: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Scale each pair of column and row to equal norms, leaving the product unchanged."""
     left = np.sqrt(np.einsum("ij,ij->j", outer, outer))
@@ -347,23 +314,31 @@ _ROWS = 1024
 
 
 class Truncation(NamedTuple):
-    """The approximation, and its relative errors, defined as in `SplitFactors`."""
+    """The approximation, and its errors, defined as in `SplitFactors`."""
 
     matrix: NDArray[Any]
     error: float
     output_error: float
+    predicted_loss: float
 
 
-def truncate(W: ArrayLike, rank: Any, *, input_moment: ArrayLike | None = None) -> Truncation:
+def truncate(
+    W: ArrayLike,
+    rank: Any,
+    *,
+    input_moment: ArrayLike | None = None,
+    output_weight: ArrayLike | None = None,
+) -> Truncation:
     """Return the product of the factors of `split`, rounded once, with the errors of the product.
 
     It takes the parameters of `split` and raises the same errors.
     """
     array = _checks.matrix(W)
-    parts = split(np.asarray(array, dtype=np.float64), rank, input_moment=input_moment)
+    full = np.asarray(array, dtype=np.float64)
+    parts = split(full, rank, input_moment=input_moment, output_weight=output_weight)
     kept = np.empty(array.shape, array.dtype)
     for start in range(0, len(kept), _ROWS):
         here = slice(start, start + _ROWS)
         kept[here] = parts.outer[here] @ parts.inner
     errors = relative_errors(array, lambda a, b: kept[a:b].astype(np.float64), input_moment)
-    return Truncation(kept, *errors)
+    return Truncation(kept, *errors, parts.predicted_loss)

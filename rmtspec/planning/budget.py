@@ -1,4 +1,4 @@
-"""A budget of parameters, spread over the layers where it buys the most."""
+"""A budget, of parameters or of another price, spread over the layers where it buys the most."""
 
 import math
 from collections.abc import Mapping
@@ -10,88 +10,124 @@ from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Purchase:
     """What each rank costs in one layer, and what it buys.
 
     Attributes
     ----------
-    unit : int
-        Parameters per rank: rows + columns, summed over the layer's matrices.
-    dense : int
-        Parameters of the layer as it is: rows * columns, summed likewise.
     energies : ndarray of shape (p,)
-        What each rank adds, descending: the squared singular values of W, or of W C^(1/2) if
-        the inputs are known, as shares that sum to 1.
+        What each rank takes off the error, descending. In a budget of relative errors, the squared
+        singular values of W, or of W C^(1/2) if the inputs are known, as shares that sum to 1; in
+        one of losses, half the squared singular values of G^(1/2) W C^(1/2).
+    prices : ndarray of shape (p,)
+        What ranks 1, 2, ... cost, ascending: in parameters, rank * (rows + columns), summed over
+        the layer's matrices.
+    dense : float
+        What the layer costs as it is; ranks that cost as much or more are not bought.
+    multiple : int
+        Only ranks that are multiples of it are bought.
     """
 
-    unit: int
-    dense: int
     energies: Float64Array
+    prices: Float64Array
+    dense: float
+    multiple: int = 1
+
+    def choices(self) -> tuple[Float64Array, Float64Array, list[int | None]]:
+        """Return prices, errors and ranks of all ways to keep the layer; None stands for dense."""
+        last = int(np.searchsorted(self.prices, self.dense, side="left"))
+        ranks = np.arange(self.multiple, min(last, len(self.energies)) + 1, self.multiple)
+        left = np.maximum(float(np.sum(self.energies)) - np.cumsum(self.energies), 0.0)
+        prices = np.append(self.prices[ranks - 1], self.dense)
+        return prices, np.append(left[ranks - 1], 0.0), [*map(int, ranks), None]
 
 
-def spread(layers: Mapping[str, Purchase], budget: float) -> dict[str, int | None]:
-    """Return the rank of each layer, or None if it stays dense, within a share of the parameters.
+def spread(
+    layers: Mapping[str, Purchase], budget: float, what: str = "parameters"
+) -> dict[str, int | None]:
+    """Return the rank of each layer, or None if it stays dense, within a share of the price.
 
-    Each layer may keep any rank below its break-even, or stay as it is, without error. Step by
-    step, parameters go where the error (the relative squared Frobenius error, summed over layers)
-    falls most per parameter, along the lower convex hull of each layer's choices. This is optimal
-    except for the last step, which may not fit.
+    Each layer may keep any rank that is cheaper than the layer as it is, or stay as it is, without
+    error. Step by step, the budget goes where the error, summed over layers, falls most for its
+    price, along the lower convex hull of each layer's choices. This is optimal except for the last
+    step, which may not fit. `what` names the unit of the prices, for the error message.
     """
+    offers = {name: _Offer(layer) for name, layer in layers.items()}
     total = sum(layer.dense for layer in layers.values())
     allowed = budget * total
-    ranks: dict[str, int | None] = {
-        name: 1 if layer.unit < layer.dense else None for name, layer in layers.items()
-    }
-    spent = sum(min(layer.unit, layer.dense) for layer in layers.values())
+    spent = sum(offer.price for offer in offers.values())
     if spent > allowed:
+        least = max((layer.multiple for layer in layers.values()), default=1)
         raise InvalidOptionError(
-            f"`budget` is {budget:g}, {int(allowed):,} of {total:,} parameters; rank 1 everywhere "
-            f"needs {spent:,} ({spent / total:.4f}). Raise it, or leave layers out with `exclude`."
+            f"`budget` is {budget:g}, {_amount(allowed, total)} of {_amount(total, total)} {what}; "
+            f"rank {least} everywhere needs {_amount(spent, total)} ({spent / total:.4f}). Raise "
+            "it, or leave layers out with `exclude`."
         )
-    steps: list[tuple[float, str, int | None, int]] = []
-    for name, layer in layers.items():
+    steps: list[tuple[float, str, int]] = []
+    for name, offer in offers.items():
         rate = math.inf
-        for gain, cost, rank in _hull(layer) if ranks[name] is not None else ():
+        for before, after in zip(offer.hull, offer.hull[1:], strict=False):
+            gain = offer.errors[before] - offer.errors[after]
             # Rounding may make a step look better than the one it builds on; keep their order.
-            rate = min(rate, gain / cost)
-            steps.append((rate, name, rank, cost))
+            rate = min(rate, float(gain / (offer.prices[after] - offer.prices[before])))
+            steps.append((rate, name, after))
     steps.sort(key=lambda step: -step[0])  # stable: ties keep the order of layers and ranks
     closed: set[str] = set()
-    for _, name, rank, cost in steps:
+    for _, name, after in steps:
         if name in closed:
             continue
-        if spent + cost <= allowed:
-            ranks[name], spent = rank, spent + cost
-            continue
-        closed.add(name)
-        layer, reached = layers[name], ranks[name]
-        if rank is None and reached is not None:  # dense does not fit: the rest buys ranks
-            more = min(_last(layer) - reached, int((allowed - spent) // layer.unit))
-            ranks[name], spent = reached + more, spent + more * layer.unit
-    return ranks
+        offer = offers[name]
+        best = offer.within(allowed - spent, after)
+        if best < after:  # it does not fit: the rest buys what it can
+            closed.add(name)
+        spent += offer.move(best)
+    return {name: offer.rank for name, offer in offers.items()}
 
 
-def _last(layer: Purchase) -> int:
-    """Return the largest rank below break-even, at least 1."""
-    return max(1, min(len(layer.energies), (layer.dense - 1) // layer.unit))
+class _Offer:
+    """The choices of one layer, and the one taken so far."""
+
+    def __init__(self, layer: Purchase) -> None:
+        self.prices, self.errors, self._ranks = layer.choices()
+        self.hull = _lower_hull(self.prices, self.errors)
+        self._taken = self.hull[0]
+
+    @property
+    def price(self) -> float:
+        return float(self.prices[self._taken])
+
+    @property
+    def rank(self) -> int | None:
+        return self._ranks[self._taken]
+
+    def within(self, rest: float, most: int) -> int:
+        """Return the dearest choice up to `most` whose price exceeds the present by `rest`."""
+        top = self.price + rest
+        affordable = int(np.searchsorted(self.prices[: most + 1], top, side="right")) - 1
+        return max(self._taken, affordable)
+
+    def move(self, choice: int) -> float:
+        """Take a choice, and return what it costs more."""
+        before, self._taken = self.price, choice
+        return self.price - before
 
 
-def _hull(layer: Purchase) -> list[tuple[float, int, int | None]]:
-    """Return the steps (error removed, parameters, rank reached) of the lower convex hull.
+def _lower_hull(prices: Float64Array, errors: Float64Array) -> list[int]:
+    """Return the indices of the lower convex hull, from the cheapest choice to the dense layer."""
+    hull: list[int] = []
+    for index in range(len(prices)):
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            # b lies on or above the line from a to the new point: it is never the best step.
+            gain = (errors[a] - errors[b]) * (prices[index] - prices[a])
+            if gain >= (errors[a] - errors[index]) * (prices[b] - prices[a]):
+                break
+            hull.pop()
+        hull.append(index)
+    return hull
 
-    The error is convex in the rank, so the hull follows the ranks until the straight line to the
-    dense layer (no error) is steeper, and then takes that line.
-    """
-    last = _last(layer)
-    left = np.maximum(1.0 - np.cumsum(layer.energies), 0.0)[:last]  # error at ranks 1, 2, ...
-    rest = layer.dense - np.arange(1, last + 1) * layer.unit  # further parameters to be dense
-    chord = left / np.maximum(rest, 1)
-    step = np.append((left[:-1] - left[1:]) / layer.unit, -1.0)
-    leave = int(np.argmax(step <= chord))  # index of the first rank where dense is the next step
-    steps: list[tuple[float, int, int | None]] = [
-        (float(left[k] - left[k + 1]), layer.unit, k + 2) for k in range(leave)
-    ]
-    if rest[leave] > 0:
-        steps.append((float(left[leave]), int(rest[leave]), None))
-    return steps
+
+def _amount(price: float, total: float) -> str:
+    """Return a price in words; a total of 100 or more counts things, a smaller one measures."""
+    return f"{math.floor(price):,}" if total >= 100.0 else f"{price:.4g}"

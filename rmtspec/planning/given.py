@@ -87,7 +87,8 @@ def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: boo
     for row in rows:
         kept = row["action"] == Action.LEAVE
         row["reason"] = (row.get("reason") or Why.KEPT_BY_PLAN.words()) if kept else ""
-        row["weight_error"] = row["output_error"] = None  # the ranks may have been edited since
+        # The ranks may have been edited since.
+        row["weight_error"] = row["output_error"] = row["predicted_loss"] = None
     matrices = {name: plan.matrices[was] for name, was in names.items() if was in plan.matrices}
     return plan_of(plan, rows=rows, matrices=matrices)
 

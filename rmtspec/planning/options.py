@@ -17,6 +17,8 @@ from rmtspec.terms import Action
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
 #: Default share of the bulk that a plan keeps besides what it counts, from the paper.
 BULK_KEEP = 0.45
+#: From this smaller side on, "auto" asks for ranks in multiples of 16.
+_WIDE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class PlanOptions:
         Settled from the two spellings `gate` and `fit_cutoff`: see `rmtspec.planning.gate`.
     calibrated : bool
         Whether calibration data are there, which decide together with a budget.
+    rank_multiple : int or "auto"
+        Ranks that a budget or a rule chooses are multiples of it; see `multiple_of`.
     more : mapping
         Further options of `rmtspec.analyze`, by name.
     analysis : AnalysisOptions
@@ -52,6 +56,7 @@ class PlanOptions:
     progress: Progress | None = None
     plan: Report | None = None
     calibrated: bool = False
+    rank_multiple: int | str = 1
     more: Mapping[str, Any] = field(default_factory=dict)
     analysis: AnalysisOptions = field(init=False)
 
@@ -68,6 +73,9 @@ class PlanOptions:
         if not isinstance(self.ranks, Mapping | None):
             given = type(self.ranks).__name__
             raise InvalidOptionTypeError(f"`ranks` is a {given}", "a mapping {name: rank}")
+        if self.rank_multiple != "auto":
+            hint = 'Pass "auto" for multiples of 16, or of 8 where the smaller side is below 256.'
+            _checks.integer(self.rank_multiple, "rank_multiple", 1, hint=hint)
         check_jobs(self.n_jobs)
         check_progress(self.progress)
         self.selection()
@@ -86,6 +94,12 @@ class PlanOptions:
     def selection(self) -> Selection:
         """Return the user's choice of matrices, which records the patterns that match nothing."""
         return Selection(self.include, self.exclude)
+
+    def multiple_of(self, smaller_side: int) -> int:
+        """Return what the rank of a matrix is to be a multiple of."""
+        if self.rank_multiple == "auto":
+            return 16 if smaller_side >= _WIDE else 8
+        return int(self.rank_multiple)
 
     def _analysis(self) -> AnalysisOptions:
         asked = "auto" if self.gate == "noise" or self.rule == "noise" else "mp"
@@ -107,6 +121,7 @@ class PlanOptions:
         for name in ("gate", "fit_cutoff"):
             given[name] = None if getattr(self, name) is UNSET else str(getattr(self, name))
         given |= {"min_saving": self.min_saving or None, "ranks": self.ranks or None}
+        given["rank_multiple"] = None if self.rank_multiple == 1 else self.rank_multiple
         other = next((name for name, value in given.items() if value is not None), None)
         if other is not None:
             raise InvalidOptionError(

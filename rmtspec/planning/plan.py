@@ -18,6 +18,22 @@ from rmtspec.report.report import Report
 from rmtspec.terms import Action, Verdict, Why
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Curves:
+    """What each rank of a matrix buys according to data, by name of the matrix, descending.
+
+    Attributes
+    ----------
+    energies : mapping of str to ndarray of shape (p,)
+        The squared singular values of W C^(1/2), where no loss is known; those of W by default.
+    losses : mapping of str to ndarray of shape (p,)
+        Half the squared singular values of G^(1/2) W C^(1/2): the loss that each rank saves.
+    """
+
+    energies: Mapping[str, Float64Array] = dataclasses.field(default_factory=dict)
+    losses: Mapping[str, Float64Array] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Plan(Report):
     """A report whose rows also say what is done to each matrix.
@@ -37,14 +53,14 @@ def make_plan(
     report: Report,
     targets: Mapping[str, Target],
     options: PlanOptions,
-    energies: Mapping[str, Float64Array] | None = None,
+    curves: Curves | None = None,
 ) -> Plan:
     """Return `report`, of an analysis with `options.analysis`, as a plan.
 
-    A target without a row, which could not be analysed, keeps its layer as it is. `energies` are
-    the squared singular values (descending) that decide how the budget is spent, by name of the
-    matrix; its own by default.
+    A target without a row, which could not be analysed, keeps its layer as it is. `curves` tell
+    what ranks buy where data are known.
     """
+    curves = curves or Curves()
     case = _Case(report, targets, options)
     budget = options.budget
     rows = [dict(row) for row in report.rows]
@@ -53,8 +69,9 @@ def make_plan(
             row["parameters_before"] = present * (row["rows"] + row["columns"])
     chosen: dict[str, int | None] = {}
     if budget is not None:
-        buys = case.purchases(energies or {})
-        chosen = spread(buys, budget) if buys else {}
+        # Losses and relative errors have no common measure: each group keeps the share.
+        for buys in case.purchases(curves):
+            chosen |= spread(buys, budget) if buys else {}
     by_unit: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_unit.setdefault(case.unit(row["name"]), []).append(row)
@@ -76,6 +93,8 @@ def make_plan(
             rank, rule = max(case.exact_rank(row) for row in members), "exact"
         elif not reason:
             present = targets[members[0]["name"]].present_rank
+            multiple = options.multiple_of(members[0]["p"])
+            rank = min(-(-rank // multiple) * multiple, members[0]["p"])
             reason = _no_use(members, rank, options, present)
         for row in members:
             target = targets[row["name"]]
@@ -90,9 +109,11 @@ def make_plan(
                 weight_error=_weight_error(report.matrices[row["name"]], rank), output_error=None,
                 bytes_before=row["parameters_before"] * target.itemsize,
             )  # fmt: skip
+            row["predicted_loss"] = _tail(curves.losses.get(row["name"]), rank, row["action"])
             settle(row)
     settings = report.settings | {"mode": options.mode, "gate": options.gate}
     settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
+    settings["rank_multiple"] = options.rank_multiple
     if budget is not None:
         for decider in ("rule", "bulk_keep", "keep"):
             settings.pop(decider, None)
@@ -131,7 +152,7 @@ def settle(row: dict[str, Any]) -> None:
     row["bytes_after"] = after * itemsize
     row["multiply_adds_after"] = work
     if row["action"] == Action.LEAVE:
-        row["weight_error"] = row["output_error"] = None
+        row["weight_error"] = row["output_error"] = row["predicted_loss"] = None
 
 
 class _Case:
@@ -196,29 +217,41 @@ class _Case:
             return 0
         return rank if rank * sum(sides) < math.prod(sides) else 0
 
-    def purchases(self, energies: Mapping[str, Float64Array]) -> dict[str, Purchase]:
-        """Return what each rank costs and buys in the layers that the budget may cut."""
+    def purchases(self, curves: Curves) -> list[dict[str, Purchase]]:
+        """Return what each rank costs and buys in the layers that the budget may cut.
+
+        Those whose losses are known come apart from the others, whose errors are relative.
+        """
         layers: dict[str, list[str]] = {}
         for row in self._report.rows:
             layers.setdefault(self.unit(row["name"]), []).append(row["name"])
-        buys = {}
+        by_loss: dict[str, Purchase] = {}
+        by_error: dict[str, Purchase] = {}
         for layer, names in layers.items():
             if any(self.refusals[name] or name in self.given for name in names):
                 continue
-            curves = []
-            for name in names:
-                curve = energies.get(name)
-                if curve is None:
-                    curve = self._report.matrices[name].spectrum.eigenvalues[::-1]
-                total = float(np.sum(curve))
-                # A matrix of zeros is exact at rank 1: the first rank holds everything.
-                curves.append(curve / total if total > 0.0 else np.eye(1, len(curve))[0])
-            longest = max(map(len, curves))
-            summed = np.sum([np.pad(c, (0, longest - len(c))) for c in curves], axis=0)
+            known = all(name in curves.losses for name in names)
+            each = [curves.losses[n] if known else self._shares(n, curves) for n in names]
+            longest = max(map(len, each))
+            summed = np.sum([np.pad(c, (0, longest - len(c))) for c in each], axis=0)
             sides = [self._targets[name].shape for name in names]
-            unit, dense = sum(map(sum, sides)), sum(map(math.prod, sides))
-            buys[layer] = Purchase(unit=unit, dense=dense, energies=summed / len(names))
-        return buys
+            unit = sum(map(sum, sides))
+            (by_loss if known else by_error)[layer] = Purchase(
+                energies=summed if known else summed / len(names),
+                prices=unit * np.arange(1.0, longest + 1.0),
+                dense=sum(map(math.prod, sides)),
+                multiple=self._options.multiple_of(min(sides[0])),
+            )
+        return [by_loss, by_error]
+
+    def _shares(self, name: str, curves: Curves) -> Float64Array:
+        """Return what each rank takes off the relative error of a matrix."""
+        curve = curves.energies.get(name)
+        if curve is None:
+            curve = self._report.matrices[name].spectrum.eigenvalues[::-1]
+        total = float(np.sum(curve))
+        # A matrix of zeros is exact at rank 1: the first rank holds everything.
+        return curve / total if total > 0.0 else np.eye(1, len(curve))[0]
 
 
 def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions, present: int) -> str:
@@ -248,3 +281,10 @@ def _weight_error(matrix: MatrixReport, rank: int) -> float | None:
         return None
     left = float(values[: max(0, len(values) - rank)].sum())
     return math.sqrt(left / total)
+
+
+def _tail(losses: Float64Array | None, rank: int, action: str) -> float | None:
+    """Return the loss predicted for a cut at that rank; None where it is not known."""
+    if losses is None or action == Action.LEAVE:
+        return None
+    return float(np.sum(losses[rank:]))

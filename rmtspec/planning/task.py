@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from rmtspec._checks import Float64Array
 from rmtspec._text import grouped
 from rmtspec.errors import InvalidValueError
+from rmtspec.matrix.weighting import weighted_energies
+from rmtspec.planning.calibration import Weights
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Plan, candidates, make_plan
+from rmtspec.planning.plan import Curves, Plan, candidates, make_plan
 from rmtspec.planning.selection import Chosen, Named, Selection
 from rmtspec.planning.target import Target, settled
 from rmtspec.report.many import report_on_many
@@ -184,9 +186,30 @@ class Task(Generic[M]):
         """Return the names of the matrices that the plan may split or truncate."""
         return candidates(report, self.subject.targets, self.options)
 
-    def plan(self, report: Report, energies: Mapping[str, Float64Array] | None = None) -> Plan:
-        """Return what is done to each matrix; for `energies` see `make_plan`."""
-        return make_plan(report, self.subject.targets, self.options, energies)
+    def plan(self, report: Report, weights: Mapping[str, Weights] | None = None) -> Plan:
+        """Return what is done to each matrix.
+
+        `weights` are what calibration says about the matrices, by name. Without a budget they do
+        not matter for the ranks; then only losses are predicted, where they are known.
+        """
+        curves = self._curves(report, weights) if weights else None
+        return make_plan(report, self.subject.targets, self.options, curves)
+
+    def _curves(self, report: Report, weights: Mapping[str, Weights]) -> Curves:
+        energies: dict[str, Float64Array] = {}
+        losses: dict[str, Float64Array] = {}
+        for name in self.candidates(report):
+            known = weights.get(name)
+            if known is None:
+                continue
+            curve = weighted_energies(
+                self.subject.matrices[name](), known.input_moment, known.output_weight
+            )
+            if known.output_weight is None:
+                energies[name] = curve
+            else:
+                losses[name] = curve / 2.0
+        return Curves(energies, losses)
 
 
 def _with_reasons(message: str, skipped: list[dict[str, str]]) -> str:

@@ -25,9 +25,9 @@ def targets_of(matrices, more):
     return {name: target(name, m.shape, **more.get(name, {})) for name, m in matrices.items()}
 
 
-def planned(matrices, more=None, energies=None, **options):
+def planned(matrices, more=None, curves=None, **options):
     """Return the plan for matrices (arrays or spectra) with options by name, without a gate."""
     gate = {} if "fit_cutoff" in options else {"gate": None}
     asked = PlanOptions.of({**gate, **options})
     report = report_on_many(matrices, asked.analysis, 1, None)
-    return make_plan(report, targets_of(matrices, more or {}), asked, energies)
+    return make_plan(report, targets_of(matrices, more or {}), asked, curves)

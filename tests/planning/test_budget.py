@@ -14,13 +14,14 @@ from rmtspec.planning.budget import Purchase, spread
 
 def layer(rows, columns, energies):
     energies = np.sort(np.asarray(energies, dtype=np.float64))[::-1]
-    return Purchase(rows + columns, rows * columns, energies / energies.sum())
+    prices = (rows + columns) * np.arange(1.0, len(energies) + 1)
+    return Purchase(energies=energies / energies.sum(), prices=prices, dense=rows * columns)
 
 
 def choices(bought):
     """Return (rank, parameters, error) of every way to keep a layer; rank None is dense."""
     left = [max(0.0, 1.0 - math.fsum(bought.energies[:k])) for k in range(len(bought.energies) + 1)]
-    costs = [k * bought.unit for k in range(len(left))]
+    costs = [0.0, *bought.prices]
     below = [(k, costs[k], left[k]) for k in range(1, len(left)) if costs[k] < bought.dense]
     return [(None, bought.dense, 0.0), *below]
 
@@ -70,7 +71,7 @@ def test_no_way_to_spend_it_is_better_by_more_than_a_step(given_layers, budget):
     layers = {str(i): layer(r, c, e[: min(r, c)]) for i, (r, c, e) in enumerate(given_layers)}
     total = sum(bought.dense for bought in layers.values())
     allowed = budget * total
-    if sum(min(b.unit, b.dense) for b in layers.values()) > allowed:
+    if sum(min(b.prices[0], b.dense) for b in layers.values()) > allowed:
         with pytest.raises(InvalidValueError, match="rank 1 everywhere"):
             spread(layers, budget)
         return

@@ -10,7 +10,7 @@ from planted import planned, planted, targets_of
 from rmtspec import Spectrum
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Plan, candidates, make_plan, plan_of, settle
+from rmtspec.planning.plan import Curves, Plan, candidates, make_plan, plan_of, settle
 from rmtspec.report.many import report_on_many
 
 SIGNAL = planted(100, 60, 20.0, 50.0)
@@ -223,8 +223,8 @@ def test_a_budget_goes_where_it_removes_the_most_error():
     assert plan.parameters_after <= 0.4 * 12000
     assert {row["rule"] for row in plan.rows} == {"budget"}
     # With energies of its outputs, `a` holds nothing after its third rank.
-    energies = {"a": np.r_[5.0, 3.0, 1.0, np.zeros(57)]}
-    moved = planned(same, energies=energies, budget=0.4)
+    curves = Curves(energies={"a": np.r_[5.0, 3.0, 1.0, np.zeros(57)]})
+    moved = planned(same, curves=curves, budget=0.4)
     assert moved.row("a")["rank"] <= 3
     assert moved.row("b")["rank"] > plan.row("b")["rank"]
     assert moved.parameters_after <= 0.4 * 12000
@@ -232,7 +232,7 @@ def test_a_budget_goes_where_it_removes_the_most_error():
 
 def test_outputs_that_are_all_zero_need_one_rank():
     same = {"a": planted(100, 60), "b": planted(100, 60)}
-    plan = planned(same, energies={"a": np.zeros(60)}, budget=0.2)
+    plan = planned(same, curves=Curves(energies={"a": np.zeros(60)}), budget=0.2)
     assert plan.row("a")["rank"] == 1
     assert plan.row("b")["rank"] == int(0.2 * 12000 // 160) - 1
 

@@ -8,6 +8,7 @@ import pytest
 from planted import planted
 
 from rmtspec.errors import InvalidValueError
+from rmtspec.planning.calibration import Weights
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.selection import Selection
 from rmtspec.planning.target import Target
@@ -251,10 +252,13 @@ def test_ranks_that_are_not_possible_raise_before_all_the_work():
 
 
 def test_energies_are_handed_to_the_budget():
-    one = task({name: weight(name, planted(100, 60)) for name in "ab"}, budget=0.4, gate=None)
+    same = np.random.default_rng(0).standard_normal((100, 60))
+    one = task({name: weight(name, same) for name in "ab"}, budget=0.4, gate=None)
     report = one.analyze()
     assert [row["rank"] for row in one.plan(report).rows] == [15, 15]
-    moved = one.plan(report, {"a": np.r_[1.0, np.zeros(59)]})
+    first = np.zeros((60, 60))
+    first[0, 0] = 1.0  # only the first input of `a` ever comes
+    moved = one.plan(report, {"a": Weights(first, None, None, "")})
     assert moved.row("a")["rank"] == 1
     assert moved.row("b")["rank"] > 15
 

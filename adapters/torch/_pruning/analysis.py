@@ -1,15 +1,14 @@
 """Analysis of a model: the core applied to every weight matrix, on the CPU or on a device."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
 from rmtspec.adapters.torch._pruning.eigensolver import DeviceEigensolver, usable_device
-from rmtspec.adapters.torch._weights.layer_kinds import path_of
-from rmtspec.adapters.torch._weights.matrices import weight_matrices
+from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import (
     Action,
@@ -82,28 +81,6 @@ def analyze(
             row["reason"] = "; ".join(filter(None, (row["reason"], held)))
             row["saves"], row["parameters_after"] = False, row["parameters_before"]
     return report
-
-
-def subject_of(
-    model: nn.Module,
-    selection: Selection,
-    leave: Callable[[WeightMatrix], str] | None = None,
-    matrices: Mapping[str, WeightMatrix] | None = None,
-) -> Subject[WeightMatrix]:
-    """Return the matrices that a user selects; predicates are called with (name, module).
-
-    `matrices` are those to select from, by default all of the model.
-    """
-    matrices = dict(weight_matrices(model)) if matrices is None else matrices
-    modules = dict(model.named_modules())
-    return Subject(
-        matrices,
-        selection,
-        f"this {type(model).__name__}",
-        owner_of=lambda matrix: modules[path_of(matrix)],
-        leave=leave,
-        hint="Names are those of model.named_modules().",
-    )
 
 
 def analyze_subject(

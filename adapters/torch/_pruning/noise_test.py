@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._pruning.analysis import subject_of
+from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import (
     FlipOptions,

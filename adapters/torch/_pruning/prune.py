@@ -1,19 +1,22 @@
 """Pruning a trained model, and planning it: the functions that users call."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._pruning.analysis import subject_of
-from rmtspec.adapters.torch._pruning.calibration import Calibration
-from rmtspec.adapters.torch._pruning.carry_out import Moments, carry_out, moments_of
+from rmtspec.adapters.torch._calibration.batches import Batches
+from rmtspec.adapters.torch._calibration.calibrate import Asked, known_weights
+from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
+from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import (
     UNSET,
     Action,
+    Calibration,
     Gate,
     Pattern,
     Plan,
@@ -22,6 +25,7 @@ from rmtspec.adapting import (
     Report,
     Selection,
     Unset,
+    Weights,
     adopt,
 )
 from rmtspec.errors import InvalidValueError
@@ -38,9 +42,12 @@ def plan(
     exclude: Pattern | None = None,
     min_saving: float = 0.0,
     mode: str = "split",
-    calibration: Calibration | None = None,
+    calibration: Calibration | Batches | None = None,
+    objective: str | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     budget: float | None = None,
     ranks: Mapping[str, int] | None = None,
+    rank_multiple: int | str = 1,
     device: str | torch.device | None = None,
     n_jobs: int | None = 1,
     progress: Progress | None = None,
@@ -73,9 +80,11 @@ def plan(
     asked = PlanOptions(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
-        n_jobs=n_jobs, progress=progress, calibrated=calibration is not None, more=options,
+        n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
+        rank_multiple=rank_multiple, more=options,
     )  # fmt: skip
-    made, _ = PruningTask(model, asked, device).run(None if budget is None else calibration)
+    data = Asked.of(calibration, objective, loss)
+    made, _ = PruningTask(model, asked, device).run(None if budget is None else data)
     return made
 
 
@@ -91,9 +100,12 @@ def prune(
     min_saving: float = 0.0,
     inplace: bool = False,
     mode: str = "split",
-    calibration: Calibration | None = None,
+    calibration: Calibration | Batches | None = None,
+    objective: str | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     budget: float | None = None,
     ranks: Mapping[str, int] | None = None,
+    rank_multiple: int | str = 1,
     device: str | torch.device | None = None,
     n_jobs: int | None = 1,
     progress: Progress | None = None,
@@ -136,15 +148,23 @@ def prune(
     mode : {"split", "truncate"}
         "truncate" overwrites the weight with its low-rank approximation: same shapes, nothing
         saved.
-    calibration : iterable of model inputs, or callable, optional
-        Each input is a tensor, a tuple of positional arguments or a mapping of keyword arguments;
-        a callable takes the model and runs it. The split then approximates the layer's outputs on
-        these inputs, not its weight, as well as the rank allows.
+    calibration : Calibration, iterable of model inputs, or callable, optional
+        What `calibrate` returned, or the batches to call it with. The split then preserves what
+        `objective` says, not the weight, as well as the rank allows.
+    objective : {"loss", "outputs"}, optional
+        "loss" (the default with data, wherever the model's output has a gradient): the growth of
+        the loss. "outputs": the outputs of each layer. See `calibrate`.
+    loss : callable, optional
+        The loss, as for `calibrate`.
     budget : float, optional
         Share to keep of the parameters of all layers that may be cut; replaces `rule` and
-        `bulk_keep`. Rank goes where it reduces the relative error most per parameter.
+        `bulk_keep`. Rank goes where it reduces the predicted loss most per parameter; without
+        gradients, the relative error.
     ranks : mapping of str to int, optional
         Ranks by name, regardless of what they save and of the gate; the others are still gated.
+    rank_multiple : int or "auto"
+        Ranks that a budget or a rule chooses are multiples of it, which may be faster to multiply
+        by; "auto" is 16, and 8 where the smaller side is below 256. Given ranks stay as they are.
     device, n_jobs, progress
         As for `analyze`.
     **options
@@ -177,11 +197,13 @@ def prune(
     asked = PlanOptions(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
-        n_jobs=n_jobs, progress=progress, calibrated=calibration is not None, more=options,
+        n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
+        rank_multiple=rank_multiple, more=options,
     )  # fmt: skip
+    data = Asked.of(calibration, objective, loss)
     task = PruningTask(model, asked, device)
-    made, moments = task.run(calibration)
-    return carry_out(model, made, task.subject.matrices, moments=moments, inplace=inplace)
+    made, weights = task.run(data)
+    return carry_out(model, made, task.subject.matrices, weights=weights, inplace=inplace)
 
 
 def apply_plan(
@@ -189,7 +211,9 @@ def apply_plan(
     plan: Report,
     *,
     inplace: bool = False,
-    calibration: Calibration | None = None,
+    calibration: Calibration | Batches | None = None,
+    objective: str | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
 ) -> tuple[Any, Plan]:
     """Carry out a plan, edited or read from a file, on the model it was made for.
 
@@ -198,7 +222,7 @@ def apply_plan(
     model : torch.nn.Module
     plan : Report
         From `plan` or `Report.from_json`, made for the model or for a file of its weights.
-    inplace, calibration
+    inplace, calibration, objective, loss
         As for `prune`.
 
     Returns
@@ -221,10 +245,13 @@ def apply_plan(
                 f"{row['name']!r} has nan or infinite entries; expected finite numbers. Set its "
                 'action to "keep".'
             )
-    moments: Moments = {}
-    if calibration is not None:
-        moments = moments_of(model, [matrices[row["name"]] for row in checked.cut], calibration)
-    return carry_out(model, checked, matrices, moments=moments, inplace=inplace)
+    weights: Mapping[str, Weights] = {}
+    data = Asked.of(calibration, objective, loss)
+    if data is not None:
+        cut = [matrices[row["name"]] for row in checked.cut]
+        weights, settings = known_weights(model, cut, data)
+        checked = dataclasses.replace(checked, settings=checked.settings | settings)
+    return carry_out(model, checked, matrices, weights=weights, inplace=inplace)
 
 
 def _check_groups(plan: Plan, matrices: Mapping[str, WeightMatrix]) -> None:

