@@ -63,7 +63,7 @@ class Gradients:
         count: Any = self._options.loss_count
         number = float(count(batch) if callable(count) else count or size_of(batch))
         if not torch.isfinite(value).all():
-            self.problem = f"the loss of batch {index} is {value.item()}"
+            self.problem = self.problem or f"the loss of batch {index} is {value.detach().item()}"
             return
         torch.autograd.backward((value * number).sum())
         self._count(GIVEN, round(number))
@@ -105,7 +105,8 @@ class Gradients:
             self._without_gradient(output)
             return
         if not all(bool(torch.isfinite(tensor.detach()).all()) for tensor in tensors):
-            self.problem = f"the model's output for batch {index} is nan or infinite"
+            words = f"the model's output for batch {index} is nan or infinite"
+            self.problem = self.problem or words
             return
         seeds = [self._sampled(t, visible) if logits else self._probe(t, visible) for t in tensors]
         torch.autograd.backward(tensors, [seed for seed, _ in seeds])
