@@ -45,8 +45,9 @@ from rmtspec.planning.flips import FlipOptions, run_noise_test
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Plan, settle
+from rmtspec.planning.plan import Curves, Plan, least_budget, settle
 from rmtspec.planning.schedule import Every, Schedule
+from rmtspec.planning.search import check_target, smallest_budget
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import Target
 from rmtspec.planning.task import Matrix, NothingToAnalyzeError, Subject, Task
@@ -54,17 +55,18 @@ from rmtspec.report.matrix_report import report_on
 from rmtspec.report.noise_test import NoiseTest
 from rmtspec.report.options import AnalysisOptions, Progress
 from rmtspec.report.report import Report
+from rmtspec.report.trade_off import TradeOff, check_budgets
 from rmtspec.terms import Action, Kind, Why
 
 __all__ = [
     "DTYPES", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions",
-    "Calibration", "Every", "FlipOptions",
-    "Float64Array", "Gate", "Kind", "Manifest", "MappedTensor", "Matrix", "NoiseTest",
-    "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress",
-    "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor", "Subject",
-    "Target", "Task", "Unset", "Weights", "Why", "adopt", "cause", "checks", "cut", "finished_file",
-    "format_dtype",
-    "listed", "looks_like", "model_folder", "named_dtype", "product_spectrum",
-    "report_on", "run_noise_test", "settle", "split", "step_share", "stored_tensors", "truncate",
-    "versions", "weighted_energies",
+    "Calibration", "Curves", "Every", "FlipOptions", "Float64Array", "Gate", "Kind", "Manifest",
+    "MappedTensor", "Matrix", "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike",
+    "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection",
+    "SplitEntry", "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "TradeOff",
+    "Unset", "Weights", "Why", "adopt", "cause", "check_budgets", "check_target", "checks",
+    "cut", "finished_file", "format_dtype", "least_budget", "listed", "looks_like",
+    "model_folder", "named_dtype", "product_spectrum", "report_on", "run_noise_test", "settle",
+    "smallest_budget", "split", "step_share", "stored_tensors", "truncate", "versions",
+    "weighted_energies",
 ]  # fmt: skip

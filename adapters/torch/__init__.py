@@ -29,6 +29,7 @@ from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._pruning.analysis import analyze
 from rmtspec.adapters.torch._pruning.noise_test import noise_test
 from rmtspec.adapters.torch._pruning.prune import apply_plan, plan, prune
+from rmtspec.adapters.torch._pruning.trade_off import trade_off
 from rmtspec.adapters.torch._storage.load import load
 from rmtspec.adapters.torch._storage.save import save
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
@@ -43,5 +44,5 @@ __all__ = [
     "SplitLayer", "SplitLinear", "WeightMatrix",
     "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "merge",
     "noise_test", "plan", "prune", "read_state_dict", "save", "shrink_singular_values",
-    "weight_matrices",
+    "trade_off", "weight_matrices",
 ]  # fmt: skip

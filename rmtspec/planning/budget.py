@@ -85,6 +85,12 @@ def spread(
     return {name: offer.rank for name, offer in offers.items()}
 
 
+def least(layers: Mapping[str, Purchase]) -> float:
+    """Return the share of the price that the cheapest choices take."""
+    total = sum(layer.dense for layer in layers.values())
+    return sum(float(layer.choices()[0][0]) for layer in layers.values()) / total
+
+
 class _Offer:
     """The choices of one layer, and the one taken so far."""
 

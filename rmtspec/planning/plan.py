@@ -10,7 +10,7 @@ import numpy as np
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
 from rmtspec.matrix.rules.options import BULK_RULES
-from rmtspec.planning.budget import Purchase, spread
+from rmtspec.planning.budget import Purchase, least, spread
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
@@ -130,6 +130,17 @@ def candidates(report: Report, targets: Mapping[str, Target], options: PlanOptio
     """Return the names of the matrices that a plan with these options may split or truncate."""
     refusals = _Case(report, targets, options).refusals
     return [name for name, reason in refusals.items() if not reason]
+
+
+def least_budget(
+    report: Report,
+    targets: Mapping[str, Target],
+    options: PlanOptions,
+    curves: Curves | None = None,
+) -> float:
+    """Return the smallest budget that can be kept: the share that the lowest ranks take."""
+    groups = _Case(report, targets, options).purchases(curves or Curves())
+    return max((least(buys) for buys in groups if buys), default=1.0)
 
 
 def settle(row: dict[str, Any]) -> None:

@@ -186,16 +186,21 @@ class Task(Generic[M]):
         """Return the names of the matrices that the plan may split or truncate."""
         return candidates(report, self.subject.targets, self.options)
 
-    def plan(self, report: Report, weights: Mapping[str, Weights] | None = None) -> Plan:
+    def plan(
+        self, report: Report, curves: Curves | None = None, *, budget: float | None = None
+    ) -> Plan:
         """Return what is done to each matrix.
 
-        `weights` are what calibration says about the matrices, by name. Without a budget they do
-        not matter for the ranks; then only losses are predicted, where they are known.
+        `curves` are those of `curves`; `budget` takes the place of that of the options. Without a
+        budget curves do not matter for the ranks; then only losses are predicted.
         """
-        curves = self._curves(report, weights) if weights else None
-        return make_plan(report, self.subject.targets, self.options, curves)
+        options = self.options
+        if budget is not None:
+            options = dataclasses.replace(options, budget=budget)
+        return make_plan(report, self.subject.targets, options, curves)
 
-    def _curves(self, report: Report, weights: Mapping[str, Weights]) -> Curves:
+    def curves(self, report: Report, weights: Mapping[str, Weights]) -> Curves:
+        """Return what each rank buys, by what calibration says about the matrices, by name."""
         energies: dict[str, Float64Array] = {}
         losses: dict[str, Float64Array] = {}
         for name in self.candidates(report):

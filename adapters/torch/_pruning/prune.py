@@ -11,6 +11,7 @@ from rmtspec.adapters.torch._calibration.batches import Batches
 from rmtspec.adapters.torch._calibration.calibrate import Asked, known_weights
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
+from rmtspec.adapters.torch._pruning.trade_off import to_target
 from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import (
@@ -27,6 +28,7 @@ from rmtspec.adapting import (
     Unset,
     Weights,
     adopt,
+    check_target,
 )
 from rmtspec.errors import InvalidValueError
 
@@ -84,8 +86,7 @@ def plan(
         rank_multiple=rank_multiple, more=options,
     )  # fmt: skip
     data = Asked.of(calibration, objective, loss)
-    made, _ = PruningTask(model, asked, device).run(None if budget is None else data)
-    return made
+    return PruningTask(model, asked, device).run(None if budget is None else data)
 
 
 def prune(
@@ -106,6 +107,8 @@ def prune(
     budget: float | None = None,
     ranks: Mapping[str, int] | None = None,
     rank_multiple: int | str = 1,
+    target: float | None = None,
+    evaluate: Callable[[Any], float] | None = None,
     device: str | torch.device | None = None,
     n_jobs: int | None = 1,
     progress: Progress | None = None,
@@ -165,6 +168,12 @@ def prune(
     rank_multiple : int or "auto"
         Ranks that a budget or a rule chooses are multiples of it, which may be faster to multiply
         by; "auto" is 16, and 8 where the smaller side is below 256. Given ranks stay as they are.
+    target : float, optional
+        Find the smallest budget at which the figure that `evaluate` returns changes by no more:
+        0.1, it may rise by 0.1 (a loss); -0.02, it may fall by 0.02 (an accuracy). By bisection, to
+        0.01: about seven models are made and measured. In place of `budget`.
+    evaluate : callable, optional
+        ``evaluate(model)`` returns the figure.
     device, n_jobs, progress
         As for `analyze`.
     **options
@@ -194,16 +203,19 @@ def prune(
     >>> smaller(torch.ones(1, 64)).shape
     torch.Size([1, 10])
     """
+    check_target(target, evaluate, budget)
+    tried = budget if target is None else 1.0  # the first; others follow
     asked = PlanOptions(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
-        exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
+        exclude=exclude, min_saving=min_saving, mode=mode, budget=tried, ranks=ranks,
         n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
         rank_multiple=rank_multiple, more=options,
     )  # fmt: skip
     data = Asked.of(calibration, objective, loss)
     task = PruningTask(model, asked, device)
-    made, weights = task.run(data)
-    return carry_out(model, made, task.subject.matrices, weights=weights, inplace=inplace)
+    if target is None:
+        return task.carry_out(task.run(data), inplace=inplace)
+    return to_target(task, data, model, target, evaluate, inplace=inplace)
 
 
 def apply_plan(

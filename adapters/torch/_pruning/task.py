@@ -10,14 +10,29 @@ from torch import nn
 from rmtspec.adapters.torch._calibration.calibrate import Asked, known_weights
 from rmtspec.adapters.torch._layers.replace import model_sizes, totals
 from rmtspec.adapters.torch._pruning.analysis import analyze_subject
+from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.eigensolver import usable_device
 from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Plan, PlanOptions, Task, Weights
+from rmtspec.adapting import (
+    Curves,
+    Plan,
+    PlanOptions,
+    Report,
+    Task,
+    Weights,
+    least_budget,
+)
 
 
 class PruningTask(Task[WeightMatrix]):
-    """The checked options of one pruning, the analysis they ask for, and the plan."""
+    """The checked options of one pruning, the analysis they ask for, and the plan.
+
+    Attributes
+    ----------
+    weights : mapping of str to Weights
+        What calibration says about the matrices, by name; known after `prepare`.
+    """
 
     def __init__(
         self,
@@ -31,31 +46,52 @@ class PruningTask(Task[WeightMatrix]):
         if device is not None:
             usable_device(device)
         self._model, self._device = model, device
+        self.weights: Mapping[str, Weights] = {}
+        self._settings: dict[str, Any] = {}
+        self._curves: Curves | None = None
 
-    def run(self, asked: Asked | None = None) -> tuple[Plan, Mapping[str, Weights]]:
-        """Return the plan, and what calibration says about the matrices that may be cut.
+    def run(self, asked: Asked | None = None) -> Plan:
+        """Return the plan. A budget goes by calibration, if there is any."""
+        return self.made(self.prepare(asked))
 
-        A budget goes by it. Without a budget, only matrices that are cut are calibrated.
+    def prepare(self, asked: Asked | None = None) -> Report:
+        """Return the analysis, and calibrate the matrices that may be cut.
+
+        Without a budget, these are only the ones that are.
         """
         options, matrices = self.options, self.subject.matrices
         report = analyze_subject(
             self.subject, options.analysis, device=self._device, n_jobs=options.n_jobs,
             progress=options.progress, plain=self.settled,
         )  # fmt: skip
-        weights: Mapping[str, Weights] = {}
-        settings: dict[str, Any] = {}
-        if asked is None or options.budget is None:
-            made = self.plan(report)
         if asked is not None:
-            names = [row["name"] for row in made.cut] if options.budget is None else None
-            names = self.candidates(report) if names is None else names
-            weights, settings = known_weights(self._model, [matrices[n] for n in names], asked)
+            names = self.candidates(report)
+            if options.budget is None:
+                names = [row["name"] for row in self.plan(report).cut]
+            found = known_weights(self._model, [matrices[name] for name in names], asked)
+            self.weights, self._settings = found
             if options.budget is not None:
-                made = self.plan(report, weights)
+                self._curves = self.curves(report, self.weights)
+        return report
+
+    def made(self, report: Report, budget: float | None = None) -> Plan:
+        """Return the plan from the analysis, with what is left of the model."""
+        made = self.plan(report, self._curves, budget=budget)
         before = model_sizes(self._model)
         after = {
             unit: size - sum(row[f"{unit}_before"] - row[f"{unit}_after"] for row in made.rows)
             for unit, size in before.items()
         }
-        settings = made.settings | settings
-        return dataclasses.replace(made, totals=totals(before, after), settings=settings), weights
+        settings = made.settings | self._settings
+        return dataclasses.replace(made, totals=totals(before, after), settings=settings)
+
+    def least_budget(self, report: Report) -> float:
+        """Return the share of the parameters that the lowest ranks take."""
+        return least_budget(report, self.subject.targets, self.options, self._curves)
+
+    def carry_out(self, plan: Plan, *, inplace: bool) -> tuple[Any, Plan]:
+        """Return the pruned model, and the plan with the measured errors."""
+        matrices = dict(self.subject.matrices)
+        if inplace:
+            self.subject.matrices.clear()  # so that replaced weights can be freed
+        return carry_out(self._model, plan, matrices, weights=self.weights, inplace=inplace)

@@ -410,8 +410,7 @@ class RMTPruner:
                 rows=[], skipped=nothing.skipped, settings={}, versions=versions("torch"),
                 matrices={},
             )  # fmt: skip
-        plan, _ = task.run()
-        return plan
+        return task.run()
 
     def _check_replicas(self, *_: Any) -> None:
         """Check at the first step after a split that all processes share the gradients."""
