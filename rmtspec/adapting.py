@@ -35,6 +35,7 @@ from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
+from rmtspec.matrix.pivots import pivoted
 from rmtspec.matrix.product import product_spectrum
 from rmtspec.matrix.split import SplitFactors, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
@@ -49,24 +50,80 @@ from rmtspec.planning.plan import Curves, Plan, least_budget, settle
 from rmtspec.planning.schedule import Every, Schedule
 from rmtspec.planning.search import check_target, smallest_budget
 from rmtspec.planning.selection import Pattern, Selection
-from rmtspec.planning.target import Target
+from rmtspec.planning.target import HEAD, Target, is_head
 from rmtspec.planning.task import Matrix, NothingToAnalyzeError, Subject, Task
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.noise_test import NoiseTest
 from rmtspec.report.options import AnalysisOptions, Progress
 from rmtspec.report.report import Report
 from rmtspec.report.trade_off import TradeOff, check_budgets
-from rmtspec.terms import Action, Kind, Why
+from rmtspec.terms import Action, Form, Kind, Why
 
 __all__ = [
-    "DTYPES", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions",
-    "Calibration", "Curves", "Every", "FlipOptions", "Float64Array", "Gate", "Kind", "Manifest",
-    "MappedTensor", "Matrix", "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike",
-    "Pattern", "Plan", "PlanOptions", "Progress", "Report", "Schedule", "Selection",
-    "SplitEntry", "SplitFactors", "StoredTensor", "Subject", "Target", "Task", "TradeOff",
-    "Unset", "Weights", "Why", "adopt", "cause", "check_budgets", "check_target", "checks",
-    "cut", "finished_file", "format_dtype", "least_budget", "listed", "looks_like",
-    "model_folder", "named_dtype", "product_spectrum", "report_on", "run_noise_test", "settle",
-    "smallest_budget", "split", "step_share", "stored_tensors", "truncate", "versions",
+    "DTYPES",
+    "HEAD",
+    "OBJECTIVES",
+    "RULES",
+    "SUFFIXES",
+    "UNSET",
+    "Action",
+    "AnalysisOptions",
+    "Calibration",
+    "Curves",
+    "Every",
+    "FlipOptions",
+    "Float64Array",
+    "Form",
+    "Gate",
+    "Kind",
+    "Manifest",
+    "MappedTensor",
+    "Matrix",
+    "NoiseTest",
+    "NothingToAnalyzeError",
+    "Outgoing",
+    "PathLike",
+    "Pattern",
+    "Plan",
+    "PlanOptions",
+    "Progress",
+    "Report",
+    "Schedule",
+    "Selection",
+    "SplitEntry",
+    "SplitFactors",
+    "StoredTensor",
+    "Subject",
+    "Target",
+    "Task",
+    "TradeOff",
+    "Unset",
+    "Weights",
+    "Why",
+    "adopt",
+    "cause",
+    "check_budgets",
+    "check_target",
+    "checks",
+    "cut",
+    "finished_file",
+    "format_dtype",
+    "is_head",
+    "least_budget",
+    "listed",
+    "looks_like",
+    "model_folder",
+    "named_dtype",
+    "pivoted",
+    "product_spectrum",
+    "report_on",
+    "run_noise_test",
+    "settle",
+    "smallest_budget",
+    "split",
+    "step_share",
+    "stored_tensors",
+    "truncate",
+    "versions",
     "weighted_energies",
 ]  # fmt: skip

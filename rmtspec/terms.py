@@ -43,6 +43,18 @@ class Action(StrEnum):
         return cls.LEAVE if value == "leave" else None
 
 
+class Form(StrEnum):
+    """How a matrix of low rank is stored: as two factors, or as pivot rows and combinations."""
+
+    PLAIN = "plain"
+    PIVOTED = "pivoted"
+
+    def parameters(self, rank: int, rows: int, columns: int) -> int:
+        """Return how many numbers a rows x columns matrix of that rank takes."""
+        saved = rank if self is Form.PIVOTED else 0
+        return rank * (rows + columns - saved)
+
+
 class Verdict(StrEnum):
     """What is left of a matrix without its components: noise, or something else."""
 

@@ -43,6 +43,9 @@ class SplitEntry:
         The class of the layer, "torch.nn.modules.linear.Linear"; empty if it is not known.
     groups : int
         Groups of a convolution.
+    form : str
+        "plain", or "pivoted": the outer factor is the identity and ``outer.mixing.weight`` below
+        it, with the rows in the order of ``outer.place``.
     """
 
     name: str
@@ -51,6 +54,7 @@ class SplitEntry:
     shape: tuple[int, ...]
     original: str = ""
     groups: int = 1
+    form: str = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,14 +245,15 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
     try:
         split = SplitEntry(**{key: entry[key] for key in SplitEntry.__slots__ if key in entry})
         numbers = (*split.shape, split.rank, split.groups)
-        valid = all(isinstance(word, str) for word in (split.name, split.kind, split.original))
+        words = (split.name, split.kind, split.original)
+        valid = all(isinstance(word, str) for word in words) and split.form in ("plain", "pivoted")
         valid = valid and isinstance(split.shape, list) and 2 <= len(split.shape) <= 5
         valid = valid and all(type(number) is int and number >= 1 for number in numbers)
     except (TypeError, KeyError):
         valid = False
     if not valid:
-        words = f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape"
-        raise damaged(file, words)
+        problem = f"an entry of 'splits' is {str(entry)[:120]}; expected name, kind, rank and shape"
+        raise damaged(file, problem)
     return replace(split, shape=tuple(split.shape))
 
 

@@ -12,6 +12,7 @@ References
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -55,14 +56,14 @@ class Weighting:
         """Return the weights of a matrix of that shape; raise if they are none."""
         moment = weight = input_root = output_root = None
         if input_moment is not None:
-            moment = _square(input_moment, shape[1], "input_moment", "columns", "X @ X.T / count")
-            input_root = _root(moment, "input_moment", "X @ X.T / count")
+            moment = _square(input_moment, shape[1], _INPUTS)
+            input_root = _root(moment, _INPUTS)
         if output_weight is not None:
             weight = _weight(output_weight, shape[0])
             if weight.ndim == 1:
                 output_root = np.sqrt(weight + RIDGE * weight.mean())
             else:
-                output_root = _root(weight, "output_weight", "E[g g^T]")
+                output_root = _root(weight, _OUTPUTS)
         return cls(moment, weight, input_root, output_root)
 
     def applied(self, weight: Float64Array) -> Float64Array:
@@ -126,23 +127,36 @@ def weighted_energies(
     return np.maximum(values[::-1], 0.0)
 
 
-def _square(given: ArrayLike, side: int, name: str, sides: str, meaning: str) -> Float64Array:
+class _Side(NamedTuple):
+    """The words for one side of a matrix."""
+
+    name: str
+    sides: str
+    of: str
+    meaning: str
+
+
+_INPUTS = _Side("input_moment", "columns", "inputs", "X @ X.T / count")
+_OUTPUTS = _Side("output_weight", "rows", "gradients", "E[g g^T]")
+
+
+def _square(given: ArrayLike, count: int, side: _Side) -> Float64Array:
     """Return a second moment as a symmetric float64 matrix, checked."""
-    moment = _checks.floats(given, name)
-    if moment.shape != (side, side):
+    moment = _checks.floats(given, side.name)
+    if moment.shape != (count, count):
         raise InvalidValueError(
-            f"`{name}` has shape {moment.shape}; expected ({side}, {side}), the number of {sides} "
-            f"of `W` on both sides. It is {meaning}"
-            + (" for inputs X in columns." if name == "input_moment" else ".")
+            f"`{side.name}` has shape {moment.shape}; expected ({count}, {count}), the number of "
+            f"{side.sides} of `W` on both sides. It is {side.meaning}"
+            + (" for inputs X in columns." if side is _INPUTS else ".")
         )
     scale = float(np.abs(moment).max())
     if not (np.isfinite(moment).all() and scale > 0.0):
         raise InvalidValueError(
-            f"`{name}` is all zeros or has nan or inf; expected the second moment of "
-            f"{'inputs' if name == 'input_moment' else 'gradients'}, {meaning}."
+            f"`{side.name}` is all zeros or has nan or inf; expected the second moment of "
+            f"{side.of}, {side.meaning}."
         )
     if np.abs(moment - moment.T).max() > 1e-6 * scale:
-        raise InvalidValueError(f"`{name}` is not symmetric; expected {meaning}.")
+        raise InvalidValueError(f"`{side.name}` is not symmetric; expected {side.meaning}.")
     return (moment + moment.T) / 2.0
 
 
@@ -156,7 +170,7 @@ def _weight(given: ArrayLike, rows: int) -> Float64Array:
                 f"{rows}), one weight for each row of `W` or a matrix of them. It is E[g^2] or "
                 "E[g g^T] for gradients g at the outputs."
             )
-        return _square(weight, rows, "output_weight", "rows", "E[g g^T]")
+        return _square(weight, rows, _OUTPUTS)
     if weight.shape != (rows,):
         raise InvalidValueError(
             f"`output_weight` has {len(weight)} entries; expected {rows}, one for each row of `W`."
@@ -169,7 +183,7 @@ def _weight(given: ArrayLike, rows: int) -> Float64Array:
     return weight
 
 
-def _root(moment: Float64Array, name: str, meaning: str) -> Float64Array:
+def _root(moment: Float64Array, side: _Side) -> Float64Array:
     """Return the Cholesky factor of the regularised moment: moment + ridge = L L^T."""
     regularised = moment.copy()
     regularised.flat[:: len(moment) + 1] += RIDGE * float(np.trace(moment)) / len(moment)
@@ -177,7 +191,7 @@ def _root(moment: Float64Array, name: str, meaning: str) -> Float64Array:
         root: Float64Array = np.asarray(np.linalg.cholesky(regularised), dtype=np.float64)
     except np.linalg.LinAlgError:
         raise InvalidValueError(
-            f"`{name}` has directions of negative weight beyond rounding; expected {meaning}, "
-            "which has none."
+            f"`{side.name}` has directions of negative weight beyond rounding; expected "
+            f"{side.meaning}, which has none."
         ) from None
     return root

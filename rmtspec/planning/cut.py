@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rmtspec.matrix.split import SplitFactors, Truncation, relative_errors, split, truncate
 from rmtspec.planning.calibration import Weights
-from rmtspec.terms import Action, Why
+from rmtspec.terms import Action, Kind, Why
 
 
 def cut(
@@ -48,6 +48,8 @@ def cut(
         notes += [Why.INPUTS_UNKNOWN.words()] if calibrated else []
     else:
         notes += [known.note]
+        if row["kind"] == Kind.EMBEDDING:  # its inputs are indices: there is no moment of them
+            row["output_error"] = None
         if by_loss and known.output_weight is None:
             notes.append(Why.NO_GRADIENT.words())
         if known.held_out is not None:

@@ -12,7 +12,7 @@ from rmtspec.planning.gate import UNSET, gate_of
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.report import Report
-from rmtspec.terms import Action
+from rmtspec.terms import Action, Form
 
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
 #: Default share of the bulk that a plan keeps besides what it counts, from the paper.
@@ -35,6 +35,9 @@ class PlanOptions:
         Whether calibration data are there, which decide together with a budget.
     rank_multiple : int or "auto"
         Ranks that a budget or a rule chooses are multiples of it; see `multiple_of`.
+    form : str, optional
+        The `rmtspec.terms.Form` of linear layers that are split; by default "pivoted" where a
+        budget goes by predicted losses, else "plain".
     more : mapping
         Further options of `rmtspec.analyze`, by name.
     analysis : AnalysisOptions
@@ -57,6 +60,7 @@ class PlanOptions:
     plan: Report | None = None
     calibrated: bool = False
     rank_multiple: int | str = 1
+    form: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     analysis: AnalysisOptions = field(init=False)
 
@@ -76,6 +80,8 @@ class PlanOptions:
         if self.rank_multiple != "auto":
             hint = 'Pass "auto" for multiples of 16, or of 8 where the smaller side is below 256.'
             _checks.integer(self.rank_multiple, "rank_multiple", 1, hint=hint)
+        if self.form is not None:
+            _checks.choice(self.form, "form", tuple(form.value for form in Form))
         check_jobs(self.n_jobs)
         check_progress(self.progress)
         self.selection()
@@ -121,6 +127,7 @@ class PlanOptions:
         for name in ("gate", "fit_cutoff"):
             given[name] = None if getattr(self, name) is UNSET else str(getattr(self, name))
         given |= {"min_saving": self.min_saving or None, "ranks": self.ranks or None}
+        given["form"] = self.form
         given["rank_multiple"] = None if self.rank_multiple == 1 else self.rank_multiple
         other = next((name for name, value in given.items() if value is not None), None)
         if other is not None:

@@ -15,7 +15,10 @@ from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
-from rmtspec.terms import Action, Verdict, Why
+from rmtspec.terms import Action, Form, Kind, Verdict, Why
+
+#: Kinds whose splits may be stored as pivot rows.
+_PIVOTED = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +65,7 @@ def make_plan(
     """
     curves = curves or Curves()
     case = _Case(report, targets, options)
+    case.by_loss = bool(curves.losses)
     budget = options.budget
     rows = [dict(row) for row in report.rows]
     for row in rows:
@@ -95,7 +99,7 @@ def make_plan(
             present = targets[members[0]["name"]].present_rank
             multiple = options.multiple_of(members[0]["p"])
             rank = min(-(-rank // multiple) * multiple, members[0]["p"])
-            reason = _no_use(members, rank, options, present)
+            reason = _no_use(members, rank, options, present, case.form(members[0]["name"]))
         for row in members:
             target = targets[row["name"]]
             why = reason
@@ -108,12 +112,13 @@ def make_plan(
                 action=Action.LEAVE.value if reason else options.mode,
                 weight_error=_weight_error(report.matrices[row["name"]], rank), output_error=None,
                 bytes_before=row["parameters_before"] * target.itemsize,
+                form=case.form(row["name"]).value,
             )  # fmt: skip
             row["predicted_loss"] = _tail(curves.losses.get(row["name"]), rank, row["action"])
             settle(row)
     settings = report.settings | {"mode": options.mode, "gate": options.gate}
     settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
-    settings["rank_multiple"] = options.rank_multiple
+    settings |= {"rank_multiple": options.rank_multiple, "form": options.form}
     if budget is not None:
         for decider in ("rule", "bulk_keep", "keep"):
             settings.pop(decider, None)
@@ -139,7 +144,10 @@ def least_budget(
     curves: Curves | None = None,
 ) -> float:
     """Return the smallest budget that can be kept: the share that the lowest ranks take."""
-    groups = _Case(report, targets, options).purchases(curves or Curves())
+    curves = curves or Curves()
+    case = _Case(report, targets, options)
+    case.by_loss = bool(curves.losses)
+    groups = case.purchases(curves)
     return max((least(buys) for buys in groups if buys), default=1.0)
 
 
@@ -156,7 +164,7 @@ def settle(row: dict[str, Any]) -> None:
     row["multiply_adds_before"] = work
     after = before
     if row["action"] == Action.SPLIT:
-        after = rank * (rows + columns)
+        after = Form(row.get("form", Form.PLAIN)).parameters(rank, rows, columns)
         work = rank * columns if looked_up else after
     row["saves"] = after < before
     row["parameters_after"] = after
@@ -178,6 +186,7 @@ class _Case:
         self.given = given_ranks(options, targets, skipped)
         analysed = {row["name"] for row in report.rows}
         self._lost = {t.layer: name for name, t in targets.items() if name not in analysed}
+        self.by_loss = False
         self.refusals = {row["name"]: self._refusal(row) for row in report.rows}
 
     def unit(self, name: str) -> str:
@@ -185,6 +194,16 @@ class _Case:
         target = self._targets[name]
         together = self._options.mode == Action.SPLIT and not target.unsplittable
         return target.layer if together else name
+
+    def form(self, name: str) -> Form:
+        """Return how a matrix is stored if it is split."""
+        target = self._targets[name]
+        if target.kind not in _PIVOTED or target.present_rank:
+            return Form.PLAIN
+        if self._options.form is not None:
+            return Form(self._options.form)
+        known = self._options.budget is not None and self.by_loss
+        return Form.PIVOTED if known and name not in self.given else Form.PLAIN
 
     def _refusal(self, row: Mapping[str, Any]) -> str:
         name, target = row["name"], self._targets[row["name"]]
@@ -226,7 +245,8 @@ class _Case:
         rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
         if self._targets[row["name"]].present_rank:
             return 0
-        return rank if rank * sum(sides) < math.prod(sides) else 0
+        size = self.form(row["name"]).parameters(rank, *sides)
+        return rank if size < math.prod(sides) else 0
 
     def purchases(self, curves: Curves) -> list[dict[str, Purchase]]:
         """Return what each rank costs and buys in the layers that the budget may cut.
@@ -246,10 +266,12 @@ class _Case:
             longest = max(map(len, each))
             summed = np.sum([np.pad(c, (0, longest - len(c))) for c in each], axis=0)
             sides = [self._targets[name].shape for name in names]
-            unit = sum(map(sum, sides))
+            form, ranks = self.form(names[0]), range(1, longest + 1)
             (by_loss if known else by_error)[layer] = Purchase(
                 energies=summed if known else summed / len(names),
-                prices=unit * np.arange(1.0, longest + 1.0),
+                prices=np.array(
+                    [sum(form.parameters(rank, *each) for each in sides) for rank in ranks], float
+                ),
                 dense=sum(map(math.prod, sides)),
                 multiple=self._options.multiple_of(min(sides[0])),
             )
@@ -265,7 +287,9 @@ class _Case:
         return curve / total if total > 0.0 else np.eye(1, len(curve))[0]
 
 
-def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions, present: int) -> str:
+def _no_use(
+    members: list[dict[str, Any]], rank: int, options: PlanOptions, present: int, form: Form
+) -> str:
     """Return why the rank that a rule chose is not worth a change, or "" if it is."""
     if rank == 0:
         given = next((row["reason"] for row in members if row["reason"]), "")
@@ -274,11 +298,12 @@ def _no_use(members: list[dict[str, Any]], rank: int, options: PlanOptions, pres
     if options.mode == Action.TRUNCATE:
         full = min(members[0]["rows"], members[0]["columns"])
         return "" if rank < full else Why.FULL_RANK.words(rank=rank)
-    after = rank * sum(row["rows"] + row["columns"] for row in members)
+    after = sum(form.parameters(rank, row["rows"], row["columns"]) for row in members)
     if present and rank >= present:
         return Why.SPLIT_ENOUGH.words(present=present, rank=rank)
     if after >= before:
-        return Why.SAVES_NOTHING.words(rank=rank, break_even=members[0]["break_even"])
+        even = members[0]["break_even"] if form is Form.PLAIN else float(members[0]["p"])
+        return Why.SAVES_NOTHING.words(rank=rank, break_even=even)
     if 1.0 - after / before < options.min_saving:
         return Why.SAVES_LITTLE.words(saving=1.0 - after / before, least=options.min_saving)
     return ""

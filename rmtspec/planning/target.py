@@ -1,5 +1,6 @@
 """What may be done to each matrix of a model, whatever its spectrum says."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,16 @@ from rmtspec.errors import InvalidOptionError
 from rmtspec.planning.options import PlanOptions
 from rmtspec.report.matrix_report import RELIABLE_FROM
 from rmtspec.terms import Action
+
+#: What such a layer is called in a reason.
+HEAD = "the output head"
+#: Names of layers that put out one number for each word of the vocabulary.
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)$|^output$")
+
+
+def is_head(layer: str) -> bool:
+    """Tell whether a layer is, by its name, the output head of a language model."""
+    return _HEAD.search(layer) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,12 +158,41 @@ class _Product:
                 del rows
 
 
-_Tensor = MappedTensor | _Product
+@dataclass(frozen=True, slots=True)
+class _PivotedOuter:
+    """The outer factor of a pivoted split: the identity and the mixing below it, in order."""
+
+    mixing: MappedTensor
+    place: MappedTensor
+    shape: tuple[int, ...]
+
+    nbytes: None = None  # it is never written itself
+
+    @property
+    def path(self) -> str:
+        return self.mixing.path
+
+    @property
+    def dtype(self) -> str:
+        return self.mixing.dtype
+
+    @property
+    def numpy_name(self) -> str:
+        return self.mixing.numpy_name
+
+    def __call__(self) -> NDArray[Any]:
+        mixing = self.mixing()
+        rows = np.vstack([np.eye(mixing.shape[1], dtype=mixing.dtype), mixing])
+        ordered: NDArray[Any] = rows[self.place()]
+        return ordered
+
+
+_Tensor = MappedTensor | _Product | _PivotedOuter
 
 
 def _factor(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
     """Return a factor, in its stored dtype unless it is a product."""
-    if isinstance(factor, MappedTensor):
+    if isinstance(factor, MappedTensor | _PivotedOuter):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
 
@@ -197,6 +226,8 @@ def _dense(
 
 def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]) -> _Product:
     """Remove the factors of a layer from the tensors, check them, and return their product."""
+    if entry.form == "pivoted":
+        tensors[f"{prefix}outer.weight"] = _pivoted_outer(folder, entry, prefix, tensors)
     factors = []
     for side in ("outer", "inner"):
         name = f"{prefix}{side}.weight"
@@ -222,6 +253,27 @@ def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _T
         entry, outer, inner, path=outer.path, dtype=outer.dtype, numpy_name=outer.numpy_name,
         shape=entry.shape,
     )  # fmt: skip
+
+
+def _pivoted_outer(
+    folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]
+) -> _PivotedOuter:
+    """Remove the parts of a pivoted outer factor from the tensors, check them, and return it."""
+    parts = [tensors.pop(f"{prefix}outer.{part}", None) for part in ("mixing.weight", "place")]
+    mixing, place = parts
+    if not (isinstance(mixing, MappedTensor) and isinstance(place, MappedTensor)):
+        words = f"no file holds the pivots of {entry.name!r}, which {MANIFEST} requires"
+        raise damaged(folder, words)
+    rows, rank = _factor_shapes(folder, entry)[0]
+    order = np.sort(place()) if place.dtype in ("I64", "I32") else np.empty(0)
+    if mixing.shape != (rows - rank, rank) or not np.array_equal(order, np.arange(rows)):
+        raise damaged(
+            folder,
+            f"the pivots of {entry.name!r} are {mixing.shape} and {place.shape} {place.dtype}; for "
+            f"shape {entry.shape} and rank {entry.rank}, expected {(rows - rank, rank)} and an "
+            f"order of {rows} rows",
+        )
+    return _PivotedOuter(mixing, place, (rows, rank))
 
 
 def _factor_shapes(folder: Path, entry: SplitEntry) -> tuple[tuple[int, ...], tuple[int, ...]]:

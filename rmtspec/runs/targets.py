@@ -7,7 +7,7 @@ from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError
 from rmtspec.planning.selection import Chosen
-from rmtspec.planning.target import Target
+from rmtspec.planning.target import HEAD, Target, is_head
 from rmtspec.terms import Kind, Why
 
 _ON_REQUEST = (Kind.PARAMETER, Kind.RECURRENT)
@@ -50,6 +50,8 @@ def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:
         what = "not called a weight"
     if matrix.kind == Kind.EMBEDDING or (not what and matrix.kind in _ON_REQUEST):
         what = matrix.kind
+    if not what and matrix.kind == Kind.MATRIX and is_head(layer):
+        what = HEAD
     return Target(
         layer=layer if matrix.part is None else matrix.name, kind=matrix.kind, shape=matrix.sides,
         itemsize=matrix.itemsize, fixed=fixed, unsplittable=unsplittable, named=named,

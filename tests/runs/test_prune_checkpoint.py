@@ -171,7 +171,6 @@ def test_what_is_left_alone_and_why(model):
         ("shared.weight", True),
         ("emb.weight", True),
         ("pos_emb.weight", True),
-        ("embed_out.weight", False),
         ("patch_embed.proj.weight", False),
         ("member.weight", False),
         ("shared_expert.weight", False),
@@ -186,6 +185,16 @@ def test_embeddings_are_known_by_their_names(tmp_path, name, embedding):
         row = prune_checkpoint(path, None, dry_run=True, bulk_keep=0.0, include=name).rows[0]
         assert row["action"] == "split"
         assert row["multiply_adds_after"] == row["rank"] * 90
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_out.weight", "output.weight"])
+def test_an_output_head_is_cut_only_if_it_is_named(tmp_path, name):
+    path = write(tmp_path / "m.safetensors", {name: planted()})
+    row = prune_checkpoint(path, None, dry_run=True, bulk_keep=0.0).rows[0]
+    assert row["kind"] == "matrix"
+    assert row["reason"] == "the output head: cut only where `include` names it"
+    row = prune_checkpoint(path, None, dry_run=True, bulk_keep=0.0, include=name).rows[0]
+    assert row["action"] == "split"
 
 
 def test_a_kernel_that_is_named(model, tmp_path):

@@ -55,7 +55,8 @@ def calibrate(
         callable takes the model and runs it. Positions that an `attention_mask`, or another mask
         that transformers or torch layers take by name, hides do not count.
     include, exclude : str, pattern, predicate on (name, module), or several
-        Which matrices; by default all linear and convolutional layers that can be split.
+        Which matrices; by default all linear and convolutional layers that can be split, but no
+        output head. Embeddings and heads only if `include` names them.
     objective : {"loss", "outputs"}, optional
         "loss" (the default, wherever the output of the model has a gradient): what is lost by
         pruning is measured by the loss. "outputs": by the outputs of each layer.
@@ -124,7 +125,11 @@ def calibrate(
         rng=rng, memory=memory, progress=progress,
     )  # fmt: skip
     subject = subject_of(model, Selection(include, exclude))
-    matrices = [m for name, m in subject.matrices.items() if can_be_calibrated(m)]
+    matrices = [
+        matrix
+        for name, matrix in subject.matrices.items()
+        if can_be_calibrated(matrix) and (subject.targets[name].named or not matrix.on_request)
+    ]
     if not matrices:
         raise InvalidValueError(
             f"No layer of this {type(model).__name__} can be calibrated; expected linear or "
@@ -167,7 +172,7 @@ class Asked(NamedTuple):
 def can_be_calibrated(matrix: WeightMatrix) -> bool:
     """Tell whether the inputs of a matrix can be seen, and it can be split by them."""
     hindered = matrix.reason or matrix.fixed or matrix.unsplittable
-    return matrix.kind in _CALIBRATED and not hindered
+    return (matrix.kind in _CALIBRATED or matrix.kind == Kind.EMBEDDING) and not hindered
 
 
 def known_weights(
@@ -178,7 +183,9 @@ def known_weights(
     stats, options = asked
     if not isinstance(stats, Calibration):
         stats = calibrated(model, wanted, stats, options)
-    missing = sorted({matrix.layer for matrix in wanted if matrix.layer not in stats})
+    looked_up = {m.name for m in wanted if m.kind == Kind.EMBEDDING}
+    unknown = [m for m in wanted if m.layer not in stats]
+    missing = sorted({m.layer for m in unknown if m.name not in looked_up})
     if missing:
         raise InvalidValueError(
             f"`calibration` says nothing about {len(missing)} of {len(wanted)} layers: "
@@ -189,6 +196,7 @@ def known_weights(
     known = {
         matrix.name: stats.weights(matrix.layer, matrix.shape, _group(matrix), objective)
         for matrix in wanted
+        if matrix.layer in stats and (objective == "loss" or matrix.name not in looked_up)
     }
     settings = {"objective": objective, "calibration": dict(stats.settings)}
     if objective == "loss":

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
@@ -92,7 +93,7 @@ class Gathering:
 
     def _before(self, name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = args[0] if args else next(iter(kwargs.values()))
-        plain = groups_of(layer) == 1 and not isinstance(layer, nn.modules.conv._ConvNd)
+        plain = not isinstance(layer, nn.modules.conv._ConvNd | nn.Embedding)
         known = self._seen.get(id(inputs)) if self._shared and plain else None
         if known is not None and known.tensor() is inputs and known.version == _version(inputs):
             own = self.inputs.get(name)
@@ -101,12 +102,15 @@ class Gathering:
             if own is known.sums:
                 own.reads[name] = own.reads.get(name, 0) + 1
                 return
-        sums = self.inputs.setdefault(name, InputSums(groups_of(layer), self._clip))
+        sums = self.inputs.get(name)
+        if sums is None:
+            sums = self.inputs[name] = InputSums(layer, self._clip)
         sums.reads[name] = sums.reads.get(name, 0) + 1
         sums.calls += 1
         if self._shared and plain:
             self._seen[id(inputs)] = _Seen(weakref.ref(inputs), _version(inputs), sums)
-        visible = None if self._visible is None else self._visible(name, inputs)
+        positions = inputs[..., None] if isinstance(layer, nn.Embedding) else inputs
+        visible = None if self._visible is None else self._visible(name, positions)
         for rows in input_rows(layer, inputs.detach(), visible):
             sums.add(rows, held_out=self._held_out)
 
@@ -138,17 +142,25 @@ class InputSums:
 
     Attributes
     ----------
-    fitted, held_out : list of MomentSum
-        One per group; sums of the rows held out are in float32.
+    fitted, held_out : list of MomentSum or Counts
+        One per group; sums of the rows held out are in float32. Of an embedding, how often each
+        row was looked up.
     calls : int
         Number of tensors seen.
     reads : dict of str to int
         How many of them each layer read.
     """
 
-    def __init__(self, groups: int, clip: float | None) -> None:
-        self.fitted = [MomentSum() for _ in range(groups)]
-        self.held_out = [MomentSum(single=True) for _ in range(groups)]
+    def __init__(self, layer: Any, clip: float | None) -> None:
+        self.fitted: list[Any]
+        self.held_out: list[Any]
+        if isinstance(layer, nn.Embedding):
+            self.fitted, self.held_out = [Counts(layer)], [Counts(layer)]
+            clip = None
+        else:
+            groups = range(groups_of(layer))
+            self.fitted = [MomentSum() for _ in groups]
+            self.held_out = [MomentSum(single=True) for _ in groups]
         self.calls = 0
         self.reads: dict[str, int] = {}
         self._clip = clip
@@ -158,6 +170,24 @@ class InputSums:
         for group, total in enumerate(self.held_out if held_out else self.fitted):
             part = rows[:, group]
             total.add(part if held_out or self._clip is None else clipped(part, self._clip))
+
+
+class Counts:
+    """How often each row of an embedding was looked up."""
+
+    def __init__(self, layer: nn.Embedding) -> None:
+        self.rows = 0
+        self._total = torch.zeros(layer.num_embeddings, dtype=torch.int64)
+
+    def add(self, indices: torch.Tensor) -> None:
+        """Add indices, of shape (count, 1)."""
+        self._total += torch.bincount(indices.reshape(-1).cpu(), minlength=len(self._total))
+        self.rows += len(indices)
+
+    def mean(self) -> NDArray[Any]:
+        """Return the share of each row."""
+        shares: NDArray[Any] = self._total.numpy() / max(self.rows, 1)
+        return shares
 
 
 def clipped(rows: torch.Tensor, most: float) -> torch.Tensor:

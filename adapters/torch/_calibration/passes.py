@@ -163,7 +163,7 @@ class Pass:
                 handle.remove()
 
     def _result(self, gathering: Gathering, gradients: Gradients) -> Calibration:
-        seen = {name: gathering.inputs.get(name) for name in self._layers}
+        seen: dict[str, Any] = {name: gathering.inputs.get(name) for name in self._layers}
         unreached = [n for n, sums in seen.items() if sums is None or not sums.fitted[0].rows]
         if unreached:
             raise InvalidValueError(
@@ -175,7 +175,9 @@ class Pass:
         inputs = {name: first.setdefault(id(sums), name) for name, sums in seen.items()}
         moments, held_out = {}, {}
         for key in dict.fromkeys(inputs.values()):
-            sums: Any = seen[key]
+            sums = seen[key]
+            if isinstance(self._layers[key], nn.Embedding):
+                continue
             moments[key] = [_checked(total.mean(), key) for total in sums.fitted]
             if sums.held_out[0].rows:
                 held_out[key] = [_checked(total.mean(), key) for total in sums.held_out]
@@ -185,12 +187,22 @@ class Pass:
                 "and the model's dtype."
             )
         weights, without = _output_weights(self._layers, gathering, gradients.losses)
+        rows = {key: seen[key].fitted[0].rows for key in moments}
+        for name, layer in self._layers.items():
+            if isinstance(layer, nn.Embedding):
+                # The rows of its matrix are looked up, its columns put out: the sides are swapped.
+                del inputs[name]
+                if name in weights:
+                    (found,) = weights[name]
+                    moments[name] = [np.diag(found) if found.ndim == 1 else found]
+                    weights[name] = [seen[name].fitted[0].mean()]
+                    inputs[name], rows[name] = name, seen[name].fitted[0].rows
         return Calibration(
             objective="loss" if weights else "outputs",
             gradient=gradients.words if weights else "",
             inputs=inputs, input_moments=moments, held_out=held_out,
-            input_rows={key: seen[key].fitted[0].rows for key in moments},  # type: ignore[union-attr]
-            held_out_rows={key: seen[key].held_out[0].rows for key in held_out},  # type: ignore[union-attr]
+            input_rows=rows,
+            held_out_rows={key: seen[key].held_out[0].rows for key in held_out},
             output_weights=weights, losses=gradients.losses,
             without_gradient=without if weights else {},
             settings=self._options.record(),

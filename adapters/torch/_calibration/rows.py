@@ -22,7 +22,7 @@ def layer_sides(layer: Any) -> tuple[int, int]:
     rows, columns = layer.weight.shape
     if isinstance(layer, nn.Linear):
         return rows, columns
-    return columns, rows  # transposed
+    return columns, rows  # transposed, or an embedding, which puts out its columns
 
 
 def input_rows(
@@ -35,6 +35,8 @@ def input_rows(
     if isinstance(layer, nn.modules.conv._ConvNd):
         yield from _patches(layer, inputs)
         return
+    if isinstance(layer, nn.Embedding):
+        inputs = inputs[..., None]
     # nn.TransformerEncoder makes nested tensors, which have no padding.
     for part in inputs.unbind() if inputs.is_nested else [inputs]:
         yield _positions(part, visible)[:, None]

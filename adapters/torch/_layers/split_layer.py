@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapters.torch._layers.pivoted_rows import PivotedRows
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Kind, SplitFactors, split
+from rmtspec.adapting import Form, Kind, SplitFactors, pivoted, split
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: Attributes of every torch module; all other attributes of a layer are its own.
@@ -50,7 +51,9 @@ class SplitLayer(nn.Module, abc.ABC):
 
     kinds: ClassVar[tuple[Kind, ...]]
     has_bias: ClassVar[bool] = True
-    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "kind", "dense_shape"]
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        "weight", "bias", "kind", "form", "dense_shape",
+    ]  # fmt: skip
     if TYPE_CHECKING:  # torch.jit.script takes annotations for interfaces
         inner: Any
         outer: Any
@@ -108,20 +111,28 @@ class SplitLayer(nn.Module, abc.ABC):
         return cls.from_factors(layer, parts)
 
     @classmethod
-    def from_factors(cls, layer: Any, parts: list[SplitFactors]) -> Self:
-        """Make the split layer from the factors of its matrices, one pair per group."""
+    def from_factors(cls, layer: Any, parts: list[SplitFactors], form: str = Form.PLAIN) -> Self:
+        """Make the split layer from the factors of its matrices, one pair per group.
+
+        The form "pivoted" stores the same product as pivot rows and combinations of them.
+        """
         inner, outer = parts[0].inner, parts[0].outer
         if len(parts) > 1:
             inner = np.concatenate([part.inner for part in parts])
             outer = np.concatenate([part.outer for part in parts])
-        made = cls.empty_like(layer, parts[0].rank, layer.weight.device)
+        made = cls.empty_like(layer, parts[0].rank, layer.weight.device, form)
         with torch.no_grad():
+            if isinstance(made.outer, PivotedRows):
+                made._pivot(outer, inner)
+                return made
             for factor, values in made._arranged(inner, outer):
                 factor.weight.copy_(to_tensor(values, layer.weight).reshape(factor.weight.shape))
         return made
 
     @classmethod
-    def empty_like(cls, layer: Any, rank: int, device: torch.device | str) -> Self:
+    def empty_like(
+        cls, layer: Any, rank: int, device: torch.device | str, form: str = Form.PLAIN
+    ) -> Self:
         """Return the split layer of that rank, complete except for the values of its factors.
 
         These are zeros (on the meta device they have no values), laid out in memory as the layer's
@@ -132,8 +143,14 @@ class SplitLayer(nn.Module, abc.ABC):
         nn.Module.__init__(made)
         made.rank = rank
         made.original_type = type(layer)
-        made.inner, made.outer = cls._factors(layer, rank, weight.dtype)
-        for factor in (made.inner, made.outer):
+        factors: Any = cls._factors(layer, rank, weight.dtype)
+        made.inner, outer = factors
+        made.outer = outer
+        if form == Form.PIVOTED:
+            kept = {"bias": outer.bias is not None, "device": device, "dtype": weight.dtype}
+            made.outer = PivotedRows(rank, outer.out_features, **kept)
+            outer = made.outer.mixing
+        for factor in (made.inner, outer):
             layout = memory_format(weight)
             zeros = torch.zeros_like(factor.weight, device=device, memory_format=layout)
             factor.weight = nn.Parameter(zeros, requires_grad=weight.requires_grad)
@@ -204,6 +221,8 @@ class SplitLayer(nn.Module, abc.ABC):
             if isinstance(factor, SplitLayer):
                 factor._check_factors(where)
                 continue
+            if isinstance(factor, PivotedRows):
+                where, factor = f"{where}.mixing", factor.mixing
             matrices, reason = _of_weight(factor)
             if not matrices:
                 reason = f"a {type(factor).__name__} without a weight of its own"
@@ -214,6 +233,19 @@ class SplitLayer(nn.Module, abc.ABC):
                     f"{where!r} is not as the split made it: {reason}. Expected plain factors; "
                     "merge into them whatever was added to them."
                 )
+
+    def _pivot(self, outer: NDArray[Any], inner: NDArray[Any]) -> None:
+        """Fill the pivoted form with the product of two factors."""
+        kept, mixing, place = pivoted(outer, inner)
+        weight = self.inner.weight
+        weight.copy_(to_tensor(kept, weight))
+        self.outer.mixing.weight.copy_(to_tensor(mixing, weight))
+        self.outer.place.copy_(torch.from_numpy(place))
+
+    @property
+    def form(self) -> str:
+        """The `rmtspec.terms.Form` in which the product is stored."""
+        return (Form.PIVOTED if isinstance(self.outer, PivotedRows) else Form.PLAIN).value
 
     @classmethod
     @abc.abstractmethod

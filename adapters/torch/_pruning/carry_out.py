@@ -13,7 +13,7 @@ from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import path_of
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Action, Plan, SplitFactors, Weights, cut, settle
+from rmtspec.adapting import Action, Form, Plan, SplitFactors, Weights, cut, settle
 
 #: Called with the path, the new layer, and the factors of its matrices, one pair per group.
 Replaced = Callable[[str, Any, list[SplitFactors]], object]
@@ -63,7 +63,9 @@ def carry_out(
         if len(made) == groups[matrix.layer]:
             path, kind = path_of(matrix), matrix.kind
             ordered = [factors for _, factors in sorted(made.items())]
-            new[path] = SPLIT_TYPES[kind].from_factors(model.get_submodule(path), ordered)
+            new[path] = SPLIT_TYPES[kind].from_factors(
+                model.get_submodule(path), ordered, row.get("form", Form.PLAIN)
+            )
             if tell is not None:
                 tell(path, new[path], ordered)
             del matrix, low_rank, made, ordered, parts[row["layer"]]

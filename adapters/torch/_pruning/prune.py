@@ -50,6 +50,7 @@ def plan(
     budget: float | None = None,
     ranks: Mapping[str, int] | None = None,
     rank_multiple: int | str = 1,
+    form: str | None = None,
     device: str | torch.device | None = None,
     n_jobs: int | None = 1,
     progress: Progress | None = None,
@@ -83,7 +84,7 @@ def plan(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
         n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
-        rank_multiple=rank_multiple, more=options,
+        rank_multiple=rank_multiple, form=form, more=options,
     )  # fmt: skip
     data = Asked.of(calibration, objective, loss)
     return PruningTask(model, asked, device).run(None if budget is None else data)
@@ -107,6 +108,7 @@ def prune(
     budget: float | None = None,
     ranks: Mapping[str, int] | None = None,
     rank_multiple: int | str = 1,
+    form: str | None = None,
     target: float | None = None,
     evaluate: Callable[[Any], float] | None = None,
     device: str | torch.device | None = None,
@@ -168,6 +170,12 @@ def prune(
     rank_multiple : int or "auto"
         Ranks that a budget or a rule chooses are multiples of it, which may be faster to multiply
         by; "auto" is 16, and 8 where the smaller side is below 256. Given ranks stay as they are.
+    form : {"plain", "pivoted"}, optional
+        How the product of a split linear layer is stored: as two factors, rank * (rows + columns)
+        numbers; or as `rank` of its own rows and the combinations of them that give the others,
+        rank * (rows + columns - rank) numbers for the same product. By default "pivoted" where a
+        budget goes by predicted losses, because more rank fits into it; else "plain", which trains
+        better and which other tools read.
     target : float, optional
         Find the smallest budget at which the figure that `evaluate` returns changes by no more:
         0.1, it may rise by 0.1 (a loss); -0.02, it may fall by 0.02 (an accuracy). By bisection, to
@@ -209,13 +217,13 @@ def prune(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, mode=mode, budget=tried, ranks=ranks,
         n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
-        rank_multiple=rank_multiple, more=options,
+        rank_multiple=rank_multiple, form=form, more=options,
     )  # fmt: skip
     data = Asked.of(calibration, objective, loss)
     task = PruningTask(model, asked, device)
     if target is None:
         return task.carry_out(task.run(data), inplace=inplace)
-    return to_target(task, data, model, target, evaluate, inplace=inplace)
+    return to_target(task, data, target, evaluate, inplace=inplace)
 
 
 def apply_plan(

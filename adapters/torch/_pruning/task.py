@@ -30,6 +30,7 @@ class PruningTask(Task[WeightMatrix]):
 
     Attributes
     ----------
+    model : torch.nn.Module
     weights : mapping of str to Weights
         What calibration says about the matrices, by name; known after `prepare`.
     """
@@ -45,7 +46,7 @@ class PruningTask(Task[WeightMatrix]):
         super().__init__(subject_of(model, options.selection(), leave, matrices), options)
         if device is not None:
             usable_device(device)
-        self._model, self._device = model, device
+        self.model, self._device = model, device
         self.weights: Mapping[str, Weights] = {}
         self._settings: dict[str, Any] = {}
         self._curves: Curves | None = None
@@ -68,7 +69,7 @@ class PruningTask(Task[WeightMatrix]):
             names = self.candidates(report)
             if options.budget is None:
                 names = [row["name"] for row in self.plan(report).cut]
-            found = known_weights(self._model, [matrices[name] for name in names], asked)
+            found = known_weights(self.model, [matrices[name] for name in names], asked)
             self.weights, self._settings = found
             if options.budget is not None:
                 self._curves = self.curves(report, self.weights)
@@ -77,7 +78,7 @@ class PruningTask(Task[WeightMatrix]):
     def made(self, report: Report, budget: float | None = None) -> Plan:
         """Return the plan from the analysis, with what is left of the model."""
         made = self.plan(report, self._curves, budget=budget)
-        before = model_sizes(self._model)
+        before = model_sizes(self.model)
         after = {
             unit: size - sum(row[f"{unit}_before"] - row[f"{unit}_after"] for row in made.rows)
             for unit, size in before.items()
@@ -94,4 +95,4 @@ class PruningTask(Task[WeightMatrix]):
         matrices = dict(self.subject.matrices)
         if inplace:
             self.subject.matrices.clear()  # so that replaced weights can be freed
-        return carry_out(self._model, plan, matrices, weights=self.weights, inplace=inplace)
+        return carry_out(self.model, plan, matrices, weights=self.weights, inplace=inplace)

@@ -42,6 +42,7 @@ def trade_off(
     objective: str | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     rank_multiple: int | str = 1,
+    form: str | None = None,
     example: Any = None,
     device: str | torch.device | None = None,
     n_jobs: int | None = 1,
@@ -62,7 +63,7 @@ def trade_off(
         ``evaluate(model)`` returns the figure to judge by: a loss, a perplexity, an accuracy.
     budgets : sequence of float
         Shares of the parameters to keep.
-    include, exclude, objective, loss, rank_multiple, device, n_jobs
+    include, exclude, objective, loss, rank_multiple, form, device, n_jobs
         As for `prune`.
     example : optional
         A batch; the median time of five forward passes on it is the latency of each model.
@@ -106,6 +107,7 @@ def trade_off(
     given = {
         "include": include, "exclude": exclude, "budget": shares[0], "n_jobs": n_jobs,
         "calibrated": calibration is not None, "rank_multiple": rank_multiple,
+        "form": form,
     }  # fmt: skip
     asked = PlanOptions.of({**options, **given})
     for share in shares:  # each is checked before any work
@@ -129,13 +131,15 @@ def trade_off(
         if progress is not None:
             progress(done, len(plans), f"{share:g}")
     settings = {k: v for k, v in carried.settings.items() if k != "budget"}
-    return TradeOff(rows[0], rows[1:], plans, settings | {"budgets": shares}, versions("torch"))
+    return TradeOff(
+        rows[0], rows[1:], plans,
+        settings=settings | {"budgets": shares}, versions=versions("torch"),
+    )  # fmt: skip
 
 
 def to_target(
     task: PruningTask,
     data: Asked | None,
-    model: nn.Module,
     target: float,
     evaluate: Any,
     *,
@@ -150,7 +154,7 @@ def to_target(
         return figure_of(evaluate, task.carry_out(found[budget], inplace=False)[0])
 
     least = task.least_budget(report)
-    baseline = figure_of(evaluate, model)
+    baseline = figure_of(evaluate, task.model)
     budget, tried = smallest_budget(measure, baseline, target, least=least)
     plan = found.get(budget) or task.made(report, budget)
     pruned, carried = task.carry_out(plan, inplace=inplace)

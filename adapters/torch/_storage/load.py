@@ -147,7 +147,7 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
             f"{f', {entry.groups} groups' if entry.groups > 1 else ''}. Build the architecture "
             "that was pruned."
         )
-    return SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta")
+    return SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta", entry.form)
 
 
 def _sources(entry: SplitEntry, layer: SplitLayer) -> dict[str, _Source]:

@@ -104,4 +104,5 @@ def _entry(path: str, layer: SplitLayer) -> SplitEntry:
     return SplitEntry(
         name=path, kind=layer.kind, rank=layer.rank, shape=layer.dense_shape,
         original=f"{kind.__module__}.{kind.__qualname__}", groups=int(getattr(layer, "groups", 1)),
+        form=layer.form,
     )  # fmt: skip

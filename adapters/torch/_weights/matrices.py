@@ -1,5 +1,6 @@
 """The weights of a model as named matrices; those that are not matrices with the reason."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from torch import nn
 
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT, is_plain, matrices_in_module
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Why
+from rmtspec.adapting import Kind, Why, is_head
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 _WRAPPERS = {
@@ -122,7 +123,7 @@ def check_model(model: object) -> None:
 
 
 def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
-    users = _users(model)
+    users, heads = _users(model), _heads(model)
     owners = _owners(model)
     computing = nn.utils.parametrize.ParametrizationList
     inside: list[str] = []
@@ -132,7 +133,8 @@ def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
         if f"{path}.".startswith(tuple(inside)):
             continue  # a weight is computed from it
         for matrix in matrices_in_module(path or ROOT, path, module, owners.get(path, "")):
-            yield NamedMatrix(matrix.name, _with_ties(matrix, users))
+            head = matrix.kind == Kind.LINEAR and path in heads
+            yield NamedMatrix(matrix.name, replace(_with_ties(matrix, users), head=head))
 
 
 def _with_ties(matrix: WeightMatrix, users: dict[Any, list[str]]) -> WeightMatrix:
@@ -158,6 +160,15 @@ def _users(model: nn.Module) -> dict[Any, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(memory_of(parameter), []).append(name)
     return users
+
+
+def _heads(model: nn.Module) -> set[str]:
+    """Return the paths of the output heads: by the model's own word, or by their names."""
+    ask: Any = getattr(model, "get_output_embeddings", None)
+    known = None
+    with contextlib.suppress(RuntimeError, AttributeError):  # not every class has an answer
+        known = ask() if callable(ask) else None
+    return {path for path, module in model.named_modules() if module is known or is_head(path)}
 
 
 def _owners(model: nn.Module) -> dict[str, str]:

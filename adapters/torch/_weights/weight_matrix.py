@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
-from rmtspec.adapting import Kind, Why
+from rmtspec.adapting import HEAD, Kind, Why
 from rmtspec.errors import InvalidValueError, RmtspecWarning
 
 #: Kinds that are cut only if the user names them, and why.
@@ -17,6 +17,7 @@ ON_REQUEST: dict[str, str] = {
     kind: Why.NOT_NAMED.words(what=what, options="`include` or `ranks`")
     for kind, what in ((Kind.EMBEDDING, "an embedding"), (Kind.PARAMETER, "of unknown use"))
 }
+_HEAD = Why.NOT_NAMED.words(what=HEAD, options="`include` or `ranks`")
 
 
 class SkippedMatrixError(InvalidValueError):
@@ -45,6 +46,8 @@ class WeightMatrix:
         Why the layer can only be truncated, not split into two; empty if it can be split.
     tied : str
         "tied to ...", with the other weights that share its memory; empty if there are none.
+    head : bool
+        Whether the layer is the output head of a language model.
     """
 
     name: str
@@ -55,6 +58,7 @@ class WeightMatrix:
     reason: str = ""
     unsplittable: str = ""
     tied: str = ""
+    head: bool = False
     parameter: Any = field(default=None, repr=False)
     part: slice | int | None = field(default=None, repr=False)
     transposed: bool = field(default=False, repr=False)
@@ -109,7 +113,7 @@ class WeightMatrix:
     @property
     def on_request(self) -> str:
         """Why it is cut only if the user names it; empty if that is not so."""
-        return ON_REQUEST.get(self.kind, "")
+        return _HEAD if self.head else ON_REQUEST.get(self.kind, "")
 
     @property
     def present_rank(self) -> int:

@@ -66,7 +66,7 @@ def test_the_rows_are_those_of_the_models(trained, tmp_path):
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert curve.row(0.7)["budget"] == 0.7
-    with pytest.raises(InvalidValueError, match="0.6 was not tried; those tried are 0.9"):
+    with pytest.raises(InvalidValueError, match=r"0\.6 was not tried; those tried are 0\.9"):
         curve.row(0.6)
     assert json.loads(curve.to_json(tmp_path / "curve.json"))["rows"] == curve.rows
     assert list(curve.to_pandas()["budget"]) == [0.9, 0.7, 0.5]
