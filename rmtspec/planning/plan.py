@@ -99,7 +99,8 @@ def make_plan(
             present = targets[members[0]["name"]].present_rank
             multiple = options.multiple_of(members[0]["p"])
             rank = min(-(-rank // multiple) * multiple, members[0]["p"])
-            reason = _no_use(members, rank, options, present, case.form(members[0]["name"]))
+            form = case.form(members[0]["name"])
+            reason = _no_use(members, rank, options, present=present, form=form)
         for row in members:
             target = targets[row["name"]]
             why = reason
