@@ -35,6 +35,7 @@ from rmtspec.adapters.torch._storage.save import save
 from rmtspec.adapters.torch._storage.state_dict import read_state_dict
 from rmtspec.adapters.torch._training.penalties import BulkPenalty, shrink_singular_values
 from rmtspec.adapters.torch._training.pruner import RMTPruner
+from rmtspec.adapters.torch._training.refit import refit
 from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
@@ -43,6 +44,6 @@ __all__ = [
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
     "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "merge",
-    "noise_test", "plan", "prune", "read_state_dict", "save", "shrink_singular_values",
+    "noise_test", "plan", "prune", "read_state_dict", "refit", "save", "shrink_singular_values",
     "trade_off", "weight_matrices",
 ]  # fmt: skip

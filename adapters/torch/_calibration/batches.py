@@ -14,11 +14,11 @@ Batches = Iterable[Any] | Callable[[nn.Module], object]
 T = TypeVar("T")
 
 
-def check_batches(calibration: Any) -> Batches:
+def check_batches(calibration: Any, name: str = "calibration") -> Batches:
     """Return the batches as something that can be gone through again, or the user's function."""
     if isinstance(calibration, torch.Tensor | Mapping):
         raise InvalidTypeError(
-            f"`calibration` is a single {type(calibration).__name__}; expected an iterable of "
+            f"`{name}` is a single {type(calibration).__name__}; expected an iterable of "
             "model inputs. Pass a list that contains it."
         )
     if isinstance(calibration, Iterable) and not isinstance(calibration, str | bytes):
@@ -26,12 +26,14 @@ def check_batches(calibration: Any) -> Batches:
     if callable(calibration):
         return calibration  # type: ignore[no-any-return]
     raise InvalidTypeError(
-        f"`calibration` is a {type(calibration).__name__}; expected an iterable of model inputs, a "
+        f"`{name}` is a {type(calibration).__name__}; expected an iterable of model inputs, a "
         "function that takes the model and runs it, or what `calibrate` returned."
     )
 
 
-def with_holdout(batches: Iterable[T], share: float) -> Iterator[tuple[int, T, bool]]:
+def with_holdout(
+    batches: Iterable[T], share: float, name: str = "calibration"
+) -> Iterator[tuple[int, T, bool]]:
     """Yield the number of each batch, the batch, and whether it is held out.
 
     The batches held out are spread evenly; of two or more, at least the last.
@@ -45,7 +47,7 @@ def with_holdout(batches: Iterable[T], share: float) -> Iterator[tuple[int, T, b
         last = index, batch, int((index + 1) * share) > int(index * share)
     if last is None:
         raise InvalidValueError(
-            "`calibration` is empty; expected at least one batch. An iterator can be used only "
+            f"`{name}` is empty; expected at least one batch. An iterator can be used only "
             "once: pass a list or a DataLoader."
         )
     only = last[0] == 0
@@ -72,7 +74,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
-def call(model: nn.Module, batch: Any, index: int, given: Any) -> Any:
+def call(model: nn.Module, batch: Any, index: int, given: Any, *, name: str = "calibration") -> Any:
     """Return the model's output for a batch; `given` is the batch as the user passed it."""
     try:
         if isinstance(batch, Mapping):
@@ -85,7 +87,7 @@ def call(model: nn.Module, batch: Any, index: int, given: Any) -> Any:
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
         raise kind(
-            f"`calibration` batch {index} is a {_shape_of(given)}, and the model cannot be "
+            f"`{name}` batch {index} is a {_shape_of(given)}, and the model cannot be "
             f"called with it: {error}. A tuple is passed as positional arguments and a mapping "
             "as keyword arguments. From pairs (inputs, labels) take only the inputs: "
             "(inputs for inputs, _ in loader)."
