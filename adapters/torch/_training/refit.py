@@ -134,9 +134,9 @@ def refit(
     try:
         with _prepared(student, teacher, parameters):
             made = (optimizer or _adamw(learning_rate))(parameters)
-            saved = RefitState(state, names, before, settings, made)
+            saved = RefitState(state, names, before, settings=settings, optimizer=made)
             trainer = _Trainer(student, teacher, loss, settings)
-            curve = trainer.train(batches, parameters, made, saved, progress)
+            curve = trainer.train(batches, parameters, made, saved=saved, progress=progress)
     except BaseException:
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
