@@ -41,6 +41,7 @@ from rmtspec.matrix.split import SplitFactors, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
 from rmtspec.matrix.weighting import weighted_energies
 from rmtspec.planning.calibration import OBJECTIVES, Calibration, Weights
+from rmtspec.planning.costs import Costs, measured_cost
 from rmtspec.planning.cut import cut
 from rmtspec.planning.flips import FlipOptions, run_noise_test
 from rmtspec.planning.gate import UNSET, Gate, Unset
@@ -62,13 +63,13 @@ from rmtspec.terms import Action, Form, Kind, Why
 
 __all__ = [
     "DTYPES", "HEAD", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions",
-    "Calibration", "Curves", "Every", "FlipOptions", "Float64Array", "Form", "Gate", "Kind",
-    "Manifest", "MappedTensor", "Matrix", "NoiseTest", "NothingToAnalyzeError", "Outgoing",
-    "PathLike", "Pattern", "Plan", "PlanOptions", "Progress", "Refit", "Report", "Schedule",
-    "Selection", "SplitEntry", "SplitFactors", "StoredTensor", "Subject", "Target", "Task",
-    "TradeOff", "Unset", "Weights", "Why", "adopt", "cause", "check_budgets", "check_target",
-    "checks", "cut", "finished_file", "format_dtype", "is_head", "least_budget", "listed",
-    "looks_like", "model_folder", "named_dtype", "pivoted", "product_spectrum", "report_on",
-    "run_noise_test", "settle", "smallest_budget", "split", "step_share", "stored_tensors",
-    "truncate", "versions", "weighted_energies",
+    "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array", "Form", "Gate",
+    "Kind", "Manifest", "MappedTensor", "Matrix", "NoiseTest", "NothingToAnalyzeError",
+    "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress", "Refit", "Report",
+    "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor", "Subject", "Target",
+    "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "cause", "check_budgets",
+    "check_target", "checks", "cut", "finished_file", "format_dtype", "is_head", "least_budget",
+    "listed", "looks_like", "measured_cost", "model_folder", "named_dtype", "pivoted",
+    "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget", "split",
+    "step_share", "stored_tensors", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from rmtspec.adapters import torch as rt
 smaller, report = rt.prune(model)
 """
 
-from rmtspec.adapting import Calibration
+from rmtspec.adapting import Calibration, Costs
 from rmtspec.errors import MissingDependencyError
 
 try:
@@ -16,6 +16,7 @@ except ImportError as error:
     ) from error
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
+from rmtspec.adapters.torch._layers.measure import measure_costs
 from rmtspec.adapters.torch._layers.replace import merge
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import (
@@ -40,10 +41,10 @@ from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrice
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
 __all__ = [
-    "MLP", "BulkPenalty", "Calibration", "NamedMatrix", "RMTPruner",
+    "MLP", "BulkPenalty", "Calibration", "Costs", "NamedMatrix", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
-    "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "merge",
-    "noise_test", "plan", "prune", "read_state_dict", "refit", "save", "shrink_singular_values",
-    "trade_off", "weight_matrices",
+    "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "measure_costs",
+    "merge", "noise_test", "plan", "prune", "read_state_dict", "refit", "save",
+    "shrink_singular_values", "trade_off", "weight_matrices",
 ]  # fmt: skip

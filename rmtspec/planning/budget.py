@@ -123,6 +123,8 @@ def _lower_hull(prices: Float64Array, errors: Float64Array) -> list[int]:
     """Return the indices of the lower convex hull, from the cheapest choice to the dense layer."""
     hull: list[int] = []
     for index in range(len(prices)):
+        if hull and prices[index] <= prices[hull[-1]]:  # more for the same price
+            hull.pop()
         while len(hull) > 1:
             a, b = hull[-2:]
             # b lies on or above the line from a to the new point: it is never the best step.

@@ -8,6 +8,7 @@ from rmtspec import _checks
 from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 from rmtspec.matrix.rank import RULES, refuse_bulk_keep
 from rmtspec.matrix.rules.options import BULK_RULES
+from rmtspec.planning.costs import Costs
 from rmtspec.planning.gate import UNSET, gate_of
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
@@ -17,6 +18,8 @@ from rmtspec.terms import Action, Form
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
 #: Default share of the bulk that a plan keeps besides what it counts, from the paper.
 BULK_KEEP = 0.45
+#: What a budget may be a share of.
+SIZES = ("parameters", "bytes", "latency")
 #: From this smaller side on, "auto" asks for ranks in multiples of 16.
 _WIDE = 256
 
@@ -38,6 +41,10 @@ class PlanOptions:
     form : str, optional
         The `rmtspec.terms.Form` of linear layers that are split; by default "pivoted" where a
         budget goes by predicted losses, else "plain".
+    size : {"parameters", "bytes", "latency"}
+        What a budget is a share of: parameters, bytes as stored, or the seconds that `costs` tell.
+    costs : Costs, optional
+        Measured costs, for the size "latency".
     more : mapping
         Further options of `rmtspec.analyze`, by name.
     analysis : AnalysisOptions
@@ -61,6 +68,8 @@ class PlanOptions:
     calibrated: bool = False
     rank_multiple: int | str = 1
     form: str | None = None
+    size: str = "parameters"
+    costs: Costs | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     analysis: AnalysisOptions = field(init=False)
 
@@ -82,6 +91,7 @@ class PlanOptions:
             _checks.integer(self.rank_multiple, "rank_multiple", 1, hint=hint)
         if self.form is not None:
             _checks.choice(self.form, "form", tuple(form.value for form in Form))
+        self._check_size()
         check_jobs(self.n_jobs)
         check_progress(self.progress)
         self.selection()
@@ -135,6 +145,23 @@ class PlanOptions:
                 f"`plan` and `{other}` are both given",
                 "one of them, because the plan states what is done to each matrix",
                 "Edit the plan, or make a new one.",
+            )
+
+    def _check_size(self) -> None:
+        _checks.choice(self.size, "size", SIZES)
+        if self.costs is not None and not isinstance(self.costs, Costs):
+            kind = type(self.costs).__name__
+            raise InvalidOptionTypeError(f"`costs` is a {kind}", "what `measure_costs` returned")
+        timed = self.size == "latency"
+        if timed != (self.costs is not None):
+            given = "is 'latency' without" if timed else f"is {self.size!r}, and there are"
+            raise InvalidOptionError(
+                f"`size` {given} `costs`", "both for a budget of time, or neither",
+                "Measure: costs = rt.measure_costs(model).",
+            )  # fmt: skip
+        if timed and self.budget is None:
+            raise InvalidOptionError(
+                "`size` is 'latency' without `budget`", "a share of the seconds to keep"
             )
 
     def _check_budget(self) -> None:

@@ -75,7 +75,8 @@ def make_plan(
     if budget is not None:
         # Losses and relative errors have no common measure: each group keeps the share.
         for buys in case.purchases(curves):
-            chosen |= spread(buys, budget) if buys else {}
+            what = "seconds" if options.size == "latency" else options.size
+            chosen |= spread(buys, budget, what) if buys else {}
     by_unit: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_unit.setdefault(case.unit(row["name"]), []).append(row)
@@ -120,6 +121,7 @@ def make_plan(
     settings = report.settings | {"mode": options.mode, "gate": options.gate}
     settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
     settings |= {"rank_multiple": options.rank_multiple, "form": options.form}
+    settings["size"] = options.size
     if budget is not None:
         for decider in ("rule", "bulk_keep", "keep"):
             settings.pop(decider, None)
@@ -266,17 +268,27 @@ class _Case:
             each = [curves.losses[n] if known else self._shares(n, curves) for n in names]
             longest = max(map(len, each))
             summed = np.sum([np.pad(c, (0, longest - len(c))) for c in each], axis=0)
-            sides = [self._targets[name].shape for name in names]
-            form, ranks = self.form(names[0]), range(1, longest + 1)
+            sides = self._targets[names[0]].shape
+            prices, dense = self._prices(names, longest)
             (by_loss if known else by_error)[layer] = Purchase(
                 energies=summed if known else summed / len(names),
-                prices=np.array(
-                    [sum(form.parameters(rank, *each) for each in sides) for rank in ranks], float
-                ),
-                dense=sum(map(math.prod, sides)),
-                multiple=self._options.multiple_of(min(sides[0])),
+                prices=prices,
+                dense=dense,
+                multiple=self._options.multiple_of(min(sides)),
             )
         return [by_loss, by_error]
+
+    def _prices(self, names: list[str], most: int) -> tuple[Float64Array, float]:
+        """Return what ranks 1 to `most` cost in the layer of these matrices, and what it costs."""
+        sides = [self._targets[name].shape for name in names]
+        form, costs = self.form(names[0]), self._options.costs
+        if costs is None:
+            numbers = [sum(form.parameters(k, *each) for each in sides) for k in range(1, most + 1)]
+            unit = 1 if self._options.size == "parameters" else self._targets[names[0]].itemsize
+            return unit * np.array(numbers, dtype=float), unit * sum(map(math.prod, sides))
+        found = [costs.of(each) for each in sides]
+        seconds = np.sum([cost.seconds(most, form) for cost in found], axis=0)
+        return seconds, sum(cost.dense for cost in found)
 
     def _shares(self, name: str, curves: Curves) -> Float64Array:
         """Return what each rank takes off the relative error of a matrix."""

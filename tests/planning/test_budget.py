@@ -125,3 +125,23 @@ def test_a_budget_that_buys_nothing():
     with pytest.raises(InvalidValueError, match=message):
         spread(layers, 0.01)
     assert spread(layers, 0.02) == {"a": 1, "b": 1}
+
+
+def test_of_ranks_at_one_price_the_largest_is_bought():
+    bought = Purchase(
+        energies=np.array([4.0, 3.0, 2.0, 1.0]), prices=np.array([2.0, 2.0, 3.0, 3.0]), dense=9.0
+    )
+    assert spread({"a": bought}, 0.25) == {"a": 2}
+    assert spread({"a": bought}, 0.4) == {"a": 4}
+
+
+def test_ranks_are_multiples_or_the_layer_stays_dense():
+    prices = 20.0 * np.arange(1, 11)
+    layers = {
+        "wide": Purchase(energies=np.linspace(10, 1, 10), prices=prices, dense=100.0, multiple=2),
+        "thin": Purchase(energies=np.ones(3), prices=np.array([8.0, 16.0, 24.0]), dense=20.0,
+                         multiple=4),
+    }  # fmt: skip
+    assert spread(layers, 0.7) == {"wide": 2, "thin": None}
+    with pytest.raises(InvalidValueError, match="rank 4 everywhere needs 60"):
+        spread(layers, 0.1)

@@ -18,6 +18,7 @@ from rmtspec.adapting import (
     UNSET,
     Action,
     Calibration,
+    Costs,
     Gate,
     Pattern,
     Plan,
@@ -51,6 +52,8 @@ def plan(
     ranks: Mapping[str, int] | None = None,
     rank_multiple: int | str = 1,
     form: str | None = None,
+    size: str = "parameters",
+    costs: Costs | None = None,
     device: str | torch.device | None = None,
     n_jobs: int | None = 1,
     progress: Progress | None = None,
@@ -84,7 +87,7 @@ def plan(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, mode=mode, budget=budget, ranks=ranks,
         n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
-        rank_multiple=rank_multiple, form=form, more=options,
+        rank_multiple=rank_multiple, form=form, size=size, costs=costs, more=options,
     )  # fmt: skip
     data = Asked.of(calibration, objective, loss)
     return PruningTask(model, asked, device).run(None if budget is None else data)
@@ -109,6 +112,8 @@ def prune(
     ranks: Mapping[str, int] | None = None,
     rank_multiple: int | str = 1,
     form: str | None = None,
+    size: str = "parameters",
+    costs: Costs | None = None,
     target: float | None = None,
     evaluate: Callable[[Any], float] | None = None,
     device: str | torch.device | None = None,
@@ -176,6 +181,12 @@ def prune(
         rank * (rows + columns - rank) numbers for the same product. By default "pivoted" where a
         budget goes by predicted losses, because more rank fits into it; else "plain", which trains
         better and which other tools read.
+    size : {"parameters", "bytes", "latency"}
+        What the budget is a share of. "bytes": differs from parameters only where dtypes differ.
+        "latency": the seconds of the layers, as `costs` tell; ranks
+        that are not faster than the dense layer are not used.
+    costs : Costs, optional
+        From `measure_costs`.
     target : float, optional
         Find the smallest budget at which the figure that `evaluate` returns changes by no more:
         0.1, it may rise by 0.1 (a loss); -0.02, it may fall by 0.02 (an accuracy). By bisection, to
@@ -217,7 +228,7 @@ def prune(
         rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff, include=include,
         exclude=exclude, min_saving=min_saving, mode=mode, budget=tried, ranks=ranks,
         n_jobs=n_jobs, progress=progress, calibrated=calibration is not None,
-        rank_multiple=rank_multiple, form=form, more=options,
+        rank_multiple=rank_multiple, form=form, size=size, costs=costs, more=options,
     )  # fmt: skip
     data = Asked.of(calibration, objective, loss)
     task = PruningTask(model, asked, device)

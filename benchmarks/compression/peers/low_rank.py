@@ -10,6 +10,7 @@ Each keeps the same share of the parameters of every layer. None of them uses rm
   update, which whitens by the inputs that the compressed model has so far.
 """
 
+import contextlib
 import copy
 
 import torch
@@ -97,7 +98,7 @@ def fisher_rows(model, layers, batches):
 @torch.no_grad()
 def mean_inputs(model, layers, batches):
     """Return the mean absolute inputs by layer."""
-    sums, counts, handles = {}, {}, []
+    sums, counts = {}, {}
 
     def note(name):
         def hook(layer, inputs):
@@ -107,8 +108,7 @@ def mean_inputs(model, layers, batches):
 
         return hook
 
-    for name in layers:
-        handles.append(model.get_submodule(name).register_forward_pre_hook(note(name)))
+    handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in layers]
     for batch in batches:
         model(**batch)
     for handle in handles:
@@ -139,27 +139,24 @@ def sequential(model, blocks, share, batches):
 @torch.no_grad()
 def second_moments(model, layers, batches):
     """Return X X^T / count of the inputs by layer; the last layer ends the forward pass."""
-    sums, handles, last = {}, [], layers[-1]
+    sums, last = {}, layers[-1]
 
-    class Enough(Exception):
-        pass
+    class EnoughError(Exception):
+        """The layers have been reached."""
 
     def note(name):
         def hook(layer, inputs):
             rows = inputs[0].double().flatten(0, -2)
             sums[name] = sums.get(name, 0.0) + rows.T @ rows / len(rows)
             if name == last:
-                raise Enough
+                raise EnoughError
 
         return hook
 
-    for name in layers:
-        handles.append(model.get_submodule(name).register_forward_pre_hook(note(name)))
+    handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in layers]
     for batch in batches:
-        try:
+        with contextlib.suppress(EnoughError):
             model(**batch)
-        except Enough:
-            pass
     for handle in handles:
         handle.remove()
     return {name: sums[name] / len(batches) for name in layers}

@@ -1,0 +1,130 @@
+"""Tables and the figure of the compression benchmark, computed from its records.
+
+python benchmarks/compression/tables.py
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+#: What each method is called in tables, in their order.
+NAMES = {
+    "svd": "plain SVD, uniform ranks",
+    "asvd": "ASVD, uniform ranks",
+    "fwsvd": "FWSVD, uniform ranks",
+    "svd-llm": "SVD-LLM, whitening, uniform ranks",
+    "svd-llm-sequential": "SVD-LLM, sequential update",
+    "modegpt": "MoDeGPT",
+    "data-free": "rmtspec, budget without data",
+    "outputs": "rmtspec, objective outputs",
+    "loss-plain": "rmtspec, plain factors",
+    "loss-4-gradients": "rmtspec, gradients of 4 sequences",
+    "loss-8-sequences": "rmtspec, 8 calibration sequences",
+    "loss-multiple-16": "rmtspec, ranks in multiples of 16",
+    "loss-full": "rmtspec, full G",
+    "loss": "rmtspec",
+    "refit": "rmtspec, 80 steps of refit",
+}
+
+
+def cells():
+    """Return the records by (method, share)."""
+    found = {}
+    for file in sorted((RESULTS / "cells").glob("*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        found.setdefault((record["method"], record["budget"]), []).append(record)
+    return found
+
+
+def dense():
+    """Return the perplexities of the model as it is."""
+    return json.loads((RESULTS / "dense.json").read_text("utf-8"))["perplexity"]
+
+
+def ratio(records, text):
+    """Return the mean ratio of the perplexity to that of the model as it is, and the spread."""
+    values = [record["perplexity"][text] / dense()[text] for record in records]
+    return statistics.mean(values), min(values), max(values)
+
+
+def perplexities(text="wiki"):
+    """Yield lines of a Markdown table: perplexity by method and size, means over draws."""
+    found = cells()
+    yield "| | " + " | ".join(f"{share:g}" for share in SHARES) + " |"
+    yield "|---" * (len(SHARES) + 1) + "|"
+    for method, name in NAMES.items():
+        line = []
+        for share in SHARES:
+            records = found.get((method, share))
+            mean = records and statistics.mean(r["perplexity"][text] for r in records)
+            line.append(f"{mean:,.1f}" if mean and mean < 1e4 else f"{mean:.1e}" if mean else "")
+        if any(line):
+            yield f"| {name} | " + " | ".join(line) + " |"
+
+
+def draws():
+    """Yield lines of a Markdown table: perplexity over that of the model as it is, by draw."""
+    found = cells()
+    yield "| method | kept | mean | smallest | largest | draws |"
+    yield "|---|---|---|---|---|---|"
+    for method, share in sorted(found, key=lambda cell: (cell[0], -cell[1])):
+        count = len(found[method, share])
+        if count > 1:
+            figures = " | ".join(f"{value:.3f}" for value in ratio(found[method, share], "wiki"))
+            yield f"| {NAMES[method]} | {share:g} | {figures} | {count} |"
+
+
+def figure():
+    """Return a matplotlib figure: perplexity over that of the model as it is, by size."""
+    from matplotlib.figure import Figure
+
+    styles = {
+        "svd-llm": ("#999933", "s", ":"), "modegpt": ("#882255", "^", "-."),
+        "loss-plain": ("#88ccee", "v", "--"), "loss": ("#0077bb", "o", "-"),
+        "refit": ("#cc3311", "D", "-"),
+    }  # fmt: skip
+    found = cells()
+    picture = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = picture.subplots()
+    for method, (colour, marker, dash) in styles.items():
+        points = [(s, ratio(found[method, s], "wiki")[0]) for s in SHARES if (method, s) in found]
+        if points:
+            ax.plot(
+                *zip(*points, strict=True), dash, color=colour, marker=marker, label=NAMES[method]
+            )
+    ax.axhline(1.0, color="#777777", linewidth=0.8)
+    ax.set_yscale("log")
+    ax.invert_xaxis()
+    ax.set_xlabel("share of the blocks' linear parameters kept")
+    ax.set_ylabel("perplexity / that of the model as it is")
+    ax.legend(frameon=False)
+    return picture
+
+
+def small_models():
+    """Yield lines of a Markdown table of the sentence encoder and the MNIST net."""
+    record = json.loads((RESULTS / "small_models.json").read_text("utf-8"))
+    yield "| | | " + " | ".join(f"{share:g}" for share in SHARES) + " |"
+    yield "|---" * (len(SHARES) + 2) + "|"
+    by_way = {}
+    for row in record["rows"]:
+        by_way.setdefault((row["model"], row["way"]), {})[row["budget"]] = row["figure"]
+    for (model, way), figures in by_way.items():
+        if way != "as it is":
+            line = " | ".join(f"{figures[share]:.3f}" for share in SHARES)
+            yield f"| {model} | {way} | {line} |"
+
+
+def main():
+    """Print the tables."""
+    for text in ("wiki", "news"):
+        print(f"{text}: {dense()[text]:.2f} as it is\n")
+        print("\n".join(perplexities(text)), "\n")
+    print("\n".join(draws()), "\n")
+    print("\n".join(small_models()))
+
+
+if __name__ == "__main__":
+    main()
