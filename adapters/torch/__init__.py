@@ -17,6 +17,7 @@ except ImportError as error:
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
 from rmtspec.adapters.torch._layers.measure import measure_costs
+from rmtspec.adapters.torch._layers.quantize import quantize_factors
 from rmtspec.adapters.torch._layers.replace import merge
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import (
@@ -45,6 +46,6 @@ __all__ = [
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
     "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "measure_costs",
-    "merge", "noise_test", "plan", "prune", "read_state_dict", "refit", "save",
+    "merge", "noise_test", "plan", "prune", "quantize_factors", "read_state_dict", "refit", "save",
     "shrink_singular_values", "trade_off", "weight_matrices",
 ]  # fmt: skip

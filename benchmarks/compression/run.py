@@ -87,6 +87,12 @@ def refitted(bench, share, draw, steps=80):
     return smaller, more | {"steps": steps, "refit": curve.to_dict()["settings"]}
 
 
+def stored(bench, share, draw, dtype):
+    model, more = ours(bench, share, draw)
+    more["share"] = lm.share_kept(model, bench.model)
+    return rt.quantize_factors(model, dtype, inplace=True), more
+
+
 def data_free(bench, share, draw):
     model, report = rt.prune(bench.model, budget=share, include=lm.BLOCKS, gate=None)
     return model, {"n_split": len(report.cut)}
@@ -129,6 +135,8 @@ METHODS = {
     "loss-multiple-16": lambda *cell: ours(*cell, rank_multiple=16),
     "loss-8-sequences": lambda *cell: ours(*cell, count=8, tokens=4096),
     "outputs": lambda *cell: ours(*cell, objective="outputs"),
+    "loss-int8": lambda *cell: stored(*cell, "int8"),
+    "loss-bfloat16": lambda *cell: stored(*cell, "bfloat16"),
     "refit": refitted,
     "data-free": data_free,
     "svd-llm": svd_llm,
@@ -148,6 +156,7 @@ def cells():
     yield from (
         (name, share, 0) for name in ("outputs", "loss-multiple-16") for share in (0.8, 0.6)
     )
+    yield from ((name, 0.8, 0) for name in ("loss-int8", "loss-bfloat16"))
     yield from (("loss-4-gradients", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
     for draw in (1, 2):
         yield from (("loss", share, draw) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
@@ -179,7 +188,8 @@ def run_cell(bench, method, share, draw):
     found = {name: lm.perplexity(model, text) for name, text in bench.texts.items()}
     record = {
         "model": "SmolLM2-135M-Instruct", "method": method, "budget": share, "draw": draw,
-        "share": lm.share_kept(model, bench.model), "perplexity": found,
+        "share": lm.share_kept(model, bench.model),
+        "perplexity": found,
         "seconds": round(seconds, 1),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -23,6 +23,8 @@ NAMES = {
     "loss-4-gradients": "rmtspec, gradients of 4 sequences",
     "loss-8-sequences": "rmtspec, 8 calibration sequences",
     "loss-multiple-16": "rmtspec, ranks in multiples of 16",
+    "loss-int8": "rmtspec, factors in int8",
+    "loss-bfloat16": "rmtspec, factors in bfloat16",
     "loss-full": "rmtspec, full G",
     "loss": "rmtspec",
     "refit": "rmtspec, 80 steps of refit",

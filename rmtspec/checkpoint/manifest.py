@@ -46,6 +46,9 @@ class SplitEntry:
     form : str
         "plain", or "pivoted": the outer factor is the identity and ``outer.mixing.weight`` below
         it, with the rows in the order of ``outer.place``.
+    stored : str
+        "int8" or "bfloat16" if the file has the factors as ``codes`` in that dtype and a ``scale``
+        for each row, in place of ``weight``; else empty.
     """
 
     name: str
@@ -55,6 +58,7 @@ class SplitEntry:
     original: str = ""
     groups: int = 1
     form: str = "plain"
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +251,7 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
         numbers = (*split.shape, split.rank, split.groups)
         words = (split.name, split.kind, split.original)
         valid = all(isinstance(word, str) for word in words) and split.form in ("plain", "pivoted")
+        valid = valid and split.stored in ("", "int8", "bfloat16")
         valid = valid and isinstance(split.shape, list) and 2 <= len(split.shape) <= 5
         valid = valid and all(type(number) is int and number >= 1 for number in numbers)
     except (TypeError, KeyError):

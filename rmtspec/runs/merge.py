@@ -159,10 +159,42 @@ class _Product:
 
 
 @dataclass(frozen=True, slots=True)
+class _Codes:
+    """A factor that is stored as codes with a scale for each row."""
+
+    codes: MappedTensor
+    scale: MappedTensor
+
+    nbytes: None = None  # it is never written itself
+
+    @property
+    def path(self) -> str:
+        return self.codes.path
+
+    @property
+    def dtype(self) -> str:
+        return self.scale.dtype
+
+    @property
+    def numpy_name(self) -> str:
+        return self.scale.numpy_name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    def __call__(self) -> NDArray[Any]:
+        wide: NDArray[Any] = (
+            self.codes().astype(np.float32) * self.scale().astype(np.float32)[:, None]
+        )
+        return wide
+
+
+@dataclass(frozen=True, slots=True)
 class _PivotedOuter:
     """The outer factor of a pivoted split: the identity and the mixing below it, in order."""
 
-    mixing: MappedTensor
+    mixing: "MappedTensor | _Codes"
     place: MappedTensor
     shape: tuple[int, ...]
 
@@ -187,12 +219,12 @@ class _PivotedOuter:
         return ordered
 
 
-_Tensor = MappedTensor | _Product | _PivotedOuter
+_Tensor = MappedTensor | _Product | _PivotedOuter | _Codes
 
 
 def _factor(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
     """Return a factor, in its stored dtype unless it is a product."""
-    if isinstance(factor, MappedTensor | _PivotedOuter):
+    if isinstance(factor, MappedTensor | _PivotedOuter | _Codes):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
 
@@ -226,6 +258,8 @@ def _dense(
 
 def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]) -> _Product:
     """Remove the factors of a layer from the tensors, check them, and return their product."""
+    if entry.stored:
+        _decode(folder, entry, prefix, tensors)
     if entry.form == "pivoted":
         tensors[f"{prefix}outer.weight"] = _pivoted_outer(folder, entry, prefix, tensors)
     factors = []
@@ -255,13 +289,28 @@ def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _T
     )  # fmt: skip
 
 
+def _decode(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]) -> None:
+    """Put the factors of a layer in the place of their codes and scales."""
+    outer = "outer.mixing" if entry.form == "pivoted" else "outer"
+    for side in ("inner", outer):
+        parts = [tensors.pop(f"{prefix}{side}.{part}", None) for part in ("codes", "scale")]
+        codes, scale = parts
+        if not (isinstance(codes, MappedTensor) and isinstance(scale, MappedTensor)):
+            words = f"no file holds the codes of {entry.name!r}, which {MANIFEST} requires"
+            raise damaged(folder, words)
+        if scale.shape != codes.shape[:1] or codes.dtype not in ("I8", "BF16"):
+            words = f"{codes.shape} {codes.dtype} with scales {scale.shape}"
+            raise damaged(folder, f"the codes of {entry.name!r} are {words}")
+        tensors[f"{prefix}{side}.weight"] = _Codes(codes, scale)
+
+
 def _pivoted_outer(
     folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]
 ) -> _PivotedOuter:
     """Remove the parts of a pivoted outer factor from the tensors, check them, and return it."""
     parts = [tensors.pop(f"{prefix}outer.{part}", None) for part in ("mixing.weight", "place")]
     mixing, place = parts
-    if not (isinstance(mixing, MappedTensor) and isinstance(place, MappedTensor)):
+    if not (isinstance(mixing, MappedTensor | _Codes) and isinstance(place, MappedTensor)):
         words = f"no file holds the pivots of {entry.name!r}, which {MANIFEST} requires"
         raise damaged(folder, words)
     rows, rank = _factor_shapes(folder, entry)[0]

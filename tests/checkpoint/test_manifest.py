@@ -48,6 +48,8 @@ def test_round_trip(folder, manifest):
         "shape": [16, 8, 3, 3],
         "original": "",
         "groups": 2,
+        "form": "plain",
+        "stored": "",
     }
 
 

@@ -26,7 +26,7 @@ class PivotedRows(nn.Module):
         super().__init__()
         with warnings.catch_warnings():  # there may be no other outputs
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            self.mixing = nn.Linear(rank, rows - rank, bias=False, device=device, dtype=dtype)
+            self.mixing: Any = nn.Linear(rank, rows - rank, bias=False, device=device, dtype=dtype)
         self.place: torch.Tensor
         self.register_buffer("place", torch.arange(rows, device=device))
         empty = torch.empty(rows, device=device, dtype=dtype) if bias else None

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapters.torch._layers.compact_linear import CompactLinear
 from rmtspec.adapters.torch._layers.pivoted_rows import PivotedRows
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.tensors import to_tensor
@@ -223,6 +224,8 @@ class SplitLayer(nn.Module, abc.ABC):
                 continue
             if isinstance(factor, PivotedRows):
                 where, factor = f"{where}.mixing", factor.mixing
+            if isinstance(factor, CompactLinear):
+                continue
             matrices, reason = _of_weight(factor)
             if not matrices:
                 reason = f"a {type(factor).__name__} without a weight of its own"

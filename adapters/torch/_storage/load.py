@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.quantize import store
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memory_format
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
@@ -147,7 +148,10 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
             f"{f', {entry.groups} groups' if entry.groups > 1 else ''}. Build the architecture "
             "that was pruned."
         )
-    return SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta", entry.form)
+    made = SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta", entry.form)
+    if entry.stored:
+        store(made, entry.stored)
+    return made
 
 
 def _sources(entry: SplitEntry, layer: SplitLayer) -> dict[str, _Source]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapters.torch._layers.quantize import stored_as
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.matrices import check_model, memory_of
@@ -104,5 +105,5 @@ def _entry(path: str, layer: SplitLayer) -> SplitEntry:
     return SplitEntry(
         name=path, kind=layer.kind, rank=layer.rank, shape=layer.dense_shape,
         original=f"{kind.__module__}.{kind.__qualname__}", groups=int(getattr(layer, "groups", 1)),
-        form=layer.form,
+        form=layer.form, stored=stored_as(layer),
     )  # fmt: skip
