@@ -25,6 +25,15 @@ def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, s
     return reader
 
 
+def calibration_on(folder: Path, text: Path, **options: Any) -> Any:
+    """Return the calibration of the language model in a folder on a text file.
+
+    Raises MissingDependencyError where the framework is not installed.
+    """
+    module = import_module("rmtspec.adapters.torch._calibration.folder")
+    return module.calibrate_folder(folder, text, **options)
+
+
 def eigensolver_on(device: Any) -> Any:
     """Return an eigensolver for `rmtspec.spectrum` that computes on a device.
 

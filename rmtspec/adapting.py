@@ -42,12 +42,13 @@ from rmtspec.matrix.step_share import RULES, step_share
 from rmtspec.matrix.weighting import weighted_energies
 from rmtspec.planning.calibration import OBJECTIVES, Calibration, Weights
 from rmtspec.planning.costs import Costs, measured_cost
+from rmtspec.planning.curves import Curves
 from rmtspec.planning.cut import cut
 from rmtspec.planning.flips import FlipOptions, run_noise_test
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Curves, Plan, least_budget, settle
+from rmtspec.planning.plan import Plan, least_budget, settle
 from rmtspec.planning.schedule import Every, Schedule
 from rmtspec.planning.search import check_target, smallest_budget
 from rmtspec.planning.selection import Pattern, Selection

@@ -52,7 +52,28 @@ class _Gate(click.ParamType[Any]):
         raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
 
 
+class _Multiple(click.ParamType[Any]):
+    """A whole number from 1, or auto."""
+
+    name = "[auto|NUMBER]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "auto" or isinstance(value, int):
+            return value
+        with contextlib.suppress(ValueError):
+            if int(value) >= 1:
+                return int(value)
+        expected = "auto, or a whole number from 1"
+        raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
+
+
 _PATH = _FilePath(path_type=Path)
+_CALIBRATION_HELP = (
+    "A text to run the model in the folder IN on (it is loaded whole), or a .safetensors file that "
+    "Calibration.save wrote: with --budget, rank goes where the loss falls most."
+)
+_OBJECTIVE_HELP = "What the cut preserves with --calibration: the loss, or the layers' outputs."
+_MULTIPLE_HELP = "Ranks that a budget or rule chooses are multiples of it; auto: of 16, or 8."
 _NOISE_HELP = "Model of the noise: one variance, or any variances of rows, columns and entries."
 _GATE_HELP = "Cut only noise-like bulks (noise), fits below a NUMBER, or any matrix (none)."
 _RULE_HELP = "What decides the rank: the noise edge, least error, a share, rounding."
@@ -197,6 +218,15 @@ def analyze(
 @_exclude
 @_default("--min-saving", default=0.0, help="Keep matrices that save less than this share.")
 @click.option("--budget", type=float, help="Share of parameters to keep, instead of a rule.")
+@click.option("--calibration", type=_PATH, help=_CALIBRATION_HELP)
+@_default(
+    "--sequences",
+    type=click.IntRange(min=1),
+    default=32,
+    help="Sequences of 512 tokens to take from such a text.",
+)
+@click.option("--objective", type=click.Choice(["loss", "outputs"]), help=_OBJECTIVE_HELP)
+@click.option("--rank-multiple", type=_Multiple(), metavar=_Multiple.name, help=_MULTIPLE_HELP)
 @click.option("--rank", "ranks", metavar="NAME=K", multiple=True, help="This rank for this name.")
 @click.option("--plan", type=_PATH, help="Carry out the plan in this .json file.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing; OUT is optional.")
@@ -214,7 +244,8 @@ def analyze(
 @click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
 def prune(
     path: Path, out: Path | None, ranks: tuple[str, ...], plan: Path | None, dry_run: bool,
-    threads: int | None, report_file: Path | None, **request: Any,
+    threads: int | None, report_file: Path | None, calibration: Path | None, sequences: int,
+    **request: Any,
 ) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
 
@@ -241,13 +272,19 @@ def prune(
     more = {
         name: given[name] for name in given if name in ("alpha", "beta", "keep", "noise", "rng")
     }
-    asked = {name: value for name, value in given.items() if name not in more}
+    apart = (*more, "objective")
+    asked = {name: value for name, value in given.items() if name not in apart}
+    asked["calibrated"] = calibration is not None
     selection = PlanOptions(**asked, more=more).selection()
     if out is not None and not is_finished(out):
         with _target("OUT"):
             empty_folder(out)
     _check_report(report_file, "--report")
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
+    if calibration is not None:
+        given["calibration"] = _calibration(path, calibration, sequences, given.get("objective"))
+    elif "objective" in given:
+        raise click.UsageError("--objective is given without --calibration; expected both.")
     operations = operations_of(selection.choose(listed.matrices)[0].values())
     hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command resumes."
     with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
@@ -266,6 +303,24 @@ def prune(
     if left:
         click.echo(f"Not copied: {printable(', '.join(left))}")
     click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
+
+
+def _calibration(path: Path, source: Path, sequences: int, objective: str | None) -> Any:
+    """Return the calibration in a file, or that of the model in a folder on a text."""
+    from rmtspec._frameworks import calibration_on
+    from rmtspec.planning.calibration import Calibration
+
+    if source.suffix.lower() == ".safetensors":
+        return Calibration.load(source)
+    if not path.is_dir():
+        raise click.UsageError(
+            f"--calibration is a text, and {path} is a file; expected the folder of the model, "
+            "with its config and tokenizer."
+        )
+    with progress_bar(steps=("calibrating",), noun="sequences") as progress:
+        return calibration_on(
+            path, source, sequences=sequences, objective=objective, progress=progress
+        )
 
 
 @main.command()

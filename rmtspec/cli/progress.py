@@ -10,15 +10,17 @@ import click
 
 @contextlib.contextmanager
 def progress_bar(
-    operations: Mapping[str, int] | None = None, steps: Sequence[str] = ("analysing",)
+    operations: Mapping[str, int] | None = None,
+    steps: Sequence[str] = ("analysing",),
+    noun: str = "matrices",
 ) -> Iterator[Callable[[int, int | None, str], None]]:
     """Give a callback that shows the progress of the work on stderr: a bar, or lines in a log.
 
     `operations` are the costs of the matrices by name, from which rate and remaining time of the
     first of the `steps` are computed. A step ends when the count restarts; the steps after the
-    first are measured by the count.
+    first are measured by the count. `noun` is what is counted.
     """
-    work = _Work(operations, steps)
+    work = _Work(operations, steps, noun)
     if not sys.stderr.isatty():
         yield _Log(work)
         return
@@ -42,8 +44,10 @@ class _Work:
 
     _START = 1.0  # seconds in which the results that a journal holds already pass
 
-    def __init__(self, operations: Mapping[str, int] | None, steps: Sequence[str]) -> None:
-        self._steps = list(steps)
+    def __init__(
+        self, operations: Mapping[str, int] | None, steps: Sequence[str], noun: str = "matrices"
+    ) -> None:
+        self._steps, self._noun = list(steps), noun
         self._begin(operations)
 
     def _begin(self, operations: Mapping[str, int] | None) -> None:
@@ -74,7 +78,7 @@ class _Work:
 
     def words(self) -> str:
         """Return "12 of 291 matrices, 38 Gflop/s, about 12 min left"."""
-        words = f"{self._done} of {self._count} matrices" if self._count else f"{self._done}"
+        words = f"{self._done} of {self._count} {self._noun}" if self._count else f"{self._done}"
         began, share, worked = self._from
         passed, gained = time.monotonic() - began, self.share - share
         if passed > self._START and gained > 0 and self.share < 1:

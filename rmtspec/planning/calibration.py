@@ -1,5 +1,6 @@
 """What data say about the layers of a model: which inputs come, which outputs matter."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ class Calibration:
         Number of tokens, or samples, whose loss was differentiated.
     without_gradient : dict of str to str
         Why the gradients at a layer are not known, by its name.
+    transposed : list of str
+        Layers that a file holds transposed (the Conv1D of transformers).
     settings : dict
         The options it was made with.
     """
@@ -88,6 +91,7 @@ class Calibration:
     output_weights: Mapping[str, list[Float64Array]] = field(default_factory=dict)
     losses: int = 0
     without_gradient: Mapping[str, str] = field(default_factory=dict)
+    transposed: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __contains__(self, layer: object) -> bool:
@@ -133,9 +137,20 @@ class Calibration:
         together: dict[str, Any] = {}
         for name in (*_PARTS, "inputs", "input_rows", "held_out_rows", "without_gradient"):
             together[name] = {k: v for part in parts for k, v in getattr(part, name).items()}
+        together["transposed"] = [name for part in parts for name in part.transposed]
         found = max(parts, key=lambda part: part.losses)
         same = {n: getattr(found, n) for n in ("objective", "gradient", "losses", "settings")}
         return cls(**together, **same)
+
+    def digest(self) -> str:
+        """Return what identifies the moments, in hexadecimal."""
+        found = hashlib.sha256()
+        for part in _PARTS:
+            for name, arrays in sorted(getattr(self, part).items()):
+                for array in arrays:
+                    found.update(f"{part} {name} {array.shape}".encode())
+                    found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     @property
     def nbytes(self) -> int:
@@ -231,5 +246,5 @@ class Calibration:
 _PARTS = ("input_moments", "held_out", "output_weights")
 _FIELDS = (
     "objective", "gradient", "inputs", "input_rows", "held_out_rows", "losses", "without_gradient",
-    "settings",
+    "transposed", "settings",
 )  # fmt: skip

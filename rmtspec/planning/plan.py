@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,30 +11,16 @@ from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
 from rmtspec.matrix.rules.options import BULK_RULES
 from rmtspec.planning.budget import Purchase, least, spread
+from rmtspec.planning.curves import Curves
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
 from rmtspec.report.matrix_report import RELIABLE_FROM, MatrixReport
 from rmtspec.report.report import Report
 from rmtspec.terms import Action, Form, Kind, Verdict, Why
 
-#: Kinds whose splits may be stored as pivot rows.
-_PIVOTED = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Curves:
-    """What each rank of a matrix buys according to data, by name of the matrix, descending.
-
-    Attributes
-    ----------
-    energies : mapping of str to ndarray of shape (p,)
-        The squared singular values of W C^(1/2), where no loss is known; those of W by default.
-    losses : mapping of str to ndarray of shape (p,)
-        Half the squared singular values of G^(1/2) W C^(1/2): the loss that each rank saves.
-    """
-
-    energies: Mapping[str, Float64Array] = dataclasses.field(default_factory=dict)
-    losses: Mapping[str, Float64Array] = dataclasses.field(default_factory=dict)
+#: Kinds whose splits may be stored as pivot rows. In a file, a matrix whose loss is known was
+#: calibrated as a linear layer.
+_PIVOTED = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR, Kind.MATRIX)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -65,7 +51,7 @@ def make_plan(
     """
     curves = curves or Curves()
     case = _Case(report, targets, options)
-    case.by_loss = bool(curves.losses)
+    case.known = curves.losses.keys()
     budget = options.budget
     rows = [dict(row) for row in report.rows]
     for row in rows:
@@ -149,7 +135,7 @@ def least_budget(
     """Return the smallest budget that can be kept: the share that the lowest ranks take."""
     curves = curves or Curves()
     case = _Case(report, targets, options)
-    case.by_loss = bool(curves.losses)
+    case.known = curves.losses.keys()
     groups = case.purchases(curves)
     return max((least(buys) for buys in groups if buys), default=1.0)
 
@@ -189,7 +175,7 @@ class _Case:
         self.given = given_ranks(options, targets, skipped)
         analysed = {row["name"] for row in report.rows}
         self._lost = {t.layer: name for name, t in targets.items() if name not in analysed}
-        self.by_loss = False
+        self.known: Collection[str] = ()
         self.refusals = {row["name"]: self._refusal(row) for row in report.rows}
 
     def unit(self, name: str) -> str:
@@ -205,7 +191,7 @@ class _Case:
             return Form.PLAIN
         if self._options.form is not None:
             return Form(self._options.form)
-        known = self._options.budget is not None and self.by_loss
+        known = self._options.budget is not None and name in self.known
         return Form.PIVOTED if known and name not in self.given else Form.PLAIN
 
     def _refusal(self, row: Mapping[str, Any]) -> str:

@@ -8,13 +8,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from rmtspec._checks import Float64Array
 from rmtspec._text import grouped
 from rmtspec.errors import InvalidValueError
-from rmtspec.matrix.weighting import weighted_energies
 from rmtspec.planning.calibration import Weights
+from rmtspec.planning.curves import Curves, curves_of
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Curves, Plan, candidates, make_plan
+from rmtspec.planning.plan import Plan, candidates, make_plan
 from rmtspec.planning.selection import Chosen, Named, Selection
 from rmtspec.planning.target import Target, settled
 from rmtspec.report.many import report_on_many
@@ -201,20 +200,7 @@ class Task(Generic[M]):
 
     def curves(self, report: Report, weights: Mapping[str, Weights]) -> Curves:
         """Return what each rank buys, by what calibration says about the matrices, by name."""
-        energies: dict[str, Float64Array] = {}
-        losses: dict[str, Float64Array] = {}
-        for name in self.candidates(report):
-            known = weights.get(name)
-            if known is None:
-                continue
-            curve = weighted_energies(
-                self.subject.matrices[name](), known.input_moment, known.output_weight
-            )
-            if known.output_weight is None:
-                energies[name] = curve
-            else:
-                losses[name] = curve / 2.0
-        return Curves(energies, losses)
+        return curves_of(self.candidates(report), self.subject.matrices, weights)
 
 
 def _with_reasons(message: str, skipped: list[dict[str, str]]) -> str:

@@ -23,10 +23,12 @@ from rmtspec.errors import (
     InvalidValueError,
     RmtspecWarning,
 )
+from rmtspec.planning.calibration import Calibration, Weights
+from rmtspec.planning.curves import curves_of
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Plan, make_plan
+from rmtspec.planning.plan import Plan, candidates, make_plan
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import settled
 from rmtspec.report.many import Skipped, report_of
@@ -36,7 +38,7 @@ from rmtspec.runs.analyze import outcomes
 from rmtspec.runs.fingerprint import fingerprint
 from rmtspec.runs.journal import Journal
 from rmtspec.runs.pruned_tensors import check_holdable, outgoing_files
-from rmtspec.runs.targets import refuse_factors, targets_of
+from rmtspec.runs.targets import refuse_factors, targets_of, weights_in
 from rmtspec.runs.work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.terms import Action
 
@@ -58,6 +60,9 @@ def prune_checkpoint(
     min_saving: float = 0.0,
     ranks: Mapping[str, int] | None = None,
     budget: float | None = None,
+    calibration: Calibration | None = None,
+    objective: str | None = None,
+    rank_multiple: int | str = 1,
     plan: Report | None = None,
     dry_run: bool = False,
     report: PathLike | None = None,
@@ -106,6 +111,13 @@ def prune_checkpoint(
         Ranks by name, which override every rule and the gate; other matrices are still gated.
     budget : float, optional
         Share of the parameters of the matrices in question to keep, in place of a rule.
+    calibration : Calibration, optional
+        What data say about the layers of this model: made by an adapter, which can run it, or read
+        with ``Calibration.load``. Matrices that it does not know are judged by their weights alone.
+    objective : {"loss", "outputs"}, optional
+        What the cut preserves with `calibration`: by default the loss, if it holds gradients.
+    rank_multiple : int or "auto"
+        Ranks that a budget or a rule chooses are multiples of it.
     plan : Report, optional
         A plan, possibly edited, to carry out as it is.
     dry_run : bool
@@ -162,7 +174,8 @@ def prune_checkpoint(
     asked = PlanOptions(
         mode=mode, rule=rule, bulk_keep=bulk_keep, gate=gate, fit_cutoff=fit_cutoff,
         include=include, exclude=exclude, min_saving=min_saving, ranks=ranks, budget=budget,
-        n_jobs=n_jobs, progress=progress, plan=plan, more=options,
+        n_jobs=n_jobs, progress=progress, plan=plan, calibrated=calibration is not None,
+        rank_multiple=rank_multiple, more=options,
     )  # fmt: skip
     if out is not None and not is_finished(out):
         empty_folder(out)
@@ -179,7 +192,7 @@ def prune_checkpoint(
     listed = listed.with_parts(truncates)
     refuse_factors(listed)
     _check_copyable(listed)
-    task = _Task(listed, asked, threads)
+    task = _Task(listed, asked, threads, weights_in(listed, calibration, objective))
     if out is None or dry_run:
         return task.sized(task.plan())[0]
     check_outside(out, listed.path)
@@ -190,6 +203,9 @@ def prune_checkpoint(
         **asked.analysis.settings, **task.selection.settings, "gate": asked.gate,
         "min_saving": min_saving, "ranks": ranks, "budget": budget,
     }  # fmt: skip
+    if calibration is not None:
+        settings |= {"calibration": calibration.digest(), "objective": objective}
+        settings["rank_multiple"] = rank_multiple
     if plan is not None:
         settings["plan"] = [[row["name"], row["action"], row["rank"]] for row in task.plan().rows]
     header = {
@@ -212,8 +228,15 @@ def prune_checkpoint(
 class _Task:
     """The checkpoint to prune, and the options."""
 
-    def __init__(self, listed: Checkpoint, options: PlanOptions, threads: int | None) -> None:
+    def __init__(
+        self,
+        listed: Checkpoint,
+        options: PlanOptions,
+        threads: int | None,
+        weights: Mapping[str, Weights],
+    ) -> None:
         self.listed, self.options, self._threads = listed, options, threads
+        self._weights = weights
         self.selection = options.selection()
         self.form = FORMS[options.mode]
 
@@ -238,11 +261,15 @@ class _Task:
         if unread and journal is not None:  # then it cannot be copied either
             raise FileError(unread[0])
         report = report_of(analysed, options.analysis.settings, skipped)
-        return make_plan(report, targets, options)
+        curves = None
+        if self._weights and options.budget is not None:
+            names = candidates(report, targets, options)
+            curves = curves_of(names, chosen.matrices, self._weights)
+        return make_plan(report, targets, options, curves)
 
     def sized(self, decided: Plan) -> tuple[Plan, list[list[Outgoing]]]:
         """Return the plan with the totals of the whole model, and its new files."""
-        files = outgoing_files(self.listed, decided.rows)
+        files = outgoing_files(self.listed, decided.rows, self._weights)
         old, new = self.listed.tensors.values(), [t for each in files for t in each]
         totals = {
             "parameters_before": sum(math.prod(t.shape) for t in old),
@@ -260,7 +287,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
     _check_same(decided, work)
     decided, files = task.sized(decided)
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
-    errors: dict[str, float] = {}  # as measured, by name of the matrix
+    errors: dict[str, Any] = {}  # as measured, by name of the matrix
     complete: dict[str, dict[str, Any]] = {}  # entries of complete files for the manifest
     written: dict[str, set[str]] = {}  # tensors that earlier calls wrote
     for entry in work.journal.entries:
@@ -289,13 +316,19 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
         complete[name] = {"bytes": file.stat().st_size, "sha256": sha256}
         work.journal.add({"file": name, **complete[name]})
     for row in decided.rows:
-        if row["name"] in errors:
-            row["weight_error"] = errors[row["name"]]
+        measured = errors.get(row["name"], {})
+        row.update(measured if isinstance(measured, dict) else {"weight_error": measured})
     write_index(work.content, stem, named)
     copy_companions(task.listed.path, work.content)
     if task.form == "factors":
         splits = tuple(
-            SplitEntry(row["layer"], "tensor", row["rank"], task.listed.matrices[row["name"]].shape)
+            SplitEntry(
+                name=row["layer"],
+                kind="tensor",
+                rank=row["rank"],
+                shape=task.listed.matrices[row["name"]].shape,
+                form=row.get("form", "plain"),
+            )
             for row in decided.rows
             if row["action"] == "split"
         )

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +13,34 @@ from rmtspec.checkpoint.safetensors_reader import DTYPES
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
-from rmtspec.matrix.split import split, truncate
+from rmtspec.matrix.pivots import pivoted
+from rmtspec.planning.calibration import Weights
+from rmtspec.planning.cut import cut
+from rmtspec.terms import Form
 
 #: Largest size of a file that collects tensors from files of one tensor each.
 SHARD_BYTES = 5_000_000_000
 
 
-def outgoing_files(listed: Checkpoint, rows: Iterable[Mapping[str, Any]]) -> list[list[Outgoing]]:
+def outgoing_files(
+    listed: Checkpoint,
+    rows: Iterable[dict[str, Any]],
+    weights: Mapping[str, Weights] | None = None,
+) -> list[list[Outgoing]]:
     """Return the tensors of each new file: those of the old file, cut as a plan's rows say.
 
-    Files of one tensor (.npy) are merged.
+    `weights` are what calibration says about the matrices, by name. Files of one tensor (.npy) are
+    merged.
     """
-    cuts: dict[str, list[tuple[StoredMatrix, int]]] = {}
+    cuts: dict[str, list[_Cut]] = {}
     factored: set[str] = set()
     renamed: dict[str, str] = {}
     for row in rows:
         if row["action"] == "keep":
             continue
         matrix = listed.matrices[row["name"]]
-        cuts.setdefault(matrix.tensor.name, []).append((matrix, row["rank"]))
+        done = _Cut(matrix, row, (weights or {}).get(row["name"]), calibrated=bool(weights))
+        cuts.setdefault(matrix.tensor.name, []).append(done)
         if row["action"] == "split":
             factored.add(matrix.tensor.name)
             prefix = matrix.tensor.name.removesuffix("weight")
@@ -42,7 +51,7 @@ def outgoing_files(listed: Checkpoint, rows: Iterable[Mapping[str, Any]]) -> lis
         if name not in cuts:
             outgoing.append(_copied(tensor, renamed.get(name, name)))
         elif name in factored:
-            outgoing += _factors(*cuts[name][0])
+            outgoing += _factors(cuts[name][0])
         else:
             outgoing.append(_truncated(tensor, cuts[name]))
     if any(path.endswith(".npy") for path in files):
@@ -88,58 +97,87 @@ def _little_endian(tensor: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return array if array.dtype.byteorder != ">" else array.astype(array.dtype.newbyteorder("<"))
 
 
-def _factors(matrix: StoredMatrix, rank: int) -> list[Outgoing]:
-    """Return the two factors, computed when the first is loaded, each kept until it is loaded."""
+class _Cut(NamedTuple):
+    """A matrix with the row of the plan that cuts it, and what calibration says about it."""
+
+    matrix: StoredMatrix
+    row: dict[str, Any]
+    known: Weights | None
+    calibrated: bool
+
+    def made(self, array: NDArray[Any], errors: dict[str, Any]) -> Any:
+        """Return the factors or the truncation; note the errors by name of the matrix."""
+        row = dict(self.row)
+        by_loss = self.known is not None and self.known.output_weight is not None
+        made = cut(row, array, self.known, calibrated=self.calibrated, by_loss=by_loss)
+        keys = ("weight_error", "output_error", "predicted_loss", "note")
+        errors[self.matrix.name] = {key: row[key] for key in keys if row.get(key) is not None}
+        return made
+
+
+def _factors(one: _Cut) -> list[Outgoing]:
+    """Return the factors, computed when the first is loaded, each kept until it is loaded."""
+    matrix, rank = one.matrix, int(one.row["rank"])
     waiting: dict[str, NDArray[Any]] = {}
-    errors: dict[str, float] = {}
+    errors: dict[str, Any] = {}
 
     def take(side: str) -> NDArray[Any]:
         if side not in waiting:
-            parts = split(_little_endian(matrix), rank)
-            errors[matrix.name] = parts.error
-            waiting.update(outer=parts.outer, inner=parts.inner)
+            parts = one.made(_little_endian(matrix), errors)
+            if one.row.get("form") == Form.PIVOTED:
+                kept, mixing, place = pivoted(parts.outer, parts.inner)
+                dtype = parts.outer.dtype
+                waiting["inner.weight"], waiting["outer.place"] = kept.astype(dtype), place
+                waiting["outer.mixing.weight"] = mixing.astype(dtype)
+            else:
+                waiting.update({"outer.weight": parts.outer, "inner.weight": parts.inner})
         return waiting.pop(side)
 
     prefix, dtype = matrix.tensor.name.removesuffix("weight"), tensor_dtype(matrix.tensor)
     # Of a kernel: the inner convolution has its extent, the outer one is pointwise.
     outer = (matrix.shape[0], rank, *(1 for _ in matrix.shape[2:]))
-    inner = (rank, *matrix.shape[1:])
+    sides: dict[str, tuple[int, ...]] = {
+        "outer.weight": outer, "inner.weight": (rank, *matrix.shape[1:])
+    }  # fmt: skip
+    if one.row.get("form") == Form.PIVOTED:
+        del sides["outer.weight"]
+        sides |= {"outer.mixing.weight": (matrix.shape[0] - rank, rank)}
+        sides |= {"outer.place": (matrix.shape[0],)}
     return [
         Outgoing(
-            name=f"{prefix}{side}.weight", dtype=dtype, shape=shape, load=partial(take, side),
-            costly=True, errors=errors,
+            name=f"{prefix}{side}", dtype="I64" if side == "outer.place" else dtype, shape=shape,
+            load=partial(take, side), costly=True, errors=errors,
         )
-        for side, shape in (("outer", outer), ("inner", inner))
+        for side, shape in sides.items()
     ]  # fmt: skip
 
 
-def _truncated(tensor: StoredTensor, cuts: list[tuple[StoredMatrix, int]]) -> Outgoing:
+def _truncated(tensor: StoredTensor, cuts: list[_Cut]) -> Outgoing:
     """Return a tensor with its matrices at lower ranks; those of a stack one at a time."""
-    errors: dict[str, float] = {}
+    errors: dict[str, Any] = {}
 
-    def lowered(matrix: StoredMatrix, rank: int, values: NDArray[Any]) -> NDArray[Any]:
-        truncated = truncate(values.reshape(matrix.sides), rank)
-        errors[matrix.name] = truncated.error
-        return truncated.matrix
+    def lowered(one: _Cut, values: NDArray[Any]) -> NDArray[Any]:
+        low: NDArray[Any] = one.made(values.reshape(one.matrix.sides), errors).matrix
+        return low
 
     def pieces() -> Iterator[NDArray[Any]]:
         whole = _little_endian(tensor)
-        spans: dict[tuple[int, int], list[tuple[Part, StoredMatrix, int]]] = {}
-        for matrix, rank in cuts:
-            part = matrix.part
+        spans: dict[tuple[int, int], list[tuple[Part, _Cut]]] = {}
+        for one in cuts:
+            part = one.matrix.part
             if part is None:
-                yield lowered(matrix, rank, whole)
+                yield lowered(one, whole)
                 return
             whole = whole.reshape(part.view)
-            spans.setdefault(part.box[0] or (0, len(whole)), []).append((part, matrix, rank))
+            spans.setdefault(part.box[0] or (0, len(whole)), []).append((part, one))
         end = 0
         for start, stop in sorted(spans):
             yield whole[end:start]
             piece = np.array(whole[start:stop], copy=True)
-            for part, matrix, rank in spans[start, stop]:
+            for part, one in spans[start, stop]:
                 within = dataclasses.replace(part, view=piece.shape, box=(None, *part.box[1:]))
                 place = within.box_of(piece)
-                place[...] = lowered(matrix, rank, place).reshape(place.shape)
+                place[...] = lowered(one, place).reshape(place.shape)
             yield piece
             end = stop
         yield whole[end:]

@@ -5,7 +5,13 @@ from pathlib import Path
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.stored import StoredMatrix
-from rmtspec.errors import FileError
+from rmtspec.errors import (
+    FileError,
+    InvalidOptionError,
+    InvalidOptionTypeError,
+    InvalidValueError,
+)
+from rmtspec.planning.calibration import Calibration, Weights
 from rmtspec.planning.selection import Chosen
 from rmtspec.planning.target import HEAD, Target, is_head
 from rmtspec.terms import Kind, Why
@@ -28,6 +34,50 @@ def targets_of(listed: Checkpoint, chosen: Chosen[StoredMatrix]) -> dict[str, Ta
     """Return what may be done to each chosen matrix, by name and dtype."""
     named, matrices = chosen.named, chosen.matrices
     return {name: _target(listed, matrix, name in named) for name, matrix in matrices.items()}
+
+
+def weights_in(
+    listed: Checkpoint, calibration: Calibration | None, objective: str | None
+) -> dict[str, Weights]:
+    """Return what calibration says about the matrices of a checkpoint, by name.
+
+    Raises
+    ------
+    InvalidValueError
+        It is of another model, or of layers that the file holds transposed.
+    """
+    if calibration is None:
+        if objective is not None:
+            raise InvalidOptionError(
+                "`objective` is given without `calibration`", "both or neither"
+            )
+        return {}
+    if not isinstance(calibration, Calibration):
+        kind = type(calibration).__name__
+        raise InvalidOptionTypeError(
+            f"`calibration` is a {kind}", "a Calibration",
+            "Only an adapter can run a model on data: make one there, and save it.",
+        )  # fmt: skip
+    chosen = calibration.check_objective(objective)
+    known = {
+        name: matrix for name, matrix in listed.matrices.items() if matrix.layer in calibration
+    }
+    if not known:
+        layers = ", ".join(list(calibration.inputs)[:3])
+        raise InvalidValueError(
+            f"`calibration` knows {layers} and others, none of which is a layer of {listed.path}; "
+            "expected the calibration of this model."
+        )
+    turned = next((m.layer for m in known.values() if m.layer in calibration.transposed), None)
+    if turned is not None:
+        raise InvalidValueError(
+            f"{listed.path} holds {turned!r} transposed (transformers' Conv1D), which calibration "
+            "in a file cannot take yet. Prune the model in memory."
+        )
+    return {
+        name: calibration.weights(matrix.layer, matrix.sides, objective=chosen)
+        for name, matrix in known.items()
+    }
 
 
 def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:

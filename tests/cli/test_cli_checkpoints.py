@@ -113,7 +113,7 @@ def test_a_prune_that_is_interrupted(folder, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rmtspec.runs.pruned_tensors.split", stop)
+        patch.setattr("rmtspec.planning.cut.split", stop)
         done = run("prune", folder, out, "--bulk-keep", 0)
     assert (done.exit_code, done.stdout) == (130, "")
     assert f"Kept in {work}: the same command resumes." in done.stderr

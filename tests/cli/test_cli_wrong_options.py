@@ -53,6 +53,10 @@ WRONG = {
         "--noise": ["gamma", ""],
         "--rng": ["-1", "1.5", "x"],
         "--budget": [*SHARES, "0", "0.001", ".5 --rule bema", ".5 --bulk-keep .1"],
+        "--calibration": ["nothing.txt"],  # a text takes the folder of a model
+        "--sequences": [*WHOLE],
+        "--objective": ["speed", "", "loss"],
+        "--rank-multiple": ["0", "-1", "1.5", "many", ""],
         "--rank": ["fc", "fc=", "fc=x", "fc=1.5", "fc=-1", "fc=0", "fc=500", "nowhere=3"],
         "--plan": ["plan.json --rank fc=3", "plan.json --fit-cutoff .1", "plan.json --gate none"],
         "--report": REPORTS,

@@ -9,8 +9,9 @@ from planted import planned, planted, targets_of
 
 from rmtspec import Spectrum
 from rmtspec.errors import InvalidValueError
+from rmtspec.planning.curves import Curves
 from rmtspec.planning.options import PlanOptions
-from rmtspec.planning.plan import Curves, Plan, candidates, make_plan, plan_of, settle
+from rmtspec.planning.plan import Plan, candidates, make_plan, plan_of, settle
 from rmtspec.report.many import report_on_many
 
 SIGNAL = planted(100, 60, 20.0, 50.0)

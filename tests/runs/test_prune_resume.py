@@ -13,9 +13,9 @@ import pytest
 from checkpoints import contents, file_limit, noise, planted, write_sharded
 
 from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.planning import cut as _cutting
 from rmtspec.report import Report
 from rmtspec.runs import prune as _prune_checkpoint
-from rmtspec.runs import pruned_tensors as _outgoing
 from rmtspec.runs import work_folder as _work_folder
 from rmtspec.runs.journal import open_journal
 from rmtspec.runs.prune import prune_checkpoint
@@ -106,9 +106,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 STEPS = [
     ("os", "fsync", FULL),
     ("os", "fsync", KeyboardInterrupt()),
-    ("rmtspec.runs.pruned_tensors", "split", KeyboardInterrupt()),
-    ("rmtspec.runs.pruned_tensors", "split", MemoryError()),
-    ("rmtspec.runs.pruned_tensors", "truncate", KeyboardInterrupt()),
+    ("rmtspec.planning.cut", "split", KeyboardInterrupt()),
+    ("rmtspec.planning.cut", "split", MemoryError()),
+    ("rmtspec.planning.cut", "truncate", KeyboardInterrupt()),
     ("rmtspec.runs.journal.Journal", "add", KeyboardInterrupt()),
     ("rmtspec.runs.journal.Journal", "add", FileError("the journal cannot be written")),
     ("shutil", "copyfile", FULL),
@@ -159,11 +159,11 @@ def test_what_was_written_is_not_computed_again(folder, out, unbroken, monkeypat
     computes = "split" if form == "factors" else "truncate"
     for number in (2, 3):
         with monkeypatch.context() as patch:
-            failing(patch, _outgoing, computes, number, KeyboardInterrupt())
+            failing(patch, _cutting, computes, number, KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
                 prune(folder, out, form)
         with monkeypatch.context() as patch:
-            calls = failing(patch, _outgoing, computes, 0, None)
+            calls = failing(patch, _cutting, computes, 0, None)
             patch.setattr(
                 "rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again")
             )
@@ -189,7 +189,7 @@ def test_progress_of_analysis_then_of_writing(folder, out):
 def test_an_empty_folder_stays_one(folder, out, unbroken, monkeypatch):
     out.mkdir()
     with monkeypatch.context() as patch:
-        failing(patch, _outgoing, "split", 2, KeyboardInterrupt())
+        failing(patch, _cutting, "split", 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             prune(folder, out)
     assert list(out.iterdir()) == []
@@ -200,7 +200,7 @@ def test_an_empty_folder_stays_one(folder, out, unbroken, monkeypatch):
 def stopped(folder, out, form="factors", number=2, **options):
     """Leave the work of a run that was interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        failing(patch, _outgoing, "split" if form == "factors" else "truncate", number,
+        failing(patch, _cutting, "split" if form == "factors" else "truncate", number,
                 KeyboardInterrupt())  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             prune(folder, out, form, **options)
@@ -380,7 +380,7 @@ def test_killed_between_the_name_and_the_clearing_up(folder, out, unbroken, monk
         prune(folder, out, bulk_keep=0.2)
     assert contents(out) == unbroken["factors"][0]
     monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
-    monkeypatch.setattr(_outgoing, "split", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(_cutting, "split", lambda *_: pytest.fail("computed again"))
     same(out, unbroken, "factors", prune(folder, out))
     with pytest.raises(FileError, match="is not empty"):  # a third time it is another's
         prune(folder, out)
@@ -471,7 +471,7 @@ def test_another_predicate_of_the_same_name(folder, out):
 def test_a_plan_is_part_of_the_work(folder, out, unbroken, tmp_path):
     plan = prune_checkpoint(folder, None, dry_run=True, **OPTIONS)
     with pytest.MonkeyPatch.context() as patch:
-        failing(patch, _outgoing, "split", 2, KeyboardInterrupt())
+        failing(patch, _cutting, "split", 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             prune_checkpoint(folder, out, plan=plan)
     edited = Report.from_dict(plan.to_dict())

@@ -205,8 +205,15 @@ class Pass:
             held_out_rows={key: seen[key].held_out[0].rows for key in held_out},
             output_weights=weights, losses=gradients.losses,
             without_gradient=without if weights else {},
+            transposed=[name for name, layer in self._layers.items() if _is_transposed(layer)],
             settings=self._options.record(),
         )  # fmt: skip
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Tell whether a layer is transformers' Conv1D, which stores its weight transposed."""
+    torch_own = nn.Linear | nn.Embedding | nn.modules.conv._ConvNd
+    return not isinstance(layer, torch_own)
 
 
 def _checked(mean: NDArray[Any], name: str) -> NDArray[Any]:

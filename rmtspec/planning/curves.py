@@ -1,0 +1,47 @@
+"""What each rank of a matrix buys, by what calibration says about it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rmtspec._checks import Float64Array
+from rmtspec.matrix.weighting import weighted_energies
+from rmtspec.planning.calibration import Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curves:
+    """What each rank of a matrix buys according to data, by name of the matrix, descending.
+
+    Attributes
+    ----------
+    energies : mapping of str to ndarray of shape (p,)
+        The squared singular values of W C^(1/2), where no loss is known; those of W by default.
+    losses : mapping of str to ndarray of shape (p,)
+        Half the squared singular values of G^(1/2) W C^(1/2): the loss that each rank saves.
+    """
+
+    energies: Mapping[str, Float64Array] = field(default_factory=dict)
+    losses: Mapping[str, Float64Array] = field(default_factory=dict)
+
+
+def curves_of(
+    names: Iterable[str],
+    matrices: Mapping[str, Callable[[], NDArray[Any]]],
+    weights: Mapping[str, Weights],
+) -> Curves:
+    """Return the curves of the matrices whose weights are known; each is read in its turn."""
+    energies: dict[str, Float64Array] = {}
+    losses: dict[str, Float64Array] = {}
+    for name in names:
+        known = weights.get(name)
+        if known is None:
+            continue
+        curve = weighted_energies(matrices[name](), known.input_moment, known.output_weight)
+        if known.output_weight is None:
+            energies[name] = curve
+        else:
+            losses[name] = curve / 2.0
+    return Curves(energies, losses)

@@ -1,0 +1,118 @@
+"""`rmtspec prune FOLDER OUT --calibration TEXT`: a language model cut by what its loss loses."""
+
+import json
+import random
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch._calibration.folder import calibrate_folder
+from rmtspec.cli import main
+from rmtspec.errors import FileError, InvalidValueError
+
+transformers = pytest.importorskip("transformers")
+WORDS = ["the", "sea", "was", "calm", "and", "a", "ship", "lay", "at", "anchor", "near", "its"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama with a tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    place = tmp_path_factory.mktemp("llama")
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="its"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(place)
+    config = transformers.LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "sea.txt"
+    chosen = random.Random(0).choices(WORDS, k=6000)
+    file.write_text(" ".join(chosen), "utf-8")
+    return file
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_the_command_does_what_python_does(folder, text, tmp_path):
+    result = run(
+        "prune", folder, tmp_path / "small", "--calibration", text, "--budget", "0.6",
+        "--sequences", "6", "--include", "layers", "--report", tmp_path / "report.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    stats = calibrate_folder(folder, text, sequences=6)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    expected, report = rt.prune(model, calibration=stats, budget=0.6, include="layers")
+    loaded = rt.load(transformers.AutoModelForCausalLM.from_pretrained(folder), tmp_path / "small")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, expected(ids).logits, rtol=1e-3, atol=1e-4)
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    ranks = {row["name"].removesuffix(".weight"): row["rank"] for row in rows}
+    assert {row["name"]: row["rank"] for row in report.rows if row["name"] in ranks} == ranks
+    merged = run("merge", tmp_path / "small", tmp_path / "dense")
+    assert merged.exit_code == 0, merged.output
+    dense = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    with torch.no_grad():
+        torch.testing.assert_close(dense(ids).logits, expected(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_saved_calibration_serves_too(folder, text, tmp_path):
+    calibrate_folder(folder, text, sequences=6).save(tmp_path / "stats.safetensors")
+    for source in (text, tmp_path / "stats.safetensors"):
+        result = run(
+            "prune", folder, "--dry-run", "--calibration", source, "--budget", "0.6",
+            "--sequences", 6, "--rank-multiple", 4, "--report", tmp_path / "plan.json",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+        ranks = [row["rank"] for row in rows if row["action"] == "split"]
+        assert ranks
+        assert all(rank % 4 == 0 for rank in ranks)
+
+
+def test_sequences_are_spread_over_the_text(folder, text):
+    stats = calibrate_folder(folder, text, sequences=3, length=100, holdout=0)
+    assert set(stats.input_rows.values()) == {300}
+    few = calibrate_folder(folder, text, sequences=1000, length=1000, holdout=0)
+    assert set(few.input_rows.values()) == {6000}
+
+
+def test_what_the_command_cannot_use(folder, text, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("the sea was calm", "utf-8")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    weights = next(folder.glob("*.safetensors"))
+    for arguments, words, status in (
+        ((folder, tmp_path / "x", "--calibration", short), "has 4 tokens; expected at least", 1),
+        ((folder, tmp_path / "x", "--calibration", tmp_path / "no.txt"), "cannot be read", 1),
+        ((folder, tmp_path / "x", "--calibration", tmp_path / "binary.txt"), "no text in UTF-8", 1),
+        ((weights, tmp_path / "x", "--calibration", text), "expected the folder of the model", 2),
+        ((folder, tmp_path / "x", "--calibration", weights), "holds no calibration", 1),
+        ((folder, tmp_path / "x", "--objective", "loss"), "without --calibration", 2),
+        ((folder, tmp_path / "x", "--rank-multiple", "many"), "auto, or a whole number from 1", 2),
+        ((tmp_path, tmp_path / "x", "--calibration", text), "without weight files", 1),
+    ):
+        result = run("prune", *arguments, "--budget", "0.6")
+        assert words in result.output, result.output
+        assert result.exit_code == status, result.output
+        assert not (tmp_path / "x").exists()
+
+
+def test_what_python_is_told(folder, text, tmp_path):
+    with pytest.raises(FileError, match="is no language model that transformers can load"):
+        calibrate_folder(tmp_path, text)
+    with pytest.raises(InvalidValueError, match="`length` is 1"):
+        calibrate_folder(folder, text, length=1)
