@@ -6,16 +6,16 @@ Matrices are cut in pairs that only a hidden vector connects:
   diagonal of C (C + ridge)^-1; down becomes W C S (S^T C S)^-1 (Nystroem).
 - Type II, query with key: coordinates of the heads chosen by the product of column norms of the
   roots of their moments (CR decomposition), C_q and C_k after the rotary embedding. The two
-  coordinates that the embedding rotates together stay together; the query heads that share a key head
-  share its choice, their scores summed.
+  coordinates that the embedding rotates together stay together; query heads that share a key
+  head share its choice, their scores summed.
 - Type III, value with output: per head the singular values of C^(1/2) W_v W_o; value heads that
   serve several query heads take the outputs of all of them side by side.
 
 Blocks are cut unevenly: sparsities are proportional to softmax(-influence / temperature), influence
 being one less the mean cosine between what enters a block and what leaves it.
 
-Sizes are the share of the parameters of the blocks' linear layers. Hidden units are taken out of the
-MLP; the coordinates of heads that are left out are rows and columns of zeros, which a model with
+Sizes are the share of the parameters of the blocks' linear layers. Hidden units are taken out of
+the MLP; the coordinates of heads that are left out are rows of zeros, which a model with
 narrower heads would not store: it computes the same function, and the share counts them as gone.
 """
 
@@ -154,7 +154,7 @@ def _chosen(scores: torch.Tensor, keep: float) -> torch.Tensor:
 
 @torch.no_grad()
 def cut_mlp(mlp: Any, hidden: torch.Tensor, keep: float, ridge: float) -> None:
-    """Type I: the units of largest ridge leverage scores; down fits the outputs of all from these."""
+    """Type I: units of largest ridge leverage scores; down fits the outputs of all from these."""
     scores = torch.linalg.solve(_ridged(hidden, 1.0), hidden).diagonal()
     units = _chosen(scores, keep)
     within = _ridged(hidden, ridge)[units][:, units]
@@ -181,7 +181,7 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 @torch.no_grad()
 def cut_query_key(attention: Any, query: torch.Tensor, key: torch.Tensor, keep: float) -> None:
-    """Type II: whole planes of rotation, chosen once for a key head and the queries that read it."""
+    """Type II: planes of rotation, chosen once for a key head and the queries that read it."""
     groups, size = key.shape[:2]
     heads_of = query.shape[0] // groups
     # The squared norm of column i of C^(1/2) is the entry i of the diagonal of C.

@@ -21,6 +21,7 @@ class Moments:
     def __init__(self, folder: Path) -> None:
         self.inputs: dict[str, Any] = torch.load(folder / "inputs.pt")
         self.gradients: dict[str, Any] = torch.load(folder / "gradients.pt")
+        self.firsts: dict[str, torch.Tensor] = torch.load(folder / "firsts.pt")
 
     def scaled(self, name: str, scale: torch.Tensor) -> torch.Tensor:
         """Near rows as they are, far rows times ``scale``."""
@@ -38,21 +39,33 @@ class Moments:
     def clip(self, threshold: float, target: float, median: str = "sequence") -> Any:
         """Rows beyond ``threshold`` medians brought to ``target`` medians."""
 
-        def moment(name: str) -> torch.Tensor:
+        def moment(layer: str) -> torch.Tensor:
+            name = subject.input_of(layer)
             ratio = self.ratios(name, median)
             return self.scaled(name, torch.where(ratio > threshold, target / ratio, 1.0))
 
         return moment
 
-    def without_first(self, name: str) -> torch.Tensor:
-        return self.scaled(name, (self.inputs[name]["where"][:, 1] != 0).float())
+    def first_weighted(self, moment: Any, weight: Any = None) -> Any:
+        """The moment with the first rows times ``weight``.
 
-    def D(self, sequences: int = 16, key: str = "D") -> Any:
+        By default the mean square of the gradients there over that of the others.
+        """
+
+        def weighted(layer: str) -> torch.Tensor:
+            square = self.gradients[layer]["square"]
+            ratio = float(square[:, 0].mean() / square[:, 1:].mean()) if weight is None else weight
+            rows = self.firsts[subject.input_of(layer)].double()
+            return moment(layer) + (ratio - 1) * (rows.T @ rows) / TOKENS
+
+        return weighted
+
+    def diagonal(self, sequences: int = 16, key: str = "D") -> Any:
         return lambda layer: (
             self.gradients[layer][key][:sequences].sum(0) / (sequences * subject.LENGTH)
         )
 
-    def G(self, layer: str) -> torch.Tensor:
+    def full(self, layer: str) -> torch.Tensor:
         return self.gradients[layer]["G"] / (16 * subject.LENGTH)
 
 
@@ -95,20 +108,43 @@ def main() -> None:
         return
     plans = {
         "first": [
-            ("none", m.clip(1e9, 1), m.D()),
-            ("clip > 10 to 1", m.clip(10, 1), m.D()),
-            ("clip > 3 to 3", m.clip(3, 3), m.D()),
-            ("clip > 2 to 2", m.clip(2, 2), m.D()),
-            ("clip > 2 to 1", m.clip(2, 1), m.D()),
-            ("drop > 10", m.clip(10, 0), m.D()),
-            ("clip > 10 to 10", m.clip(10, 10), m.D()),
+            ("none", m.clip(1e9, 1), m.diagonal()),
+            ("clip > 10 to 1", m.clip(10, 1), m.diagonal()),
+            ("clip > 3 to 3", m.clip(3, 3), m.diagonal()),
+            ("clip > 2 to 2", m.clip(2, 2), m.diagonal()),
+            ("clip > 2 to 1", m.clip(2, 1), m.diagonal()),
+            ("drop > 10", m.clip(10, 0), m.diagonal()),
+            ("clip > 10 to 10", m.clip(10, 10), m.diagonal()),
+        ],
+        "second": [
+            ("none", m.clip(1e9, 1), m.diagonal()),
+            ("none, D without the first", m.clip(1e9, 1), m.diagonal(16, "D without the first")),
+            (
+                "none, first rows weighed by their gradients, D without the first",
+                m.first_weighted(m.clip(1e9, 1)),
+                m.diagonal(16, "D without the first"),
+            ),
+            (
+                "clip > 10 to 1, D without the first",
+                m.clip(10, 1),
+                m.diagonal(16, "D without the first"),
+            ),
+            (
+                "first rows dropped, D without the first",
+                m.first_weighted(m.clip(1e9, 1), 0.0),
+                m.diagonal(16, "D without the first"),
+            ),
+            ("clip > 10 to 1, D clipped at 3", m.clip(10, 1), m.diagonal(16, "D clipped at 3")),
+            ("none, ridge 1e-6", m.clip(1e9, 1), m.diagonal(), 1e-6),
         ],
     }
-    for what, moment, weight in plans[stage]:
+    for what, moment, weight, *ridge in plans[stage]:
         start = time.time()
-        factors = trial.factors(moment, weight)
+        factors = trial.factors(moment, weight, *ridge)
         print(f"{time.time() - start:.0f} s of decompositions")
         trial.run(what, factors)
+        if stage == "second" and what == plans[stage][0][0]:
+            trial.run(what + ", pivoted", factors, pivoted=True)
         del factors
         subject.record(f"clipping_{stage}", trial.rows, gradients="16 sequences, diagonal")
 

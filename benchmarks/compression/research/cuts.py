@@ -1,8 +1,8 @@
 """The prototype: factors of every layer by predicted loss, one budget over all layers.
 
 A layer W with input moment C and output weight G (a vector D for a diagonal) loses
-tr(G (W - W') C (W - W')^T) / 2 when it becomes W'. The best W' of rank k keeps the k largest singular
-values of G^(1/2) W C^(1/2); half the sum of the squares of the others is its loss.
+tr(G (W - W') C (W - W')^T) / 2 when it becomes W'. The best W' of rank k keeps the k largest
+singular values of G^(1/2) W C^(1/2); half the sum of the squares of the others is its loss.
 """
 
 import time
@@ -59,10 +59,21 @@ def factor(weight: torch.Tensor, C: torch.Tensor, G: torch.Tensor, ridge: float 
     return Factors(outer.float(), inner.float(), (square.sum() - kept).clamp(min=0) / 2)
 
 
+def _size(m: int, n: int, rank: Any, pivoted: bool) -> Any:
+    return rank * (m + n - rank) if pivoted else rank * (m + n)
+
+
 def allocate(
-    tails: dict[str, torch.Tensor], shapes: dict[str, tuple[int, int]], share: float
+    tails: dict[str, torch.Tensor],
+    shapes: dict[str, tuple[int, int]],
+    share: float,
+    pivoted: bool = False,
 ) -> dict[str, int | None]:
-    """Ranks of least predicted loss at ``share`` of the parameters; None: the layer stays dense."""
+    """Ranks of least predicted loss at ``share`` of the parameters; None: the layer stays dense.
+
+    ``pivoted``: k rows of a matrix of rank k are kept as they are, the m - k others are combinations
+    of them: k (m + n - k) parameters in place of k (m + n), for the same matrix.
+    """
     total = sum(m * n for m, n in shapes.values())
 
     def ranks(price: float) -> tuple[dict[str, int | None], float]:
@@ -70,11 +81,12 @@ def allocate(
         size = 0.0
         for name, tail in tails.items():
             m, n = shapes[name]
-            cost = tail + price * (m + n) * torch.arange(len(tail))
+            sizes = _size(m, n, torch.arange(len(tail)), pivoted)
+            cost = tail + price * sizes
             k = int(cost.argmin())
             dense = bool(price * m * n <= cost[k])
             chosen[name] = None if dense else k
-            size += m * n if dense else k * (m + n)
+            size += m * n if dense else int(sizes[k])
         return chosen, size
 
     low, high = 0.0, max(float(t[0]) for t in tails.values())
@@ -106,8 +118,7 @@ class Trial:
         ridge: float = RIDGE,
     ) -> dict[str, Factors]:
         return {
-            name: factor(W, moment(subject.input_of(name)), weight(name), ridge)
-            for name, W in self.dense.items()
+            name: factor(W, moment(name), weight(name), ridge) for name, W in self.dense.items()
         }
 
     def install(self, weights: dict[str, torch.Tensor]) -> None:
@@ -121,13 +132,14 @@ class Trial:
         shares: Iterable[float] = (0.8, 0.6),
         texts: Iterable[str] = ("wiki",),
         tails: dict[str, torch.Tensor] | None = None,
+        pivoted: bool = False,
     ) -> list[dict[str, Any]]:
         """Perplexity at each share; ``tails`` decides the ranks in place of the factors' own."""
         rows = []
         for share in shares:
             start = time.time()
             used = tails or {k: f.tail for k, f in factors.items()}
-            ranks = allocate(used, self.shapes, share)
+            ranks = allocate(used, self.shapes, share, pivoted)
             self.install({k: factors[k].cut(r) for k, r in ranks.items() if r is not None})
             row: dict[str, Any] = {"what": what, "share": share}
             row |= {t: round(subject.perplexity(self.model, self.ids[t]), 2) for t in texts}

@@ -60,6 +60,22 @@ def inputs(model: Any, ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+@torch.no_grad()
+def first_rows(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Per input: the row of the first token of every sequence, which sees no other token."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda m, a, name=subject.input_of(layer): found.__setitem__(name, a[0][:, 0])
+        )
+        for layer, module in subject.linears(model).items()
+    ]
+    model.model(ids[:, :1])
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def gradients(model: Any, ids: torch.Tensor, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     """Per layer: G, and of every sequence D and the squared norms; D also with clipped tokens."""
     found: dict[str, dict[str, Any]] = {}
@@ -115,5 +131,6 @@ if __name__ == "__main__":
     print(f"{time.time() - start:.0f} s", flush=True)
     torch.save(inputs(model, ids["calibration"]), folder / "inputs.pt")
     print(f"{time.time() - start:.0f} s", flush=True)
+    torch.save(first_rows(model, ids["calibration"]), folder / "firsts.pt")
     torch.save(gradients(model, ids["calibration"][:GRADIENTS]), folder / "gradients.pt")
     print(f"{time.time() - start:.0f} s", flush=True)

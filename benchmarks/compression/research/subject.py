@@ -57,22 +57,22 @@ def news() -> Iterator[str]:
 
 
 def sequences(texts: Any, tokenizer: Any, count: int) -> torch.Tensor:
-    """``(count, 512)`` token numbers, texts one after the other."""
-    ids: list[int] = []
-    for text in texts:
-        ids += tokenizer(text)["input_ids"]
-        if len(ids) >= count * LENGTH:
-            break
-    return torch.tensor(ids[: count * LENGTH]).view(count, LENGTH)
+    """``(count, 512)`` token numbers: a piece of every text, then a second of every text, ..."""
+    pieces = [torch.tensor(tokenizer(text)["input_ids"]).split(LENGTH)[:-1] for text in texts]
+    deepest = max(map(len, pieces))
+    dealt = [piece[i] for i in range(deepest) for piece in pieces if len(piece) > i]
+    if len(dealt) < count:
+        raise ValueError(f"the texts hold {len(dealt)} sequences of {LENGTH} tokens, not {count}")
+    return torch.stack(dealt[:count])
 
 
 def texts(tokenizer: Any) -> dict[str, torch.Tensor]:
     """Sequences for ``calibration`` (32), ``wiki`` (8) and ``news`` (4)."""
-    pages = list(articles())
+    pages = [page[:20_000] for page in articles()]
     return {
         "calibration": sequences(pages[1::4], tokenizer, 32),
         "wiki": sequences(pages[0::4], tokenizer, 8),
-        "news": sequences(news(), tokenizer, 4),
+        "news": sequences([" ".join(news())[:20_000]], tokenizer, 4),
     }
 
 
