@@ -142,6 +142,7 @@ def main() -> None:
         start = time.time()
         factors = trial.factors(moment, weight, *ridge)
         print(f"{time.time() - start:.0f} s of decompositions")
+        torch.save({k: f.tail for k, f in factors.items()}, folder / f"tails {what}.pt")
         trial.run(what, factors)
         if stage == "second" and what == plans[stage][0][0]:
             trial.run(what + ", pivoted", factors, pivoted=True)

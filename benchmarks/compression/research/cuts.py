@@ -59,7 +59,7 @@ def factor(weight: torch.Tensor, C: torch.Tensor, G: torch.Tensor, ridge: float 
     return Factors(outer.float(), inner.float(), (square.sum() - kept).clamp(min=0) / 2)
 
 
-def _size(m: int, n: int, rank: Any, pivoted: bool) -> Any:
+def size_of(m: int, n: int, rank: Any, pivoted: bool) -> Any:
     return rank * (m + n - rank) if pivoted else rank * (m + n)
 
 
@@ -71,8 +71,8 @@ def allocate(
 ) -> dict[str, int | None]:
     """Ranks of least predicted loss at ``share`` of the parameters; None: the layer stays dense.
 
-    ``pivoted``: k rows of a matrix of rank k are kept as they are, the m - k others are combinations
-    of them: k (m + n - k) parameters in place of k (m + n), for the same matrix.
+    ``pivoted``: k rows of a matrix of rank k are kept as they are, the m - k others are
+    combinations of them: k (m + n - k) parameters in place of k (m + n), for the same matrix.
     """
     total = sum(m * n for m, n in shapes.values())
 
@@ -81,7 +81,7 @@ def allocate(
         size = 0.0
         for name, tail in tails.items():
             m, n = shapes[name]
-            sizes = _size(m, n, torch.arange(len(tail)), pivoted)
+            sizes = size_of(m, n, torch.arange(len(tail)), pivoted)
             cost = tail + price * sizes
             k = int(cost.argmin())
             dense = bool(price * m * n <= cost[k])

@@ -64,10 +64,12 @@ def inputs(model: Any, ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
 def first_rows(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Per input: the row of the first token of every sequence, which sees no other token."""
     found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args: found.__setitem__(name, args[0][:, 0])
+
     hooks = [
-        module.register_forward_pre_hook(
-            lambda m, a, name=subject.input_of(layer): found.__setitem__(name, a[0][:, 0])
-        )
+        module.register_forward_pre_hook(keep(subject.input_of(layer)))
         for layer, module in subject.linears(model).items()
     ]
     model.model(ids[:, :1])
