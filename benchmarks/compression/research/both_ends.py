@@ -1,8 +1,9 @@
 """Whether the smallest singular values of W are worth keeping at equal rank.
 
-Every third block of SmolLM2: the singular triplets of W by deciles, largest first; each triplet's share
-of the loss tr(G W C W^T), C the inputs' second moment, G the diagonal of the gradients'. Then two cuts of
-the same rank, half of all: the largest, or the largest nine tenths of these and as many of the smallest.
+Every third block of SmolLM2: the singular triplets of W by deciles, largest first; each triplet's
+share of tr(G W C W^T), C the inputs' second moment, G one or the diagonal of the gradients'. Then
+two cuts of the same rank, half of all: the largest, or the largest nine tenths of these and as many of
+the smallest as make up for the rest.
 
     python both_ends.py FOLDER
 """

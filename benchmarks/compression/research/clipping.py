@@ -65,6 +65,21 @@ class Moments:
             self.gradients[layer][key][:sequences].sum(0) / (sequences * subject.LENGTH)
         )
 
+    def smoothed(self, power: float) -> Any:
+        """D to a power, its mean kept."""
+
+        def weight(layer: str) -> torch.Tensor:
+            own = self.diagonal()(layer).double()
+            return own**power * own.mean() / (own**power).mean()
+
+        return weight
+
+    def best_moment(self) -> Any:
+        return self.clip(1e9, 1)
+
+    def best_weight(self) -> Any:
+        return self.diagonal()
+
     def full(self, layer: str) -> torch.Tensor:
         return self.gradients[layer]["G"] / (16 * subject.LENGTH)
 
@@ -137,6 +152,16 @@ def main() -> None:
             ("clip > 10 to 1, D clipped at 3", m.clip(10, 1), m.diagonal(16, "D clipped at 3")),
             ("none, ridge 1e-6", m.clip(1e9, 1), m.diagonal(), 1e-6),
         ],
+        "third": [
+            ("full G", m.clip(1e9, 1), m.full),
+            ("clip > 10 to 1", m.clip(10, 1), m.diagonal()),
+            ("clip > 10 to 10", m.clip(10, 10), m.diagonal()),
+            ("clip > 3 to 1", m.clip(3, 1), m.diagonal()),
+            ("D of 4 sequences", m.clip(1e9, 1), m.diagonal(4)),
+            ("D of 8 sequences", m.clip(1e9, 1), m.diagonal(8)),
+            ("D to the power .5", m.clip(1e9, 1), m.smoothed(0.5)),
+            ("D to the power .75", m.clip(1e9, 1), m.smoothed(0.75)),
+        ],
     }
     for what, moment, weight, *ridge in plans[stage]:
         start = time.time()
@@ -144,7 +169,7 @@ def main() -> None:
         print(f"{time.time() - start:.0f} s of decompositions")
         torch.save({k: f.tail for k, f in factors.items()}, folder / f"tails {what}.pt")
         trial.run(what, factors)
-        if stage == "second" and what == plans[stage][0][0]:
+        if what in ("none", "full G"):
             trial.run(what + ", pivoted", factors, pivoted=True)
         del factors
         subject.record(f"clipping_{stage}", trial.rows, gradients="16 sequences, diagonal")

@@ -1,12 +1,12 @@
 """Two ways to split a convolution at equal size: k x k then 1 x 1, or k x 1 then 1 x k.
 
-ResNet-56 (CIFAR-10 weights), 32 x 32 pieces of the photographs that scikit-learn brings. Every 3 x 3
-convolution alone: the share of the energy of its outputs that is lost, its inputs being those of the
-whole network.
+ResNet-56 (CIFAR-10 weights) on 32 x 32 pieces of the photographs that scikit-learn brings. Every
+3 x 3 convolution alone: the share of the energy of its outputs that is lost, its inputs being those
+of the whole network.
 
 - k x k then 1 x 1: the best matrix of rank r of out x (in k k) on the inputs' second moment.
-- k x 1 then 1 x k: the best one of (in k) x (out k) without inputs, its second half then fitted to the
-  outputs by least squares with the inputs' second moment.
+- k x 1 then 1 x k: the best one of (in k) x (out k) without inputs, its second half then fitted to
+  the outputs by least squares with the inputs' second moment.
 
     python convolutions.py
 """
@@ -20,14 +20,14 @@ import numpy as np
 import subject
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
+from torch.nn import functional
 
 SHARES = (0.75, 0.5, 0.25)
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def photographs(count: int = 256) -> torch.Tensor:
-    """Pieces of 64 x 64 pixels from two photographs, shrunk to 32 x 32, normalised as in training."""
+    """Pieces of two photographs, shrunk to 32 x 32 and normalised as in training."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -38,23 +38,23 @@ def photographs(count: int = 256) -> torch.Tensor:
         top, left = (rng.integers(0, side - 64) for side in image.shape[:2])
         pieces.append(image[top : top + 64, left : left + 64])
     x = torch.as_tensor(np.stack(pieces)).permute(0, 3, 1, 2).float() / 255
-    x = F.avg_pool2d(x, 2)
+    x = functional.avg_pool2d(x, 2)
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
 def inputs_of(weights: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, Any]:
-    """Inputs and strides of every 3 x 3 convolution of a CIFAR ResNet whose shortcuts are padded."""
+    """Inputs and strides of every 3 x 3 convolution; shortcuts are padded with zeros."""
     found: dict[str, Any] = {}
 
     def convolve(name: str, x: torch.Tensor, stride: int) -> torch.Tensor:
         found[name] = (x, stride)
-        return F.conv2d(x, weights[name], stride=stride, padding=1)
+        return functional.conv2d(x, weights[name], stride=stride, padding=1)
 
     def normalise(name: str, x: torch.Tensor) -> torch.Tensor:
         part = (weights[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(x, *part)
+        return functional.batch_norm(x, *part)
 
-    x = F.relu(normalise("bn1", convolve("conv1.weight", x, 1)))
+    x = functional.relu(normalise("bn1", convolve("conv1.weight", x, 1)))
     blocks = sorted(
         {tuple(k.split(".")[:2]) for k in weights if k.startswith("layer")},
         key=lambda b: (b[0], int(b[1])),
@@ -62,18 +62,18 @@ def inputs_of(weights: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, An
     for layer, number in blocks:
         at = f"{layer}.{number}"
         stride = 2 if number == "0" and layer != "layer1" else 1
-        y = F.relu(normalise(f"{at}.bn1", convolve(f"{at}.conv1.weight", x, stride)))
+        y = functional.relu(normalise(f"{at}.bn1", convolve(f"{at}.conv1.weight", x, stride)))
         y = normalise(f"{at}.bn2", convolve(f"{at}.conv2.weight", y, 1))
         if stride == 2:
             extra = (y.shape[1] - x.shape[1]) // 2
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
-        x = F.relu(x + y)
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
+        x = functional.relu(x + y)
     return found
 
 
 def moment(x: torch.Tensor, stride: int) -> torch.Tensor:
     """Second moment of the 3 x 3 patches, (in 9) x (in 9)."""
-    patches = F.unfold(x, 3, padding=1, stride=stride)
+    patches = functional.unfold(x, 3, padding=1, stride=stride)
     return torch.einsum("bpl,bql->pq", patches.double(), patches.double()) / (
         len(x) * patches.shape[2]
     )

@@ -1,8 +1,8 @@
 """What a noise model's count says about the rank that the loss wants.
 
 For every third block of SmolLM2: components of ``rmtspec.fit_noise`` on W and on D^(1/2) W C^(1/2),
-against the ranks that the loss budget gives at .8 and .6; a layer that stays dense counts as its full
-rank.
+against the ranks that the loss budget gives at .8 and .6; a layer that stays dense counts as its
+full rank.
 
     python noise_counts.py FOLDER
 """
