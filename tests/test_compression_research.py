@@ -80,7 +80,7 @@ def test_units_that_leave_together_cost_what_was_predicted(trials):
     assert float(found.loss[4]) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("rank", [1, 5, 9])
+@pytest.mark.parametrize("rank", [0, 1, 5, 9])
 def test_pivots_hold_the_same_matrix_in_fewer_numbers(trials, rank):
     generator = np.random.default_rng(5)
     outer, inner = generator.standard_normal((12, rank)), generator.standard_normal((rank, 9))

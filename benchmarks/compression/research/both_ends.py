@@ -1,7 +1,7 @@
 """Whether the smallest singular values of W are worth keeping at equal rank.
 
-Every third block of SmolLM2: the singular triplets of W by deciles, largest first; each triplet's
-share of tr(G W C W^T), C the inputs' second moment, G one or the diagonal of the gradients'. Then
+Every third block of SmolLM2: the singular triplets of W by deciles, largest first, and the share of
+each in tr(G W C W^T), C the inputs' second moment, G one or the diagonal of the gradients'. Then
 two cuts of the same rank, half of all: the largest, or the largest nine tenths of these and as many of
 the smallest as make up for the rest.
 

@@ -26,6 +26,9 @@ def pivoted(outer: np.ndarray, inner: np.ndarray) -> Pivoted:
     """``outer @ inner`` (m x k, k x n) as k of its own rows and combinations of them."""
     outer, inner = np.asarray(outer, float), np.asarray(inner, float)
     rank = outer.shape[1]
+    if rank == 0:
+        nothing, all_rows = np.arange(0), np.arange(len(outer))
+        return Pivoted(inner, outer, nothing, all_rows)
     _, R, order = scipy.linalg.qr(outer.T, mode="economic", pivoting=True)
     if abs(R[-1, -1]) <= np.finfo(float).eps * max(outer.shape) * abs(R[0, 0]):
         raise ValueError(f"the outer factor has a rank below its {rank} columns")
