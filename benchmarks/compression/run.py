@@ -18,7 +18,7 @@ from pathlib import Path
 
 import language_model as lm
 import torch
-from peers import low_rank, modegpt
+from peers import four_bits, low_rank, modegpt
 
 from rmtspec.adapters import torch as rt
 
@@ -87,8 +87,8 @@ def refitted(bench, share, draw, steps=80):
     return smaller, more | {"steps": steps, "refit": curve.to_dict()["settings"]}
 
 
-def stored(bench, share, draw, dtype):
-    model, more = ours(bench, share, draw)
+def stored(bench, share, draw, dtype, **options):
+    model, more = ours(bench, share, draw, **options)
     more["share"] = lm.share_kept(model, bench.model)
     return rt.quantize_factors(model, dtype, inplace=True), more
 
@@ -122,6 +122,11 @@ def fwsvd(bench, share, draw):
     return low_rank.compressed(bench.model, bench.layers, share, lefts=lefts), {}
 
 
+def rounded(bench, share, draw):
+    model, bits = four_bits.four_bits(bench.model, bench.layers)
+    return model, {"share": bits / 16, "bits": bits}
+
+
 def mode_gpt(bench, share, draw):
     model, info = modegpt.modegpt(bench.model, bench.batches(draw), share)
     return model, {"share": info["size"]}
@@ -135,6 +140,8 @@ METHODS = {
     "loss-multiple-16": lambda *cell: ours(*cell, rank_multiple=16),
     "loss-8-sequences": lambda *cell: ours(*cell, count=8, tokens=4096),
     "outputs": lambda *cell: ours(*cell, objective="outputs"),
+    "4-bit": rounded,
+    "loss-plain-int8": lambda *cell: stored(*cell, "int8", form="plain"),
     "loss-int8": lambda *cell: stored(*cell, "int8"),
     "loss-bfloat16": lambda *cell: stored(*cell, "bfloat16"),
     "refit": refitted,
@@ -156,7 +163,8 @@ def cells():
     yield from (
         (name, share, 0) for name in ("outputs", "loss-multiple-16") for share in (0.8, 0.6)
     )
-    yield from ((name, 0.8, 0) for name in ("loss-int8", "loss-bfloat16"))
+    yield from ((name, 0.8, 0) for name in ("loss-int8", "loss-plain-int8", "loss-bfloat16"))
+    yield ("4-bit", 0.25, 0)
     yield from (("loss-4-gradients", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
     for draw in (1, 2):
         yield from (("loss", share, draw) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
@@ -171,7 +179,7 @@ def cells():
     yield from (("svd-llm-sequential", share, 0) for share in (0.8, 0.6))
     yield from (("loss-8-sequences", share, 0) for share in (0.8,))
     known = set()
-    for name in METHODS:  # and all others
+    for name in sorted(METHODS.keys() - {"4-bit"}):  # and all others
         yield from (
             (name, share, draw) for share in SHARES for draw in (0, 1, 2) if name not in known
         )

@@ -23,6 +23,7 @@ NAMES = {
     "loss-4-gradients": "rmtspec, gradients of 4 sequences",
     "loss-8-sequences": "rmtspec, 8 calibration sequences",
     "loss-multiple-16": "rmtspec, ranks in multiples of 16",
+    "loss-plain-int8": "rmtspec, plain factors in int8",
     "loss-int8": "rmtspec, factors in int8",
     "loss-bfloat16": "rmtspec, factors in bfloat16",
     "loss-full": "rmtspec, full G",
@@ -64,6 +65,14 @@ def perplexities(text="wiki"):
             line.append(f"{mean:,.1f}" if mean and mean < 1e4 else f"{mean:.1e}" if mean else "")
         if any(line):
             yield f"| {name} | " + " | ".join(line) + " |"
+
+
+def four_bits():
+    """Return in words what rounding to 4 bits costs, or "" if that was not run."""
+    for record in cells().get(("4-bit", 0.25), []):
+        found = record["perplexity"]["wiki"]
+        return f"{record['bits']:.2f} bits an entry, perplexity {found:.2f}"
+    return ""
 
 
 def draws():

@@ -68,7 +68,12 @@ def main():
         line = f"{options}:"
         for calibration in (None, inputs):
             smaller, done = rt.prune(
-                model, include="encoder", gate=None, calibration=calibration, **options
+                model,
+                include="encoder",
+                gate=None,
+                calibration=calibration,
+                objective="outputs" if calibration else None,
+                **options,
             )
             kept = done.parameters_after / done.parameters_before
             cosine = float((embeddings(smaller, held_out) * original).sum(-1).mean())

@@ -93,7 +93,8 @@ class _Curves:
             return digits.right(rt.apply_plan(model, plan, **options)[0])
 
         data_free = [right(rank) for rank in _RANKS]
-        data_aware = [right(rank, calibration=[digits.train]) for rank in _RANKS]
+        stats = rt.calibrate(model, [digits.train], objective="outputs")
+        data_aware = [right(rank, calibration=stats) for rank in _RANKS]
         return cls(row, digits.right(model), data_free, data_aware, digits=digits)
 
     def text(self) -> str:

@@ -18,6 +18,8 @@ class PivotedRows(nn.Module):
         Where each output stands among features and mixtures.
     bias : torch.nn.Parameter or None
         Added to the outputs.
+
+    The weight of `mixing` is on the meta device until it is replaced: no random number is drawn.
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["weight", "in_features", "out_features"]
@@ -26,7 +28,7 @@ class PivotedRows(nn.Module):
         super().__init__()
         with warnings.catch_warnings():  # there may be no other outputs
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            self.mixing: Any = nn.Linear(rank, rows - rank, bias=False, device=device, dtype=dtype)
+            self.mixing: Any = nn.Linear(rank, rows - rank, bias=False, device="meta", dtype=dtype)
         self.place: torch.Tensor
         self.register_buffer("place", torch.arange(rows, device=device))
         empty = torch.empty(rows, device=device, dtype=dtype) if bias else None

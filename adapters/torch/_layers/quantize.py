@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from rmtspec.adapters.torch._layers.compact_linear import STORED, CompactLinear
@@ -63,14 +64,45 @@ def quantize_factors(model: nn.Module, dtype: str = "int8", *, inplace: bool = F
 
 
 def store(layer: Any, dtype: str) -> None:
-    """Store the factors of one split linear layer so, in place."""
-    for side in ("inner", "outer"):
-        factor = getattr(layer, side)
-        if isinstance(factor, PivotedRows):
-            if not isinstance(factor.mixing, CompactLinear):
-                factor.mixing = CompactLinear.of(factor.mixing, dtype)
-        elif not isinstance(factor, CompactLinear):
-            setattr(layer, side, CompactLinear.of(factor, dtype))
+    """Store the factors of one split linear layer so, in place.
+
+    The second factor is fitted anew to the first as it is stored, which makes up for a part of the
+    rounding.
+    """
+    outer: Any = layer.outer
+    pivoted = isinstance(outer, PivotedRows)
+    second: Any = outer.mixing if pivoted else outer
+    if isinstance(layer.inner, CompactLinear):
+        return
+    inner = CompactLinear.of(layer.inner, dtype)
+    if not second.weight.is_meta:
+        with torch.no_grad():
+            fitted = _refitted(second.weight, layer.inner.weight, inner.weight)
+        second = _with_weight(second, fitted)
+    layer.inner = inner
+    compact = CompactLinear.of(second, dtype)
+    if pivoted:
+        outer.mixing = compact
+    else:
+        layer.outer = compact
+
+
+def _refitted(second: torch.Tensor, first: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """Return the factor whose product with `stored` is nearest to ``second @ first``."""
+    wide, known = (t.detach().to("cpu", torch.float64) for t in (first, stored))
+    gram = known @ known.T
+    gram += 1e-12 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
+    turned = torch.linalg.solve(gram, known @ wide.T).T  # first is about turned @ stored
+    fitted: torch.Tensor = second.detach().cpu().double() @ turned
+    return fitted.to(second)
+
+
+def _with_weight(layer: Any, weight: torch.Tensor) -> nn.Linear:
+    """Return a linear layer with that weight and the same bias."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    made.register_parameter("bias", layer._parameters.get("bias"))
+    return made
 
 
 def stored_as(layer: Any) -> str:

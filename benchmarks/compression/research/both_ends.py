@@ -2,8 +2,8 @@
 
 Every third block of SmolLM2: the singular triplets of W by deciles, largest first, and the share of
 each in tr(G W C W^T), C the inputs' second moment, G one or the diagonal of the gradients'. Then
-two cuts of the same rank, half of all: the largest, or the largest nine tenths of these and as many of
-the smallest as make up for the rest.
+two cuts of the same rank, half of all: the largest, or the largest nine tenths of these and as many
+of the smallest as make up for the rest.
 
     python both_ends.py FOLDER
 """

@@ -154,3 +154,10 @@ def test_other_kinds_stay_plain():
 def test_wrong_forms(mlp):
     with pytest.raises(InvalidOptionError, match="`form` is 'thin'; expected one of plain"):
         rt.prune(mlp, form="thin")
+
+
+def test_it_draws_no_random_numbers(mlp):
+    stats = rt.calibrate(mlp, batches())
+    before = torch.get_rng_state()
+    rt.prune(mlp, calibration=stats, budget=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
