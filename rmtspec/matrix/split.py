@@ -204,13 +204,14 @@ def split(
         error, output_error = math.sqrt(discarded), math.nan
     else:
         factor = np.asarray(inner, dtype=np.float64)
-        error, output_error = relative_errors(
+        error, output_error, loss = relative_errors(
             array,
             lambda a, b: np.asarray(outer[a:b], dtype=np.float64) @ factor,
             weighting.moment,
+            weighting.weight,
         )
         discarded = error**2
-        if weighting.moment is not None and weighting.weight is not None:
+        if weighting.weight is not None and weighting.weight.ndim == 2:
             product = np.asarray(outer, dtype=np.float64) @ factor
             loss = weighting.loss(np.asarray(array, dtype=np.float64) - product)
     return SplitFactors(
@@ -288,25 +289,32 @@ def relative_errors(
     array: NDArray[Any],
     approximation: Callable[[int, int], Float64Array],
     moment: ArrayLike | None,
-) -> tuple[float, float]:
+    weight: Float64Array | None = None,
+) -> tuple[float, float, float]:
     """Return the relative Frobenius errors of a matrix and, with a moment, of its output (or nan).
 
+    The third number is the predicted loss, with a vector that weighs the outputs, or nan.
     ``approximation(a, b)`` returns the rows a to b - 1.
     """
     lost = whole = lost_output = whole_output = 0.0
     known = None if moment is None else np.asarray(moment, dtype=np.float64)
+    vector = weight if known is not None and weight is not None and weight.ndim == 1 else None
+    loss = 0.0 if vector is not None else math.nan
     for start, block in blocks(array):
         gap = approximation(start, start + len(block)) - block
         lost += float(np.vdot(gap, gap))
         whole += float(np.vdot(block, block))
         if known is not None:
-            lost_output += max(0.0, float(np.vdot(gap @ known, gap)))
+            rows = np.einsum("ij,ij->i", gap @ known, gap)
+            lost_output += max(0.0, float(rows.sum()))
+            if vector is not None:
+                loss += max(0.0, float(vector[start : start + len(block)] @ rows)) / 2.0
             whole_output += max(0.0, float(np.vdot(block @ known, block)))
         del block, gap  # before the next one is made
     error = math.sqrt(lost / whole) if whole else 0.0
     if known is None:
-        return error, math.nan
-    return error, math.sqrt(lost_output / whole_output) if whole_output else 0.0
+        return error, math.nan, loss
+    return error, math.sqrt(lost_output / whole_output) if whole_output else 0.0, loss
 
 
 #: Number of rows of the product held in float64 at a time.
@@ -341,4 +349,4 @@ def truncate(
         here = slice(start, start + _ROWS)
         kept[here] = parts.outer[here] @ parts.inner
     errors = relative_errors(array, lambda a, b: kept[a:b].astype(np.float64), input_moment)
-    return Truncation(kept, *errors, parts.predicted_loss)
+    return Truncation(kept, *errors[:2], parts.predicted_loss)

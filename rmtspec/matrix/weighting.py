@@ -11,8 +11,9 @@ References
    curvature, ICML (2015).
 """
 
+import weakref
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -56,8 +57,7 @@ class Weighting:
         """Return the weights of a matrix of that shape; raise if they are none."""
         moment = weight = input_root = output_root = None
         if input_moment is not None:
-            moment = _square(input_moment, shape[1], _INPUTS)
-            input_root = _root(moment, _INPUTS)
+            moment, input_root = _inputs(input_moment, shape[1])
         if output_weight is not None:
             weight = _weight(output_weight, shape[0])
             if weight.ndim == 1:
@@ -138,6 +138,23 @@ class _Side(NamedTuple):
 
 _INPUTS = _Side("input_moment", "columns", "inputs", "X @ X.T / count")
 _OUTPUTS = _Side("output_weight", "rows", "gradients", "E[g g^T]")
+
+
+#: The moment that was used last, if it is read-only, with what was made of it: layers that read the
+#: same input come one after the other, and the root costs as much as a decomposition.
+_cache: dict[str, tuple[Any, Float64Array, Float64Array]] = {}
+
+
+def _inputs(given: ArrayLike, columns: int) -> tuple[Float64Array, Float64Array]:
+    """Return the moment of the inputs, checked, and its root."""
+    last = _cache.get("last")
+    if last is not None and last[0]() is given and len(last[1]) == columns:
+        return last[1], last[2]
+    moment = _square(given, columns, _INPUTS)
+    root = _root(moment, _INPUTS)
+    if isinstance(given, np.ndarray) and not given.flags.writeable:
+        _cache["last"] = (weakref.ref(given), moment, root)
+    return moment, root
 
 
 def _square(given: ArrayLike, count: int, side: _Side) -> Float64Array:

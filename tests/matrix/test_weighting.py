@@ -162,3 +162,21 @@ def test_the_loss_needs_both_sides():
     assert np.isnan(Weighting.of(W.shape, C, None).loss(W))
     assert np.isnan(Weighting.of(W.shape, None, G).loss(W))
     assert Weighting.of(W.shape, C, G).loss(W) == pytest.approx(weighted_error(W, C, G) / 2)
+
+
+def test_a_moment_that_is_changed_is_not_taken_for_the_old_one():
+    """The root of the last moment is kept, but only where it cannot change."""
+    W, C, _ = problem()
+    first = rmtspec.split(W, 3, input_moment=C)
+    C[:] = np.eye(20)
+    changed = rmtspec.split(W, 3, input_moment=C)
+    np.testing.assert_allclose(
+        changed.outer @ changed.inner, rmtspec.split(W, 3, input_moment=np.eye(20)).outer
+        @ rmtspec.split(W, 3, input_moment=np.eye(20)).inner, atol=1e-12,
+    )  # fmt: skip
+    assert abs(first.outer @ first.inner - changed.outer @ changed.inner).max() > 1e-3
+    kept = problem()[1]
+    kept.setflags(write=False)
+    again = [rmtspec.split(W, 3, input_moment=kept).outer for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+    np.testing.assert_array_equal(again[0], first.outer)

@@ -228,6 +228,7 @@ def _checked(mean: NDArray[Any], name: str) -> NDArray[Any]:
             f"`calibration` yields only zeros at the inputs of {name!r}, which say nothing "
             "about its weight. Pass other batches, or leave it out with `exclude`."
         )
+    mean.setflags(write=False)
     return mean
 
 
