@@ -111,12 +111,12 @@ def calibrate(
     >>> stats = rt.calibrate(model, [torch.randn(200, 64) for _ in range(4)])
     >>> stats
     Calibration
-      objective    loss
-      layers       2, with 2 different inputs
-      rows         600 of each input
-      held out     200 rows of each input
-      gradients    sampled labels, 600 losses, 2 layers
-      size         0.2 MiB
+      objective  loss
+      layers     3, with 3 different inputs
+      rows       600 of each input
+      held out   200 rows of each input
+      gradients  labels sampled from the model's own softmax, 600 losses, 3 layers
+      size       0.2 MiB
     >>> smaller, report = rt.prune(model, calibration=stats, budget=0.6)
     """
     options = CalibrationOptions(
