@@ -243,6 +243,8 @@ class Report:
         """Return the header and the lines of the short table for people, as text."""
         header = ["name", "size", "spikes", "fit", "components", "verdict", "rank", "kept"]
         header += ["action", "error"] if any("action" in row for row in self.rows) else []
+        if any(row.get("predicted_loss") is not None for row in self.rows):
+            header.append("predicted loss")
         lines = [row_cells(row) for row in self.rows]
         if not any(line["components"] for line in lines):
             header.remove("components")
@@ -307,6 +309,7 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
         "kept": share_of(after, before),
         "action": row.get("action", ""),
         "error": _error(row),
+        "predicted loss": _loss(row),
         "reason": printable(row["reason"]),
     }
 
@@ -325,6 +328,12 @@ def _error(row: dict[str, Any]) -> str:
     if output is not None:
         return f"{output:.3f} (weight {weight:.3f})"
     return "" if weight is None else f"{weight:.3f}"
+
+
+def _loss(row: dict[str, Any]) -> str:
+    """Return the growth of the loss that is predicted for the cut, which ranks the layers."""
+    loss = row.get("predicted_loss")
+    return "" if loss is None else f"{loss:.2g}"
 
 
 def share_of(part: int, whole: int) -> str:

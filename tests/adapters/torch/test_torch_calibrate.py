@@ -623,3 +623,13 @@ def test_a_calibration_of_something_else(mlp):
 def test_a_model_of_nothing_to_calibrate():
     with pytest.raises(InvalidValueError, match="No layer of this Embedding can be calibrated"):
         rt.calibrate(nn.Embedding(50, 20), [torch.zeros(3, dtype=torch.long)])
+
+
+def test_the_report_shows_what_is_predicted(mlp):
+    _, report = rt.prune(mlp, calibration=batches(), ranks={"0": 9}, include="0")
+    header, cells = report.cells()
+    shown = cells[0][header.index("predicted loss")]
+    assert float(shown) == pytest.approx(report.row("0")["predicted_loss"], rel=0.06)
+    assert "predicted loss" in repr(report)
+    plain = rt.prune(mlp, ranks={"0": 9})[1]
+    assert "predicted loss" not in repr(plain)
