@@ -633,3 +633,35 @@ def test_the_report_shows_what_is_predicted(mlp):
     assert "predicted loss" in repr(report)
     plain = rt.prune(mlp, ranks={"0": 9})[1]
     assert "predicted loss" not in repr(plain)
+
+
+def test_an_embedding_that_is_named_is_weighed_by_its_use():
+    model = Attention()
+    generator = torch.Generator().manual_seed(0)
+    often = [{"input_ids": torch.randint(25, (8, 12), generator=generator)} for _ in range(6)]
+    stats = rt.calibrate(model, often, include="embed", holdout=0)
+    (shares,) = stats.output_weights["embed"]
+    ids = torch.cat([batch["input_ids"] for batch in often]).flatten()
+    np.testing.assert_allclose(shares, np.bincount(ids, minlength=50) / len(ids))
+    assert stats.input_moments["embed"][0].shape == (32, 32)
+    smaller, report = rt.prune(model, calibration=stats, ranks={"embed": 12}, include="embed")
+    gaps = (smaller.embed.weight - model.embed.weight).detach().norm(dim=1)
+    assert gaps[:25].mean() < 0.5 * gaps[25:].mean()
+    row = report.row("embed")
+    assert row["predicted_loss"] > 0
+    assert row["output_error"] is None  # there is no moment of indices
+    assert "embed" not in rt.calibrate(model, often, exclude="head")
+    with pytest.raises(InvalidValueError, match="says nothing about"):
+        rt.prune(model, calibration=stats, budget=0.5)
+
+
+def test_an_output_head_is_cut_only_if_it_is_named():
+    class Model(Attention):
+        def get_output_embeddings(self):
+            return self.head
+
+    reason = "the output head: cut only where `include` or `ranks` names it"
+    planned = rt.plan(Model(), calibration=sentences(), budget=0.7)
+    assert planned.row("head")["reason"] == reason
+    named = rt.plan(Model(), calibration=sentences(), budget=0.7, include="head|q")
+    assert named.row("head")["reason"] != reason
