@@ -53,10 +53,9 @@ def ratio(records, text):
 
 
 def perplexities(text="wiki"):
-    """Yield lines of a Markdown table: perplexity by method and size, means over draws."""
+    """Yield the header and the rows of a table: perplexity by method and size, means over draws."""
     found = cells()
-    yield "| | " + " | ".join(f"{share:g}" for share in SHARES) + " |"
-    yield "|---" * (len(SHARES) + 1) + "|"
+    yield ["", *(f"{share:g}" for share in SHARES)]
     for method, name in NAMES.items():
         line = []
         for share in SHARES:
@@ -64,7 +63,7 @@ def perplexities(text="wiki"):
             mean = records and statistics.mean(r["perplexity"][text] for r in records)
             line.append(f"{mean:,.1f}" if mean and mean < 1e4 else f"{mean:.1e}" if mean else "")
         if any(line):
-            yield f"| {name} | " + " | ".join(line) + " |"
+            yield [name, *line]
 
 
 def four_bits():
@@ -76,20 +75,20 @@ def four_bits():
 
 
 def draws():
-    """Yield lines of a Markdown table: perplexity over that of the model as it is, by draw."""
+    """Yield the header and the rows of a table: perplexity over that of the model as it is."""
     found = cells()
-    yield "| method | kept | mean | smallest | largest | draws |"
-    yield "|---|---|---|---|---|---|"
-    for method, share in sorted(found, key=lambda cell: (cell[0], -cell[1])):
-        count = len(found[method, share])
-        if count > 1:
-            figures = " | ".join(f"{value:.3f}" for value in ratio(found[method, share], "wiki"))
-            yield f"| {NAMES[method]} | {share:g} | {figures} | {count} |"
+    yield ["method", "kept", "mean", "smallest", "largest", "draws"]
+    for method in NAMES:
+        for share in SHARES:
+            records = found.get((method, share), [])
+            if len(records) > 1:
+                figures = (f"{value:.3f}" for value in ratio(records, "wiki"))
+                yield [NAMES[method], f"{share:g}", *figures, str(len(records))]
 
 
 def figure():
     """Return a matplotlib figure: perplexity over that of the model as it is, by size."""
-    from matplotlib.figure import Figure
+    from matplotlib import pyplot as plt
 
     styles = {
         "svd-llm": ("#999933", "s", ":"), "modegpt": ("#882255", "^", "-."),
@@ -97,8 +96,7 @@ def figure():
         "refit": ("#cc3311", "D", "-"),
     }  # fmt: skip
     found = cells()
-    picture = Figure(figsize=(6.4, 4.0), layout="constrained")
-    ax = picture.subplots()
+    picture, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for method, (colour, marker, dash) in styles.items():
         points = [(s, ratio(found[method, s], "wiki")[0]) for s in SHARES if (method, s) in found]
         if points:
@@ -115,26 +113,50 @@ def figure():
 
 
 def small_models():
-    """Yield lines of a Markdown table of the sentence encoder and the MNIST net."""
+    """Yield the header and the rows of a table of the sentence encoder and the MNIST net."""
     record = json.loads((RESULTS / "small_models.json").read_text("utf-8"))
-    yield "| | | " + " | ".join(f"{share:g}" for share in SHARES) + " |"
-    yield "|---" * (len(SHARES) + 2) + "|"
+    yield ["model", "way", *(f"{share:g}" for share in SHARES)]
     by_way = {}
     for row in record["rows"]:
         by_way.setdefault((row["model"], row["way"]), {})[row["budget"]] = row["figure"]
     for (model, way), figures in by_way.items():
         if way != "as it is":
-            line = " | ".join(f"{figures[share]:.3f}" for share in SHARES)
-            yield f"| {model} | {way} | {line} |"
+            yield [model, way, *(f"{figures[share]:.3f}" for share in SHARES)]
+
+
+def noise_counts():
+    """Yield the header and the rows of a table: counts of components against ranks by the loss."""
+    file = RESULTS.parent / "research" / "results" / "noise_counts.json"
+    found = json.loads(file.read_text("utf-8"))
+    yield [f"of {len(found['rows'])} layers", "correlation"]
+    for what, value in found["conditions"]["correlations"].items():
+        yield [what, f"{value:.2f}"]
+
+
+def shown(rows):
+    """Return a table as a data frame, for a page."""
+    import pandas as pd
+
+    header, *lines = rows
+    return pd.DataFrame(lines, columns=header).style.hide(axis="index")
 
 
 def main():
     """Print the tables."""
     for text in ("wiki", "news"):
-        print(f"{text}: {dense()[text]:.2f} as it is\n")
-        print("\n".join(perplexities(text)), "\n")
-    print("\n".join(draws()), "\n")
-    print("\n".join(small_models()))
+        print(f"{text}: {dense()[text]:.2f} as it is")
+        printed(perplexities(text))
+    printed(draws())
+    printed(small_models())
+
+
+def printed(rows):
+    """Print a table in Markdown."""
+    for number, row in enumerate(rows):
+        print("| " + " | ".join(row) + " |")
+        if not number:
+            print("|---" * len(row) + "|")
+    print()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class TradeOff:
     rows : list of dict
         "budget", "kept" (share of the parameters of the layers in question), "parameters" and
         "bytes" (of the whole model), "n_split" (matrices cut), "predicted_loss" (sum over the
-        matrices; a ranking, two to three times too low; None without gradients), "measured" (the
+        matrices; a ranking, too low by up to three times; None without gradients), "measured" (the
         user's figure), "change" (of that, against the baseline), "seconds" (that measuring took),
         "latency" (seconds of one forward pass, None if not asked for).
     plans : dict of float to Plan
