@@ -31,6 +31,14 @@ def write_atomically(path: PathLike, content: str | bytes) -> Path:
     return Path(path)
 
 
+def json_text(content: dict[str, Any], path: PathLike | None = None) -> str:
+    """Return JSON-ready values as JSON for people to read; write it to `path` if given."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if path is not None:
+        write_atomically(path, text)
+    return text
+
+
 @contextlib.contextmanager
 def finished_file(path: PathLike) -> Iterator[Path]:
     """Give a new file beside `path` to write to; it takes that name if no error is raised.

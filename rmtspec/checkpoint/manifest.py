@@ -2,14 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rmtspec import _records
-from rmtspec._files import PathLike, cause, finished_folder, read_json, write_atomically
+from rmtspec._files import PathLike, cause, finished_folder, json_text, read_json
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
@@ -85,8 +84,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`."""
         content = {"schema": SCHEMA, "format": _FORMAT, **asdict(self)}
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(folder / MANIFEST, text + "\n")
+        json_text(content, folder / MANIFEST)
 
     @classmethod
     def read(cls, folder: PathLike) -> "Manifest":

@@ -1,6 +1,5 @@
 """Measured costs of layers: how long each takes as it is, and split at any rank."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, read_json, write_atomically
+from rmtspec._files import PathLike, json_text, read_json
 from rmtspec._records import plain
 from rmtspec._text import aligned
 from rmtspec.errors import FileError, InvalidValueError
@@ -102,7 +101,7 @@ class Costs:
 
     def save(self, path: PathLike) -> None:
         """Write it as JSON, from which `load` reads it."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        json_text(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: PathLike) -> "Costs":

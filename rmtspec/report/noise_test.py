@@ -1,6 +1,5 @@
 """The functional noise test: whether a figure of the user's own survives sign flips of the bulk."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rmtspec._files import PathLike, write_atomically
+from rmtspec._files import PathLike, json_text
 from rmtspec._records import plain
 from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidValueError
@@ -148,10 +147,7 @@ class NoiseTest:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """Return `to_dict` as JSON, missing numbers as null; write it to `path` if given."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if path is not None:
-            write_atomically(path, text)
-        return text
+        return json_text(self.to_dict(), path)
 
     def __repr__(self) -> str:
         draws = self.settings["draws"]

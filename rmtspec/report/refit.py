@@ -1,11 +1,10 @@
 """What a refit did: the loss at each step, and on batches that it did not train on."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rmtspec._files import PathLike, write_atomically
+from rmtspec._files import PathLike, json_text
 from rmtspec._records import plain
 from rmtspec._text import aligned
 
@@ -52,10 +51,7 @@ class Refit:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """Return `to_dict` as JSON; write it to `path` if given."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if path is not None:
-            write_atomically(path, text)
-        return text
+        return json_text(self.to_dict(), path)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the loss against the step, on `ax` or a new figure; return the Axes."""

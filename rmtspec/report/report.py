@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rmtspec._files import PathLike, read_json, write_atomically
+from rmtspec._files import PathLike, json_text, read_json, write_atomically
 from rmtspec._records import plain
 from rmtspec._text import grouped, nearest, printable, text
 from rmtspec.errors import FileError, InvalidValueError
@@ -170,8 +169,7 @@ class Report:
 
         The keys are schema (1), rows, skipped, settings and versions, and totals if known.
         """
-        content = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        return _written(content + "\n", path)
+        return json_text(self.to_dict(), path)
 
     def to_html(self, path: PathLike | None = None) -> str:
         """Return the report as one self-contained HTML page; write it to `path` if given."""

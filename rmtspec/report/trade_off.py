@@ -1,12 +1,11 @@
 """What a model loses at each size: the curve that a size is chosen from."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from rmtspec._files import PathLike, write_atomically
+from rmtspec._files import PathLike, json_text, write_atomically
 from rmtspec._records import plain
 from rmtspec.errors import InvalidValueError
 from rmtspec.report.frame import data_frame
@@ -72,10 +71,7 @@ class TradeOff:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """Return `to_dict` as JSON, missing numbers as null; write it to `path` if given."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if path is not None:
-            write_atomically(path, text)
-        return text
+        return json_text(self.to_dict(), path)
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the rows as a data frame, nan for None.
