@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,72 +160,41 @@ class _Product:
 
 
 @dataclass(frozen=True, slots=True)
-class _Codes:
-    """A factor that is stored as codes with a scale for each row."""
+class _Computed:
+    """A factor that is stored in parts; the other fields are as in `StoredTensor`."""
 
-    codes: MappedTensor
-    scale: MappedTensor
-
-    nbytes: None = None  # it is never written itself
-
-    @property
-    def path(self) -> str:
-        return self.codes.path
-
-    @property
-    def dtype(self) -> str:
-        return self.scale.dtype
-
-    @property
-    def numpy_name(self) -> str:
-        return self.scale.numpy_name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
-
-    def __call__(self) -> NDArray[Any]:
-        wide: NDArray[Any] = (
-            self.codes().astype(np.float32) * self.scale().astype(np.float32)[:, None]
-        )
-        return wide
-
-
-@dataclass(frozen=True, slots=True)
-class _PivotedOuter:
-    """The outer factor of a pivoted split: the identity and the mixing below it, in order."""
-
-    mixing: "MappedTensor | _Codes"
-    place: MappedTensor
+    load: Callable[[], NDArray[Any]]
+    path: str
+    dtype: str
+    numpy_name: str
     shape: tuple[int, ...]
 
     nbytes: None = None  # it is never written itself
 
-    @property
-    def path(self) -> str:
-        return self.mixing.path
-
-    @property
-    def dtype(self) -> str:
-        return self.mixing.dtype
-
-    @property
-    def numpy_name(self) -> str:
-        return self.mixing.numpy_name
-
     def __call__(self) -> NDArray[Any]:
-        mixing = self.mixing()
-        rows = np.vstack([np.eye(mixing.shape[1], dtype=mixing.dtype), mixing])
-        ordered: NDArray[Any] = rows[self.place()]
-        return ordered
+        return self.load()
 
 
-_Tensor = MappedTensor | _Product | _PivotedOuter | _Codes
+def _decoded(codes: MappedTensor, scale: MappedTensor) -> NDArray[Any]:
+    """Return a factor that is stored as codes with a scale for each row."""
+    wide: NDArray[Any] = codes().astype(np.float32) * scale().astype(np.float32)[:, None]
+    return wide
+
+
+def _ordered(mixing: "MappedTensor | _Computed", place: MappedTensor) -> NDArray[Any]:
+    """Return the outer factor of pivot rows: the identity and the mixing below it, in order."""
+    values = mixing()
+    rows = np.vstack([np.eye(values.shape[1], dtype=values.dtype), values])
+    ordered: NDArray[Any] = rows[place()]
+    return ordered
+
+
+_Tensor = MappedTensor | _Product | _Computed
 
 
 def _factor(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
     """Return a factor, in its stored dtype unless it is a product."""
-    if isinstance(factor, MappedTensor | _PivotedOuter | _Codes):
+    if isinstance(factor, MappedTensor | _Computed):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
 
@@ -301,19 +271,25 @@ def _decode(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Te
         if scale.shape != codes.shape[:1] or codes.dtype not in ("I8", "BF16"):
             words = f"{codes.shape} {codes.dtype} with scales {scale.shape}"
             raise damaged(folder, f"the codes of {entry.name!r} are {words}")
-        tensors[f"{prefix}{side}.weight"] = _Codes(codes, scale)
+        tensors[f"{prefix}{side}.weight"] = _Computed(
+            partial(_decoded, codes, scale), codes.path, scale.dtype,
+            numpy_name=scale.numpy_name, shape=codes.shape,
+        )  # fmt: skip
 
 
 def _pivoted_outer(
     folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]
-) -> _PivotedOuter:
+) -> _Computed:
     """Remove the parts of a pivoted outer factor from the tensors, check them, and return it."""
     parts = [tensors.pop(f"{prefix}outer.{part}", None) for part in ("mixing.weight", "place")]
     mixing, place = parts
-    if not (isinstance(mixing, MappedTensor | _Codes) and isinstance(place, MappedTensor)):
+    if not (isinstance(mixing, MappedTensor | _Computed) and isinstance(place, MappedTensor)):
         words = f"no file holds the pivots of {entry.name!r}, which {MANIFEST} requires"
         raise damaged(folder, words)
-    rows, rank = _factor_shapes(folder, entry)[0]
+    outer = _factor_shapes(folder, entry)[0]
+    if len(outer) > 2:
+        raise damaged(folder, f"{MANIFEST} lists {entry.name!r} as pivoted {entry.kind}")
+    rows, rank = outer
     order = np.sort(place()) if place.dtype in ("I64", "I32") else np.empty(0)
     if mixing.shape != (rows - rank, rank) or not np.array_equal(order, np.arange(rows)):
         raise damaged(
@@ -322,7 +298,10 @@ def _pivoted_outer(
             f"shape {entry.shape} and rank {entry.rank}, expected {(rows - rank, rank)} and an "
             f"order of {rows} rows",
         )
-    return _PivotedOuter(mixing, place, (rows, rank))
+    return _Computed(
+        partial(_ordered, mixing, place), mixing.path, mixing.dtype,
+        numpy_name=mixing.numpy_name, shape=outer,
+    )  # fmt: skip
 
 
 def _factor_shapes(folder: Path, entry: SplitEntry) -> tuple[tuple[int, ...], tuple[int, ...]]:

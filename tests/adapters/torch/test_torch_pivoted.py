@@ -161,3 +161,14 @@ def test_it_draws_no_random_numbers(mlp):
     before = torch.get_rng_state()
     rt.prune(mlp, calibration=stats, budget=0.5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_manifest_that_gives_pivots_to_a_kernel_is_damaged(mlp, tmp_path):
+    model = nn.Sequential(nn.Conv2d(16, 32, 3))
+    rt.save(rt.prune(model, ranks={"0": 4}, gate=None)[0], tmp_path / "model")
+    file = tmp_path / "model/rmtspec.json"
+    manifest = json.loads(file.read_text())
+    manifest["splits"][0]["form"] = "pivoted"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(FileError, match="damaged|pivots"):
+        rmtspec.merge_checkpoint(tmp_path / "model", tmp_path / "dense")
