@@ -7,12 +7,13 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec._text import nearest
 from rmtspec.errors import InvalidTypeError, InvalidValueError, OptionError
-from rmtspec.planning.plan import Plan, plan_of, settle
+from rmtspec.planning.plan import PIVOTABLE, Plan, plan_of, settle
 from rmtspec.planning.target import Target
 from rmtspec.report.report import Report
-from rmtspec.terms import Action, Kind, Why
+from rmtspec.terms import Action, Form, Kind, Why
 
 ACTIONS = tuple(action.value for action in Action)
+FORMS = tuple(form.value for form in Form)
 #: Keys without which a row cannot be carried out.
 _PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before")
 
@@ -119,6 +120,7 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
                     f"The rank of {name} in the plan is {row['rank']!r}; expected {error.expected}."
                 ) from None
         if row["action"] == Action.SPLIT:
+            _check_form(row)
             first = shared.setdefault(row["layer"], (str(name), row["rank"]))
             if first[1] != row["rank"]:
                 raise InvalidValueError(
@@ -126,3 +128,17 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
                     "matrices of a layer are split at the same rank. Set both to the same."
                 )
         settle(row)
+
+
+def _check_form(row: Mapping[str, Any]) -> None:
+    """Raise if the factors of a row cannot be stored as it says; plain, if it says nothing."""
+    form = row.get("form", Form.PLAIN)
+    if form not in FORMS:
+        raise InvalidValueError(
+            f"The form of {row['name']!r} is {form!r}; expected one of {', '.join(FORMS)}."
+        )
+    if form == Form.PIVOTED and row["kind"] not in PIVOTABLE:
+        raise InvalidValueError(
+            f"The plan stores {row['name']!r} as pivot rows, and it is a matrix of a "
+            f'{row["kind"]} layer; only linear layers are stored so. Set its form to "plain".'
+        )

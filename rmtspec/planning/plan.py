@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from rmtspec.terms import Action, Form, Kind, Verdict, Why
 
 #: Kinds whose splits may be stored as pivot rows. In a file, a matrix whose loss is known was
 #: calibrated as a linear layer.
-_PIVOTED = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR, Kind.MATRIX)
+PIVOTABLE = (Kind.LINEAR, Kind.TRANSPOSED_LINEAR, Kind.MATRIX)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -50,8 +50,7 @@ def make_plan(
     what ranks buy where data are known.
     """
     curves = curves or Curves()
-    case = _Case(report, targets, options)
-    case.known = curves.losses.keys()
+    case = _Case(report, targets, options, curves)
     budget = options.budget
     rows = [dict(row) for row in report.rows]
     for row in rows:
@@ -60,7 +59,7 @@ def make_plan(
     chosen: dict[str, int | None] = {}
     if budget is not None:
         # Losses and relative errors have no common measure: each group keeps the share.
-        for buys in case.purchases(curves):
+        for buys in case.purchases():
             what = "seconds" if options.size == "latency" else options.size
             chosen |= spread(buys, budget, what) if buys else {}
     by_unit: dict[str, list[dict[str, Any]]] = {}
@@ -122,7 +121,7 @@ def plan_of(report: Report, **changes: Any) -> Plan:
 
 def candidates(report: Report, targets: Mapping[str, Target], options: PlanOptions) -> list[str]:
     """Return the names of the matrices that a plan with these options may split or truncate."""
-    refusals = _Case(report, targets, options).refusals
+    refusals = _Case(report, targets, options, Curves()).refusals
     return [name for name, reason in refusals.items() if not reason]
 
 
@@ -133,10 +132,7 @@ def least_budget(
     curves: Curves | None = None,
 ) -> float:
     """Return the smallest budget that can be kept: the share that the lowest ranks take."""
-    curves = curves or Curves()
-    case = _Case(report, targets, options)
-    case.known = curves.losses.keys()
-    groups = case.purchases(curves)
+    groups = _Case(report, targets, options, curves or Curves()).purchases()
     return max((least(buys) for buys in groups if buys), default=1.0)
 
 
@@ -169,13 +165,15 @@ class _Case:
     `refusals` tells by name why a matrix stays as it is; "" if that depends on the rank.
     """
 
-    def __init__(self, report: Report, targets: Mapping[str, Target], options: PlanOptions) -> None:
+    def __init__(
+        self, report: Report, targets: Mapping[str, Target], options: PlanOptions, curves: Curves
+    ) -> None:
         self._report, self._targets, self._options = report, targets, options
+        self._curves = curves
         skipped = {entry["name"]: entry["reason"] for entry in report.skipped}
         self.given = given_ranks(options, targets, skipped)
         analysed = {row["name"] for row in report.rows}
         self._lost = {t.layer: name for name, t in targets.items() if name not in analysed}
-        self.known: Collection[str] = ()
         self.refusals = {row["name"]: self._refusal(row) for row in report.rows}
 
     def unit(self, name: str) -> str:
@@ -187,11 +185,11 @@ class _Case:
     def form(self, name: str) -> Form:
         """Return how a matrix is stored if it is split."""
         target = self._targets[name]
-        if target.kind not in _PIVOTED or target.present_rank:
+        if target.kind not in PIVOTABLE or target.present_rank:
             return Form.PLAIN
         if self._options.form is not None:
             return Form(self._options.form)
-        known = self._options.budget is not None and name in self.known
+        known = self._options.budget is not None and name in self._curves.losses
         return Form.PIVOTED if known and name not in self.given else Form.PLAIN
 
     def _refusal(self, row: Mapping[str, Any]) -> str:
@@ -237,7 +235,7 @@ class _Case:
         size = self.form(row["name"]).parameters(rank, *sides)
         return rank if size < math.prod(sides) else 0
 
-    def purchases(self, curves: Curves) -> list[dict[str, Purchase]]:
+    def purchases(self) -> list[dict[str, Purchase]]:
         """Return what each rank costs and buys in the layers that the budget may cut.
 
         Those whose losses are known come apart from the others, whose errors are relative.
@@ -250,8 +248,8 @@ class _Case:
         for layer, names in layers.items():
             if any(self.refusals[name] or name in self.given for name in names):
                 continue
-            known = all(name in curves.losses for name in names)
-            each = [curves.losses[n] if known else self._shares(n, curves) for n in names]
+            known = all(name in self._curves.losses for name in names)
+            each = [self._curves.losses[n] if known else self._shares(n) for n in names]
             longest = max(map(len, each))
             summed = np.sum([np.pad(c, (0, longest - len(c))) for c in each], axis=0)
             sides = self._targets[names[0]].shape
@@ -276,9 +274,9 @@ class _Case:
         seconds = np.sum([cost.seconds(most, form) for cost in found], axis=0)
         return seconds, sum(cost.dense for cost in found)
 
-    def _shares(self, name: str, curves: Curves) -> Float64Array:
+    def _shares(self, name: str) -> Float64Array:
         """Return what each rank takes off the relative error of a matrix."""
-        curve = curves.energies.get(name)
+        curve = self._curves.energies.get(name)
         if curve is None:
             curve = self._report.matrices[name].spectrum.eigenvalues[::-1]
         total = float(np.sum(curve))

@@ -127,6 +127,24 @@ def test_an_action_that_the_matrix_does_not_allow(plan, key):
     assert adopted(plan, **more).row("b")["action"] == "keep"
 
 
+@pytest.mark.parametrize("form", ["diagonal", "", None, 3, ["plain"]])
+def test_a_form_that_is_not_one(plan, form):
+    plan.row("a")["form"] = form
+    with pytest.raises(InvalidValueError, match=r"The form of 'a' is .*expected one of plain, piv"):
+        adopted(plan)
+    plan.row("a")["action"] = "keep"
+    assert adopted(plan).row("a")["action"] == "keep"
+
+
+def test_pivot_rows_of_what_has_none(plan):
+    plan.row("a")["form"] = "pivoted"
+    assert adopted(plan).row("a")["form"] == "pivoted"
+    with pytest.raises(InvalidValueError, match=r"'a' as pivot rows.*conv2d.*form to \"plain\""):
+        adopted(plan, a={"kind": "conv2d"})
+    del plan.row("a")["form"]
+    assert adopted(plan, a={"kind": "conv2d"}).row("a")["parameters_after"]
+
+
 def test_matrices_of_one_layer_at_two_ranks(plan):
     more = {"a": {"layer": "rnn"}, "b": {"layer": "rnn"}}
     plan.row("a").update(action="split", rank=5)
