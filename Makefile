@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-truth bench-checkpoint docs build clean
+.PHONY: help demo test test-all lint bench bench-truth bench-checkpoint bench-compression docs build clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench     timings against named peers"
 	@echo "make bench-truth  levels, power and cost of counting, real layers; half an hour"
 	@echo "make bench-checkpoint  scan a checkpoint of 1.5 GB, and kill scans at random moments; half an hour"
+	@echo "make bench-compression  a language model cut by every method; a day, or what is left of it"
 	@echo "make docs      build the site into docs/_build/html"
 	@echo "make build     wheel and source distribution into dist/"
 	@echo "make clean     remove the virtual environment and everything built"
@@ -74,6 +75,9 @@ bench: $(VENV)/.bench
 
 bench-truth: $(VENV)/.bench
 	$(ONE_THREAD) $(BIN)/python benchmarks/truth/run.py
+
+bench-compression: $(VENV)/.bench
+	$(ONE_THREAD) $(BIN)/python benchmarks/compression/run.py
 
 bench-checkpoint: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python benchmarks/checkpoint/scan.py

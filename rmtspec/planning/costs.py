@@ -72,7 +72,7 @@ class Costs:
             known = ", ".join(f"{r} x {c}" for r, c in list(self.table)[:5])
             raise InvalidValueError(
                 f"`costs` has no layer of {rows} x {columns}; it has {known}. Measure the costs of "
-                "this model."
+                "this model; what is no linear layer is not measured: leave it out with `exclude`."
             )
         return self.table[rows, columns]
 

@@ -36,7 +36,10 @@ def bytes_of(layer: Any, options: CalibrationOptions) -> int:
     """Return how many bytes the sums of a layer take."""
     rows, columns = layer_sides(layer)
     groups = groups_of(layer)
-    moment = columns * columns * (8 + (4 if options.holdout else 0))
+    if isinstance(layer, nn.Embedding):  # counts, and its matrix is stored transposed
+        moment = 8 * layer.num_embeddings * (2 if options.holdout else 1)
+    else:
+        moment = columns * columns * (8 + (4 if options.holdout else 0))
     full = options.output_moment == "full" and rows <= FULL_UP_TO
     return groups * (moment + 8 * rows * (rows if full else 1))
 
@@ -121,7 +124,7 @@ class Pass:
 
     def _run_callable(self, calibration: Any, gathering: Gathering, gradients: Gradients) -> None:
         """Let the user's function run the model; each call of the model is a batch."""
-        share, index, before = self._options.holdout, 0, False
+        share, index, before = self._options.holdout, 0, (False, False)
         batch: Any = None
         if self._options.loss is not None:
             raise InvalidTypeError(
@@ -136,15 +139,17 @@ class Pass:
             wanted = gradients.wanted and not held_out and not torch.is_inference_mode_enabled()
             visible = visible_positions(model, batch)
             gathering.prepare(visible, held_out=held_out, differentiated=wanted)
-            before = torch.is_grad_enabled()
+            before = torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
             torch.set_grad_enabled(wanted)
+            torch.backends.mha.set_fastpath_enabled(before[1] and not wanted)
 
         def finish(model: Any, args: Any, kwargs: Any, output: Any) -> Any:
             nonlocal index
             if gathering.differentiated:
                 gradients.take(output, batch, visible_positions(model, batch), index)
                 output = tree_map_only(torch.Tensor, torch.Tensor.detach, output)
-            torch.set_grad_enabled(before)
+            torch.set_grad_enabled(before[0])
+            torch.backends.mha.set_fastpath_enabled(before[1])
             gathering.finish_batch()
             index += 1
             if self._options.progress is not None:
@@ -156,7 +161,7 @@ class Pass:
             self._model.register_forward_hook(finish, with_kwargs=True),
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _short_cut(True):
                 calibration(self._model)
         finally:
             for handle in handles:

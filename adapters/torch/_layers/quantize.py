@@ -57,6 +57,11 @@ def quantize_factors(model: nn.Module, dtype: str = "int8", *, inplace: bool = F
     for path in paths:
         layer: Any = model.get_submodule(path)
         layer._check_factors(path)
+        if stored_as(layer) not in ("", dtype):
+            raise InvalidValueError(
+                f"The factors of {path!r} are stored in {stored_as(layer)} already, not in "
+                f"{dtype}; expected those that `prune` makes. Quantize the model as it was before."
+            )
     result = model if inplace else copy.deepcopy(model)
     for path in paths:
         store(result.get_submodule(path), dtype)

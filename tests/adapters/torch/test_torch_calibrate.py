@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, unfold
 
 from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch._calibration.options import CalibrationOptions
+from rmtspec.adapters.torch._calibration.passes import bytes_of
 from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
 
 
@@ -417,6 +419,37 @@ def test_the_model_and_the_generator_are_as_before(mlp, how):
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.is_grad_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_an_encoder_is_run_the_long_way_by_a_function_too(calls):
+    # Its short cut has no gradient, and would run past the hooks of its layers.
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1).eval()
+    given = [torch.randn(4, 10, 32) for _ in range(calls)]
+    stats = rt.calibrate(model, lambda m: [m(x) for x in given], holdout=0.0)
+    expected = rt.calibrate(model, given, holdout=0.0)
+    assert stats.output_weights.keys() == expected.output_weights.keys() != set()
+    for name, found in stats.output_weights.items():
+        np.testing.assert_array_equal(found[0], expected.output_weights[name][0])
+
+    def stops(m):
+        m(given[0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rt.calibrate(model, stops)
+    with pytest.raises(AssertionError):  # in the middle of a call
+        rt.calibrate(model, lambda m: m(torch.ones(3, 10, 7)))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_counts_of_an_embedding_take_little_memory():
+    options = CalibrationOptions()
+    embedding = nn.Embedding(50_000, 64, device="meta")
+    assert bytes_of(embedding, options) < 1_000_000
+    assert bytes_of(nn.Linear(64, 10, device="meta"), options) == 64 * 64 * 12 + 80
 
 
 def test_inference_mode_around_it_does_not_matter(mlp):

@@ -4,19 +4,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-from rmtspec.adapters import torch as rt  # noqa: E402
-from rmtspec.adapters.torch.callbacks import split_as  # noqa: E402
-from rmtspec.adapters.torch.callbacks._pruned_training import (  # noqa: E402
+from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch.callbacks import split_as
+from rmtspec.adapters.torch.callbacks._pruned_training import (
     PrunerCallback,
     innermost,
     run_closure_first,
 )
-from rmtspec.errors import InvalidTypeError, InvalidValueError  # noqa: E402
+from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 
 class Pair(nn.Module):

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-import lightning.pytorch as lightning  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+import lightning.pytorch as lightning
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from rmtspec.adapters import torch as rt  # noqa: E402
-from rmtspec.adapters.torch.callbacks import split_as  # noqa: E402
-from rmtspec.adapters.torch.callbacks.lightning import RMTPrunerCallback  # noqa: E402
-from rmtspec.errors import (  # noqa: E402
+from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch.callbacks import split_as
+from rmtspec.adapters.torch.callbacks.lightning import RMTPrunerCallback
+from rmtspec.errors import (
     InvalidValueError,
     MissingDependencyError,
     RmtspecWarning,

@@ -5,15 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
-from torch.overrides import TorchFunctionMode  # noqa: E402
-
-from rmtspec.adapters import torch as rt  # noqa: E402
-from rmtspec.checkpoint.fused import parts_of  # noqa: E402
+from rmtspec.adapters import torch as rt
+from rmtspec.checkpoint.fused import parts_of
 
 
 def parts_in(model, config):

@@ -95,6 +95,10 @@ def test_what_cannot_be_quantised(pruned):
         rt.quantize_factors(model)
     with pytest.raises(InvalidOptionError, match="`dtype` is 'int4'; expected one of int8, bf"):
         rt.quantize_factors(smaller, "int4")
+    thin = rt.quantize_factors(smaller)
+    with pytest.raises(InvalidValueError, match="'0' are stored in int8 already, not in bfloat16"):
+        rt.quantize_factors(thin, "bfloat16")
+    assert rt.quantize_factors(thin).state_dict().keys() == thin.state_dict().keys()
 
 
 @pytest.mark.slow

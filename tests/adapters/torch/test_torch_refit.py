@@ -256,3 +256,10 @@ def test_wrong_options(pair, options, message, kind):
 def test_a_model_that_is_not_split():
     with pytest.raises(InvalidValueError, match="This Net has no split layer"):
         rt.refit(Net(), Net(), batches())
+
+
+def test_factors_that_are_stored_as_codes(pair):
+    model, smaller = pair
+    thin = rt.quantize_factors(smaller, "int8")
+    with pytest.raises(InvalidValueError, match="stored as codes, which cannot be trained"):
+        rt.refit(thin, model, batches())

@@ -4,11 +4,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-PEER = Path(__file__).parents[1] / "benchmarks/compression/peers/modegpt.py"
+PEER = Path(__file__).parents[2] / "benchmarks/compression/peers/modegpt.py"
 
 
 @pytest.fixture(scope="module")

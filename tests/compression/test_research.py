@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-FOLDER = Path(__file__).parents[1] / "benchmarks/compression/research"
+FOLDER = Path(__file__).parents[2] / "benchmarks/compression/research"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "compression"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "compression"
 
 
 @pytest.fixture

@@ -1,0 +1,5 @@
+"""The benchmark of compression needs PyTorch."""
+
+import pytest
+
+pytest.importorskip("torch")
