@@ -178,11 +178,8 @@ def cells():
     yield from (("modegpt", share, 0) for share in (0.7, 0.5))
     yield from (("svd-llm-sequential", share, 0) for share in (0.8, 0.6))
     yield from (("loss-8-sequences", share, 0) for share in (0.8,))
-    known = set()
     for name in sorted(METHODS.keys() - {"4-bit"}):  # and all others
-        yield from (
-            (name, share, draw) for share in SHARES for draw in (0, 1, 2) if name not in known
-        )
+        yield from ((name, share, draw) for share in SHARES for draw in (0, 1, 2))
 
 
 def file_of(method, share, draw):
