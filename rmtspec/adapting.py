@@ -13,7 +13,9 @@ read only when its turn comes.
 a plan that was edited or read from a file. For each row of `Plan.cut` the adapter calls `cut` on
 the matrix; after a split the factors, ``outer @ inner``, replace the weight. All matrices of a
 layer are split at the same rank. Multiplying the factors undoes a split. An adapter that can run
-its models makes a `Calibration` from data, whose `Weights` go into the plan and into `cut`.
+its models makes a `Calibration` from data, whose `Weights` go into the plan and into `cut`. If it
+also says which layers make hidden units for which (`Calibration.hidden_units`), rows may have the
+action "narrow": `narrowed` takes the rows of a `HiddenLayer` together.
 
 **Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
@@ -43,10 +45,11 @@ from rmtspec.matrix.weighting import weighted_energies
 from rmtspec.planning.calibration import OBJECTIVES, Calibration, Weights
 from rmtspec.planning.costs import Costs, measured_cost
 from rmtspec.planning.curves import Curves
-from rmtspec.planning.cut import cut
+from rmtspec.planning.cut import Narrowed, cut, narrowed
 from rmtspec.planning.flips import FlipOptions, run_noise_test
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
+from rmtspec.planning.hidden_units import HiddenLayer, hidden_layers
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, least_budget, settle
 from rmtspec.planning.schedule import Every, Schedule
@@ -65,12 +68,13 @@ from rmtspec.terms import Action, Form, Kind, Why
 __all__ = [
     "DTYPES", "HEAD", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions",
     "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array", "Form", "Gate",
-    "Kind", "Manifest", "MappedTensor", "Matrix", "NoiseTest", "NothingToAnalyzeError",
-    "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress", "Refit", "Report",
-    "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor", "Subject", "Target",
-    "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "cause", "check_budgets",
-    "check_target", "checks", "cut", "finished_file", "format_dtype", "is_head", "least_budget",
-    "listed", "looks_like", "measured_cost", "model_folder", "named_dtype", "pivoted",
-    "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget", "split",
-    "step_share", "stored_tensors", "truncate", "versions", "weighted_energies",
+    "HiddenLayer", "Kind", "Manifest", "MappedTensor", "Matrix", "Narrowed", "NoiseTest",
+    "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress",
+    "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor",
+    "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "cause",
+    "check_budgets", "check_target", "checks", "cut", "finished_file", "format_dtype",
+    "hidden_layers", "is_head", "least_budget", "listed", "looks_like", "measured_cost",
+    "model_folder", "named_dtype", "narrowed", "pivoted", "product_spectrum", "report_on",
+    "run_noise_test", "settle", "smallest_budget", "split", "step_share", "stored_tensors",
+    "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

@@ -35,6 +35,7 @@ class Action(StrEnum):
     """What a plan does to a matrix; ``Action("leave")`` is the same as ``Action("keep")``."""
 
     SPLIT = "split"
+    NARROW = "narrow"  # fewer hidden units: rows or columns of the matrix leave
     TRUNCATE = "truncate"
     LEAVE = "keep"
 
@@ -44,15 +45,37 @@ class Action(StrEnum):
 
 
 class Form(StrEnum):
-    """How a matrix of low rank is stored: as two factors, or as pivot rows and combinations."""
+    """How a matrix is stored that was cut.
+
+    A low rank takes two factors, or pivot rows and combinations of them. A matrix that was narrowed
+    is stored without some of its outputs or inputs; its "rank" is the number of those that stay.
+    """
 
     PLAIN = "plain"
     PIVOTED = "pivoted"
+    FEWER_OUTPUTS = "fewer outputs"
+    FEWER_INPUTS = "fewer inputs"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether outputs or inputs are left out, the rank being their number."""
+        return self in (Form.FEWER_OUTPUTS, Form.FEWER_INPUTS)
+
+    def most(self, rows: int, columns: int) -> int:
+        """Return the largest rank that a rows x columns matrix can have."""
+        sides = {Form.FEWER_OUTPUTS: rows, Form.FEWER_INPUTS: columns}
+        return sides.get(self, min(rows, columns))
 
     def parameters(self, rank: int, rows: int, columns: int) -> int:
         """Return how many numbers a rows x columns matrix of that rank takes."""
+        if self.narrow:
+            return rank * (columns if self is Form.FEWER_OUTPUTS else rows)
         saved = rank if self is Form.PIVOTED else 0
         return rank * (rows + columns - saved)
+
+
+#: The forms of a low rank, which a user may choose from.
+LOW_RANK_FORMS = (Form.PLAIN.value, Form.PIVOTED.value)
 
 
 class Verdict(StrEnum):

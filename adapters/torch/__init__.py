@@ -17,6 +17,7 @@ except ImportError as error:
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
 from rmtspec.adapters.torch._layers.measure import measure_costs
+from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.quantize import quantize_factors
 from rmtspec.adapters.torch._layers.replace import merge
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
@@ -42,7 +43,7 @@ from rmtspec.adapters.torch._weights.matrices import NamedMatrix, weight_matrice
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 
 __all__ = [
-    "MLP", "BulkPenalty", "Calibration", "Costs", "NamedMatrix", "RMTPruner",
+    "MLP", "BulkPenalty", "Calibration", "Costs", "NamedMatrix", "NarrowedLinear", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
     "analyze", "apply_plan", "calibrate", "count_parameters", "layer_dims", "load", "measure_costs",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.pivoted_rows import PivotedRows
 from rmtspec.adapting import checks
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 
@@ -78,8 +79,9 @@ def layer_dims(model: nn.Module) -> list[int]:
             f"`model` is a {type(model).__name__}; expected a torch.nn.Module of Linear layers."
         )
     dims: list[int] = []
+    inside = [f"{path}." for path, m in model.named_modules() if isinstance(m, PivotedRows)]
     for name, layer in model.named_modules():
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Linear | PivotedRows) or name.startswith(tuple(inside)):
             continue
         if dims and dims[-1] != layer.in_features:
             raise InvalidValueError(

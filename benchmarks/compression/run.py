@@ -129,7 +129,7 @@ def rounded(bench, share, draw):
 
 def mode_gpt(bench, share, draw):
     model, info = modegpt.modegpt(bench.model, bench.batches(draw), share)
-    return model, {"share": info["size"]}
+    return model, {"share": info["share"]}
 
 
 METHODS = {

@@ -13,6 +13,7 @@ from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError
+from rmtspec.terms import Form
 
 MANIFEST = "rmtspec.json"
 WEIGHTS = "rmtspec.safetensors"
@@ -44,7 +45,9 @@ class SplitEntry:
         Groups of a convolution.
     form : str
         "plain", or "pivoted": the outer factor is the identity and ``outer.mixing.weight`` below
-        it, with the rows in the order of ``outer.place``.
+        it, with the rows in the order of ``outer.place``. "fewer outputs", "fewer inputs": the
+        layer has only the rows, or the columns, of its weight (and bias) that ``units`` lists;
+        `rank` is their number.
     stored : str
         "int8" or "bfloat16" if the file has the factors as ``codes`` in that dtype and a ``scale``
         for each row, in place of ``weight``; else empty.
@@ -248,7 +251,7 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
         split = SplitEntry(**{key: entry[key] for key in SplitEntry.__slots__ if key in entry})
         numbers = (*split.shape, split.rank, split.groups)
         words = (split.name, split.kind, split.original)
-        valid = all(isinstance(word, str) for word in words) and split.form in ("plain", "pivoted")
+        valid = all(isinstance(word, str) for word in words) and split.form in [*Form]
         valid = valid and split.stored in ("", "int8", "bfloat16")
         valid = valid and isinstance(split.shape, list) and 2 <= len(split.shape) <= 5
         valid = valid and all(type(number) is int and number >= 1 for number in numbers)

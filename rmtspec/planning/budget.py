@@ -3,11 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """So many hidden units stay in the layer."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +42,7 @@ class Purchase:
     dense: float
     multiple: int = 1
 
-    def choices(self) -> tuple[Float64Array, Float64Array, list[int | None]]:
+    def choices(self) -> tuple[Float64Array, Float64Array, list[Any]]:
         """Return prices, errors and ranks of all ways to keep the layer; None stands for dense."""
         last = int(np.searchsorted(self.prices, self.dense, side="left"))
         ranks = np.arange(self.multiple, min(last, len(self.energies)) + 1, self.multiple)
@@ -43,10 +51,60 @@ class Purchase:
         return prices, np.append(left[ranks - 1], 0.0), [*map(int, ranks), None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joint:
+    """Layers that are either bought one by one, or together with fewer hidden units.
+
+    Attributes
+    ----------
+    layers : mapping of str to Purchase
+        What each rank costs and buys, in the error that `losses` count.
+    losses : ndarray of shape (units,)
+        The error when so many units have left, in all layers together.
+    price : float
+        What one unit costs.
+    """
+
+    layers: Mapping[str, Purchase]
+    losses: Float64Array
+    price: float
+
+    @property
+    def dense(self) -> float:
+        """What the layers cost as they are."""
+        return sum(layer.dense for layer in self.layers.values())
+
+    @property
+    def multiple(self) -> int:
+        """Only ranks and numbers of units that are multiples of it are bought."""
+        return max(layer.multiple for layer in self.layers.values())
+
+    def choices(self) -> tuple[Float64Array, Float64Array, list[Any]]:
+        """Return prices, errors and, by layer, ranks or units of the ways that may be best."""
+        offers = {name: _Offer(layer) for name, layer in self.layers.items()}
+        found = [_state(offers)]
+        for _, name, choice in _steps(offers):
+            offers[name].move(choice)
+            found.append(_state(offers))
+        units = len(self.losses)
+        for count in range(self.multiple, units, self.multiple):
+            kept = dict.fromkeys(self.layers, Units(count))
+            found.append((count * self.price, float(self.losses[units - count]), kept))
+        found.sort(key=lambda each: each[:2])
+        best: list[tuple[float, float, Any]] = []
+        for each in found:
+            if not best or each[1] < best[-1][1]:
+                best.append(each)
+        prices, errors, labels = zip(*best, strict=True)
+        return np.array(prices), np.array(errors), list(labels)
+
+
 def spread(
-    layers: Mapping[str, Purchase], budget: float, what: str = "parameters"
-) -> dict[str, int | None]:
+    layers: Mapping[str, Purchase | Joint], budget: float, what: str = "parameters"
+) -> dict[str, Any]:
     """Return the rank of each layer, or None if it stays dense, within a share of the price.
+
+    Of joint layers it is the choice of each: a rank, None, or `Units`.
 
     Each layer may keep any rank that is cheaper than the layer as it is, or stay as it is, without
     error. Step by step, the budget goes where the error, summed over layers, falls most for its
@@ -64,17 +122,8 @@ def spread(
             f"rank {least} everywhere needs {_amount(spent, total)} ({spent / total:.4f}). Raise "
             "it, or leave layers out with `exclude`."
         )
-    steps: list[tuple[float, str, int]] = []
-    for name, offer in offers.items():
-        rate = math.inf
-        for before, after in zip(offer.hull, offer.hull[1:], strict=False):
-            gain = offer.errors[before] - offer.errors[after]
-            # Rounding may make a step look better than the one it builds on; keep their order.
-            rate = min(rate, float(gain / (offer.prices[after] - offer.prices[before])))
-            steps.append((rate, name, after))
-    steps.sort(key=lambda step: -step[0])  # stable: ties keep the order of layers and ranks
     closed: set[str] = set()
-    for _, name, after in steps:
+    for _, name, after in _steps(offers):
         if name in closed:
             continue
         offer = offers[name]
@@ -85,16 +134,36 @@ def spread(
     return {name: offer.rank for name, offer in offers.items()}
 
 
-def least(layers: Mapping[str, Purchase]) -> float:
+def least(layers: Mapping[str, Purchase | Joint]) -> float:
     """Return the share of the price that the cheapest choices take."""
     total = sum(layer.dense for layer in layers.values())
     return sum(float(layer.choices()[0][0]) for layer in layers.values()) / total
 
 
+def _steps(offers: Mapping[str, "_Offer"]) -> list[tuple[float, str, int]]:
+    """Return all steps along the hulls of choices, the one that pays best first."""
+    steps: list[tuple[float, str, int]] = []
+    for name, offer in offers.items():
+        rate = math.inf
+        for before, after in zip(offer.hull, offer.hull[1:], strict=False):
+            gain = offer.errors[before] - offer.errors[after]
+            # Rounding may make a step look better than the one it builds on; keep their order.
+            rate = min(rate, float(gain / (offer.prices[after] - offer.prices[before])))
+            steps.append((rate, name, after))
+    steps.sort(key=lambda step: -step[0])  # stable: ties keep the order of layers and ranks
+    return steps
+
+
+def _state(offers: Mapping[str, "_Offer"]) -> tuple[float, float, dict[str, Any]]:
+    """Return price, error and the choice of each layer as taken so far."""
+    taken = {name: offer.rank for name, offer in offers.items()}
+    return sum(o.price for o in offers.values()), sum(o.error for o in offers.values()), taken
+
+
 class _Offer:
     """The choices of one layer, and the one taken so far."""
 
-    def __init__(self, layer: Purchase) -> None:
+    def __init__(self, layer: Purchase | Joint) -> None:
         self.prices, self.errors, self._ranks = layer.choices()
         self.hull = _lower_hull(self.prices, self.errors)
         self._taken = self.hull[0]
@@ -104,7 +173,11 @@ class _Offer:
         return float(self.prices[self._taken])
 
     @property
-    def rank(self) -> int | None:
+    def error(self) -> float:
+        return float(self.errors[self._taken])
+
+    @property
+    def rank(self) -> Any:
         return self._ranks[self._taken]
 
     def within(self, rest: float, most: int) -> int:

@@ -77,6 +77,9 @@ class Calibration:
         Why the gradients at a layer are not known, by its name.
     transposed : list of str
         Layers that a file holds transposed (the Conv1D of transformers).
+    hidden_units : dict of str to list of str
+        Where hidden units can leave: the layers that make them, by name of the layer that reads
+        them.
     settings : dict
         The options it was made with.
     """
@@ -92,6 +95,7 @@ class Calibration:
     losses: int = 0
     without_gradient: Mapping[str, str] = field(default_factory=dict)
     transposed: Sequence[str] = ()
+    hidden_units: Mapping[str, Sequence[str]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __contains__(self, layer: object) -> bool:
@@ -135,7 +139,14 @@ class Calibration:
     def joined(cls, parts: Sequence["Calibration"]) -> "Calibration":
         """Return calibrations of different layers of one model, from the same batches, as one."""
         together: dict[str, Any] = {}
-        for name in (*_PARTS, "inputs", "input_rows", "held_out_rows", "without_gradient"):
+        for name in (
+            *_PARTS,
+            "inputs",
+            "input_rows",
+            "held_out_rows",
+            "without_gradient",
+            "hidden_units",
+        ):
             together[name] = {k: v for part in parts for k, v in getattr(part, name).items()}
         together["transposed"] = [name for part in parts for name in part.transposed]
         found = max(parts, key=lambda part: part.losses)
@@ -145,6 +156,9 @@ class Calibration:
     def digest(self) -> str:
         """Return what identifies the moments, in hexadecimal."""
         found = hashlib.sha256()
+        found.update(
+            json.dumps(sorted((k, list(v)) for k, v in self.hidden_units.items())).encode()
+        )
         for part in _PARTS:
             for name, arrays in sorted(getattr(self, part).items()):
                 for array in arrays:
@@ -237,6 +251,9 @@ class Calibration:
         if self.gradient:
             words = f"{self.gradient}, {self.losses:,} losses, {len(self.output_weights)} layers"
             pairs.append(("gradients", words))
+        if self.hidden_units:
+            words = f"can leave; hidden layers: {len(self.hidden_units)}"
+            pairs.append(("hidden units", words))
         if self.without_gradient:
             pairs.append(("without gradient", f"{len(self.without_gradient)} layers"))
         pairs.append(("size", f"{self.nbytes / 2**20:,.1f} MiB"))
@@ -246,5 +263,5 @@ class Calibration:
 _PARTS = ("input_moments", "held_out", "output_weights")
 _FIELDS = (
     "objective", "gradient", "inputs", "input_rows", "held_out_rows", "losses", "without_gradient",
-    "transposed", "settings",
+    "transposed", "hidden_units", "settings",
 )  # fmt: skip

@@ -1,14 +1,16 @@
 """What each rank of a matrix buys, by what calibration says about it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
+from rmtspec.matrix.hidden_units import UnitOrder
 from rmtspec.matrix.weighting import weighted_energies
 from rmtspec.planning.calibration import Weights
+from rmtspec.planning.hidden_units import HiddenLayer, unit_orders
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,18 +23,26 @@ class Curves:
         The squared singular values of W C^(1/2), where no loss is known; those of W by default.
     losses : mapping of str to ndarray of shape (p,)
         Half the squared singular values of G^(1/2) W C^(1/2): the loss that each rank saves.
+    units : mapping of str to (HiddenLayer, UnitOrder)
+        The order in which hidden units leave, and the losses, by name of the matrix that reads
+        them.
     """
 
     energies: Mapping[str, Float64Array] = field(default_factory=dict)
     losses: Mapping[str, Float64Array] = field(default_factory=dict)
+    units: Mapping[str, tuple[HiddenLayer, UnitOrder]] = field(default_factory=dict)
 
 
 def curves_of(
-    names: Iterable[str],
+    names: Collection[str],
     matrices: Mapping[str, Callable[[], NDArray[Any]]],
     weights: Mapping[str, Weights],
+    hidden: Iterable[HiddenLayer] = (),
 ) -> Curves:
-    """Return the curves of the matrices whose weights are known; each is read in its turn."""
+    """Return the curves of the matrices whose weights are known; each is read in its turn.
+
+    Of `hidden` layers, units may leave where all their matrices are among `names`.
+    """
     energies: dict[str, Float64Array] = {}
     losses: dict[str, Float64Array] = {}
     for name in names:
@@ -44,4 +54,4 @@ def curves_of(
             energies[name] = curve
         else:
             losses[name] = curve / 2.0
-    return Curves(energies, losses)
+    return Curves(energies, losses, unit_orders(hidden, losses.keys(), matrices, weights))

@@ -1,12 +1,17 @@
 """One row of a plan carried out on its matrix, by what is known about inputs and outputs."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec.errors import InvalidValueError
+from rmtspec.matrix.hidden_units import refitted
 from rmtspec.matrix.split import SplitFactors, Truncation, relative_errors, split, truncate
+from rmtspec.matrix.weighting import Weighting
 from rmtspec.planning.calibration import Weights
+from rmtspec.planning.hidden_units import HiddenLayer
 from rmtspec.terms import Action, Kind, Why
 
 
@@ -43,7 +48,7 @@ def cut(
     row["weight_error"] = made.error
     row["output_error"] = None if known is None else made.output_error
     row["predicted_loss"] = None if np.isnan(made.predicted_loss) else made.predicted_loss
-    notes = [row.get("note")]
+    notes = []
     if known is None:
         notes += [Why.INPUTS_UNKNOWN.words()] if calibrated else []
     else:
@@ -54,9 +59,94 @@ def cut(
             notes.append(Why.NO_GRADIENT.words())
         if known.held_out is not None:
             row["output_error"] = _output_error(array, made, known.held_out)
-    if any(notes):
-        row["note"] = "; ".join(filter(None, notes))
+    _note(row, *notes)
     return made
+
+
+class Narrowed(NamedTuple):
+    """A matrix without some of its rows, or of its columns.
+
+    Attributes
+    ----------
+    matrix : ndarray
+        What is left of it; without columns, the others are fitted to the outputs of all.
+    units : ndarray of int of shape (count,)
+        Which rows or columns those are, ascending.
+    """
+
+    matrix: NDArray[Any]
+    units: NDArray[np.int64]
+
+
+def narrowed(
+    rows: Mapping[str, dict[str, Any]],
+    matrices: Mapping[str, Callable[[], NDArray[Any]]],
+    known: Weights | None,
+    hidden: HiddenLayer | None,
+) -> dict[str, Narrowed]:
+    """Return the matrices of a hidden layer with fewer units, by name; fill in their rows.
+
+    Parameters
+    ----------
+    rows : mapping of str to dict
+        The rows of its matrices, by name; errors, predicted loss and note are set.
+    matrices : mapping of str to callable
+    known : Weights
+        What calibration says about the matrix that reads the units.
+    hidden : HiddenLayer
+
+    Raises
+    ------
+    InvalidValueError
+        Calibration does not know these units.
+    """
+    reader = next(iter(rows.values()))["reader"]
+    if (
+        known is None
+        or known.output_weight is None
+        or hidden is None
+        or {*hidden.members} != {*rows}
+    ):
+        raise InvalidValueError(
+            f"The plan narrows {', '.join(map(repr, rows))}: units are chosen by calibration with "
+            "gradients, which does not know these as one hidden layer. Pass the `calibration` that "
+            "the plan was made with."
+        )
+    array = matrices[reader]()
+    units = hidden.order(array, known).kept(rows[reader]["rank"])
+    made = {}
+    for name, row in rows.items():
+        if name == reader:
+            continue
+        whole = matrices[name]()
+        made[name] = Narrowed(whole[units], units)
+        row["weight_error"] = _share_lost(whole, made[name].matrix)
+        row["output_error"], row["predicted_loss"] = None, 0.0
+    row, dtype = rows[reader], array.dtype
+    fitted = refitted(array, known.input_moment, units)
+    made[reader] = Narrowed(fitted.astype(dtype), units)
+    gap: NDArray[Any] = np.array(array, dtype=np.float64)
+    scale = float(np.linalg.norm(gap))
+    gap[:, units] -= fitted
+    row["weight_error"] = float(np.linalg.norm(gap)) / scale if scale else 0.0
+    weighting = Weighting.of(array.shape, known.input_moment, known.output_weight)
+    row["predicted_loss"] = weighting.loss(gap)
+    moment = known.input_moment if known.held_out is None else known.held_out
+    row["output_error"] = relative_errors(array, lambda a, b: array[a:b] - gap[a:b], moment)[1]
+    _note(row, known.note)
+    return made
+
+
+def _share_lost(whole: NDArray[Any], part: NDArray[Any]) -> float:
+    """Return the relative error of a matrix whose other rows are gone."""
+    norms = [float(np.linalg.norm(np.asarray(each, dtype=np.float64))) for each in (whole, part)]
+    return float(np.sqrt(max(0.0, 1.0 - (norms[1] / norms[0]) ** 2))) if norms[0] else 0.0
+
+
+def _note(row: dict[str, Any], *notes: str) -> None:
+    """Add notes to a row."""
+    if together := "; ".join(filter(None, (row.get("note"), *notes))):
+        row["note"] = together
 
 
 def _output_error(

@@ -13,7 +13,11 @@ from rmtspec.report.report import Report
 from rmtspec.terms import Action, Form, Kind, Why
 
 ACTIONS = tuple(action.value for action in Action)
-FORMS = tuple(form.value for form in Form)
+_STORED = {
+    Form.PIVOTED: "pivot rows",
+    Form.FEWER_OUTPUTS: "fewer rows",
+    Form.FEWER_INPUTS: "fewer columns",
+}
 #: Keys without which a row cannot be carried out.
 _PLANNED = ("layer", "kind", "action", "rank", "rows", "columns", "bytes_before")
 
@@ -78,6 +82,11 @@ def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: boo
         row["bytes_before"] = row["parameters_before"] * target.itemsize
         if dense and row.get("action") == Action.SPLIT:
             row["action"] = Action.TRUNCATE.value
+        if dense and row.get("action") == Action.NARROW:
+            raise InvalidValueError(
+                f"The plan narrows {given!r}, which has no dense form with all its rows and "
+                "columns. Write factors, and merge what was written."
+            )
         refusal = target.refusal(str(row.get("action")))
         if refusal and row.get("action") != Action.LEAVE:
             raise InvalidValueError(
@@ -85,6 +94,7 @@ def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: boo
                 f'stay as it is: {refusal}. Set its action to "keep".'
             )
     _check_rows(rows)
+    _check_hidden(rows, {given: name for name, given in names.items()})
     for row in rows:
         kept = row["action"] == Action.LEAVE
         row["reason"] = (row.get("reason") or Why.KEPT_BY_PLAN.words()) if kept else ""
@@ -111,7 +121,8 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
                 f"{', '.join(ACTIONS)}."
             )
         if row["action"] != Action.LEAVE:
-            most = min(row["rows"], row["columns"])
+            form = _form(row)
+            most = form.most(row["rows"], row["columns"])
             try:
                 row["rank"] = _checks.integer(row["rank"], "rank", 1, most)
             except OptionError as error:  # a plan is data
@@ -120,7 +131,6 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
                     f"The rank of {name} in the plan is {row['rank']!r}; expected {error.expected}."
                 ) from None
         if row["action"] == Action.SPLIT:
-            _check_form(row)
             first = shared.setdefault(row["layer"], (str(name), row["rank"]))
             if first[1] != row["rank"]:
                 raise InvalidValueError(
@@ -130,15 +140,43 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
         settle(row)
 
 
-def _check_form(row: Mapping[str, Any]) -> None:
-    """Raise if the factors of a row cannot be stored as it says; plain, if it says nothing."""
-    form = row.get("form", Form.PLAIN)
-    if form not in FORMS:
+def _form(row: Mapping[str, Any]) -> Form:
+    """Return how a row is to be stored, plain if it says nothing; raise if it cannot be."""
+    given = row.get("form", Form.PLAIN)
+    possible = [form.value for form in Form if form.narrow == (row["action"] == Action.NARROW)]
+    if given not in possible:
         raise InvalidValueError(
-            f"The form of {row['name']!r} is {form!r}; expected one of {', '.join(FORMS)}."
+            f"The form of {row['name']!r} is {given!r}; expected one of {', '.join(possible)} "
+            f"for the action {row['action']!r}."
         )
-    if form == Form.PIVOTED and row["kind"] not in PIVOTABLE:
+    form = Form(given)
+    if row["kind"] not in PIVOTABLE and form is not Form.PLAIN:
         raise InvalidValueError(
-            f"The plan stores {row['name']!r} as pivot rows, and it is a matrix of a "
-            f'{row["kind"]} layer; only linear layers are stored so. Set its form to "plain".'
+            f"The plan stores {row['name']!r} as {_STORED[form]}, and it is a matrix of kind "
+            f"{row['kind']}; only linear layers are stored so. Set its form to "
+            f'"{Form.PLAIN.value}", and its action to "{Action.SPLIT.value}".'
         )
+    return form
+
+
+def _check_hidden(rows: Iterable[dict[str, Any]], names: Mapping[str, str]) -> None:
+    """Raise if rows that share hidden units keep different numbers of them.
+
+    `names` are those of the matrices, by the name in the plan.
+    """
+    layers: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["action"] == Action.NARROW:
+            reader = str(row.get("reader"))
+            row["reader"] = names.get(reader, reader)
+            layers.setdefault(row["reader"], []).append(row)
+    for reader, members in layers.items():
+        reads = [row["name"] for row in members if row["form"] == Form.FEWER_INPUTS]
+        counts = {row["rank"] for row in members}
+        if reads != [reader] or len(members) < 2 or len(counts) > 1:
+            listed = ", ".join(f"{row['name']} ({row['form']}, {row['rank']})" for row in members)
+            raise InvalidValueError(
+                f"The plan narrows {listed} for the reader {reader!r}; expected the matrix that "
+                "reads the units with fewer inputs, those that make them with fewer outputs, and "
+                "one number of units in all. Set them to the same, or all to another action."
+            )

@@ -13,7 +13,7 @@ from rmtspec.planning.gate import UNSET, gate_of
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.report import Report
-from rmtspec.terms import Action, Form
+from rmtspec.terms import LOW_RANK_FORMS, Action
 
 MODES = (Action.SPLIT.value, Action.TRUNCATE.value)
 #: Default share of the bulk that a plan keeps besides what it counts, from the paper.
@@ -40,7 +40,7 @@ class PlanOptions:
         Ranks that a budget or a rule chooses are multiples of it; see `multiple_of`.
     form : str, optional
         The `rmtspec.terms.Form` of linear layers that are split; by default "pivoted" where a
-        budget goes by predicted losses, else "plain".
+        budget goes by predicted losses, else "plain". Without it, hidden units may leave as well.
     size : {"parameters", "bytes", "latency"}
         What a budget is a share of: parameters, bytes as stored, or the seconds that `costs` tell.
     costs : Costs, optional
@@ -90,7 +90,7 @@ class PlanOptions:
             hint = 'Pass "auto" for multiples of 16, or of 8 where the smaller side is below 256.'
             _checks.integer(self.rank_multiple, "rank_multiple", 1, hint=hint)
         if self.form is not None:
-            _checks.choice(self.form, "form", tuple(form.value for form in Form))
+            _checks.choice(self.form, "form", LOW_RANK_FORMS)
         self._check_size()
         check_jobs(self.n_jobs)
         check_progress(self.progress)
@@ -116,6 +116,11 @@ class PlanOptions:
         if self.rank_multiple == "auto":
             return 16 if smaller_side >= _WIDE else 8
         return int(self.rank_multiple)
+
+    @property
+    def may_narrow(self) -> bool:
+        """Whether a budget may take hidden units as well as ranks."""
+        return self.form is None and self.size != "latency" and self.mode == Action.SPLIT
 
     def _analysis(self) -> AnalysisOptions:
         asked = "auto" if self.gate == "noise" or self.rule == "noise" else "mp"

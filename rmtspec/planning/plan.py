@@ -10,7 +10,7 @@ import numpy as np
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
 from rmtspec.matrix.rules.options import BULK_RULES
-from rmtspec.planning.budget import Purchase, least, spread
+from rmtspec.planning.budget import Joint, Purchase, Units, least, spread
 from rmtspec.planning.curves import Curves
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
@@ -56,12 +56,14 @@ def make_plan(
     for row in rows:
         if present := targets[row["name"]].present_rank:
             row["parameters_before"] = present * (row["rows"] + row["columns"])
-    chosen: dict[str, int | None] = {}
+    chosen: dict[str, int | Units | None] = {}
     if budget is not None:
         # Losses and relative errors have no common measure: each group keeps the share.
         for buys in case.purchases():
             what = "seconds" if options.size == "latency" else options.size
-            chosen |= spread(buys, budget, what) if buys else {}
+            found = spread(buys, budget, what) if buys else {}
+            for unit, bought in found.items():
+                chosen |= bought if isinstance(buys[unit], Joint) else {unit: bought}
     by_unit: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_unit.setdefault(case.unit(row["name"]), []).append(row)
@@ -70,15 +72,13 @@ def make_plan(
         refusals = {row["name"]: case.refusals[row["name"]] for row in members}
         refused, reason = next(((n, why) for n, why in refusals.items() if why), ("", ""))
         rank = max(int(row["rank"]) for row in members)
-        rule = members[0]["rule"]
+        rule, units = members[0]["rule"], None
         if forced:
             rank, rule, reason, refused = forced, "given", "", ""
         elif budget is not None:
             rule = "budget"
             if not reason:
-                bought = chosen[unit]
-                rank = members[0]["p"] if bought is None else bought
-                reason = "" if bought is not None else Why.STAYS_DENSE.words()
+                rank, units, reason = _bought(chosen[unit], members[0]["p"])
         elif not reason and all(case.exact_rank(row) for row in members):
             rank, rule = max(case.exact_rank(row) for row in members), "exact"
         elif not reason:
@@ -102,6 +102,8 @@ def make_plan(
                 form=case.form(row["name"]).value,
             )  # fmt: skip
             row["predicted_loss"] = _tail(curves.losses.get(row["name"]), rank, row["action"])
+            if units is not None and not reason:
+                _narrow(row, units, curves)
             settle(row)
     settings = report.settings | {"mode": options.mode, "gate": options.gate}
     settings |= {"min_saving": options.min_saving, "ranks": case.given, "budget": budget}
@@ -148,7 +150,7 @@ def settle(row: dict[str, Any]) -> None:
         work = 0 if before == rows * columns else before // (rows + columns) * columns
     row["multiply_adds_before"] = work
     after = before
-    if row["action"] == Action.SPLIT:
+    if row["action"] in (Action.SPLIT, Action.NARROW):
         after = Form(row.get("form", Form.PLAIN)).parameters(rank, rows, columns)
         work = rank * columns if looked_up else after
     row["saves"] = after < before
@@ -235,7 +237,7 @@ class _Case:
         size = self.form(row["name"]).parameters(rank, *sides)
         return rank if size < math.prod(sides) else 0
 
-    def purchases(self) -> list[dict[str, Purchase]]:
+    def purchases(self) -> list[Mapping[str, Purchase | Joint]]:
         """Return what each rank costs and buys in the layers that the budget may cut.
 
         Those whose losses are known come apart from the others, whose errors are relative.
@@ -260,7 +262,25 @@ class _Case:
                 dense=dense,
                 multiple=self._options.multiple_of(min(sides)),
             )
-        return [by_loss, by_error]
+        return [self._join(by_loss), dict(by_error)]
+
+    def _join(self, purchases: dict[str, Purchase]) -> dict[str, Purchase | Joint]:
+        """Return the purchases with those of hidden layers joined where units may leave."""
+        joined: dict[str, Purchase | Joint] = dict(purchases)
+        for reader, (layer, order) in self._curves.units.items():
+            units = [self.unit(name) for name in layer.members]
+            free = all(isinstance(joined.get(unit), Purchase) for unit in units)
+            if free and self._options.may_narrow:
+                sides = [self._targets[name].shape for name in layer.makers]
+                entries = sum(columns for _, columns in sides) + self._targets[reader].shape[0]
+                size = 1 if self._options.size == "parameters" else self._targets[reader].itemsize
+                joined[self.unit(reader)] = Joint(
+                    layers={unit: purchases[unit] for unit in units},
+                    losses=order.losses, price=float(entries * size),
+                )  # fmt: skip
+                for name in layer.makers:
+                    del joined[self.unit(name)]
+        return joined
 
     def _prices(self, names: list[str], most: int) -> tuple[Float64Array, float]:
         """Return what ranks 1 to `most` cost in the layer of these matrices, and what it costs."""
@@ -304,6 +324,27 @@ def _no_use(
     if 1.0 - after / before < options.min_saving:
         return Why.SAVES_LITTLE.words(saving=1.0 - after / before, least=options.min_saving)
     return ""
+
+
+def _bought(choice: int | Units | None, full: int) -> tuple[int, int | None, str]:
+    """Return rank, hidden units, and why the layer stays as it is, by what a budget bought."""
+    if choice is None:
+        return full, None, Why.STAYS_DENSE.words()
+    return (full, choice.count, "") if isinstance(choice, Units) else (choice, None, "")
+
+
+def _narrow(row: dict[str, Any], units: int, curves: Curves) -> None:
+    """Let a row keep so many hidden units."""
+    name = row["name"]
+    reader = next(r for r, (layer, _) in curves.units.items() if name in layer.members)
+    form, loss = Form.FEWER_OUTPUTS, 0.0  # all of it is counted where the units are read
+    if name == reader:
+        losses = curves.units[reader][1].losses
+        form, loss = Form.FEWER_INPUTS, float(losses[len(losses) - units])
+    row.update(
+        action=Action.NARROW.value, form=form.value, rank=units, reader=reader,
+        predicted_loss=loss, weight_error=None,
+    )  # fmt: skip
 
 
 def _weight_error(matrix: MatrixReport, rank: int) -> float | None:

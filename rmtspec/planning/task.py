@@ -12,6 +12,7 @@ from rmtspec._text import grouped
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.calibration import Weights
 from rmtspec.planning.curves import Curves, curves_of
+from rmtspec.planning.hidden_units import HiddenLayer
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, candidates, make_plan
 from rmtspec.planning.selection import Chosen, Named, Selection
@@ -198,9 +199,18 @@ class Task(Generic[M]):
             options = dataclasses.replace(options, budget=budget)
         return make_plan(report, self.subject.targets, options, curves)
 
-    def curves(self, report: Report, weights: Mapping[str, Weights]) -> Curves:
-        """Return what each rank buys, by what calibration says about the matrices, by name."""
-        return curves_of(self.candidates(report), self.subject.matrices, weights)
+    def curves(
+        self,
+        report: Report,
+        weights: Mapping[str, Weights],
+        hidden: Mapping[str, HiddenLayer] | None = None,
+    ) -> Curves:
+        """Return what each rank buys, by what calibration says about the matrices, by name.
+
+        `hidden` layers, by the name of the matrix that reads them, may lose units.
+        """
+        layers = (hidden or {}).values() if self.options.may_narrow else ()
+        return curves_of(self.candidates(report), self.subject.matrices, weights, layers)
 
 
 def _with_reasons(message: str, skipped: list[dict[str, str]]) -> str:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.runs.stored_forms import Computed, decode, pivoted_outer, widened
+from rmtspec.terms import Form
 
 #: Number of entries of a product that are in memory before they are rounded.
 _ENTRIES = 2**23
@@ -32,6 +33,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     """Undo a split on disk: multiply the factors in a folder into dense weights in a new one.
 
     Each layer gets its weight and bias back under their original names; everything else is copied.
+    Hidden units that left come back as zeros, so that every tensor has its original shape.
     Tied tensors, which `folder` stores once, are written under each of their names, so that any
     loader finds them. One matrix is in memory at a time, and torch is not needed.
 
@@ -159,42 +161,12 @@ class _Product:
                 del rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    """A factor that is stored in parts; the other fields are as in `StoredTensor`."""
-
-    load: Callable[[], NDArray[Any]]
-    path: str
-    dtype: str
-    numpy_name: str
-    shape: tuple[int, ...]
-
-    nbytes: None = None  # it is never written itself
-
-    def __call__(self) -> NDArray[Any]:
-        return self.load()
-
-
-def _decoded(codes: MappedTensor, scale: MappedTensor) -> NDArray[Any]:
-    """Return a factor that is stored as codes with a scale for each row."""
-    wide: NDArray[Any] = codes().astype(np.float32) * scale().astype(np.float32)[:, None]
-    return wide
-
-
-def _ordered(mixing: "MappedTensor | _Computed", place: MappedTensor) -> NDArray[Any]:
-    """Return the outer factor of pivot rows: the identity and the mixing below it, in order."""
-    values = mixing()
-    rows = np.vstack([np.eye(values.shape[1], dtype=values.dtype), values])
-    ordered: NDArray[Any] = rows[place()]
-    return ordered
-
-
-_Tensor = MappedTensor | _Product | _Computed
+_Tensor = MappedTensor | _Product | Computed
 
 
 def _factor(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
     """Return a factor, in its stored dtype unless it is a product."""
-    if isinstance(factor, MappedTensor | _Computed):
+    if isinstance(factor, MappedTensor | Computed):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
 
@@ -214,7 +186,11 @@ def _dense(
     # The innermost first, because a factor may have been split again.
     for entry in sorted(splits, key=lambda e: (e.name.count("."), e.name != ""), reverse=True):
         prefix = f"{entry.name}." if entry.name else ""
-        merged: dict[str, _Tensor] = {f"{prefix}weight": _product(folder, entry, prefix, tensors)}
+        merged: dict[str, _Tensor]
+        if Form(entry.form).narrow:
+            merged = widened(folder, entry, prefix, tensors)
+        else:
+            merged = {f"{prefix}weight": _product(folder, entry, prefix, tensors)}
         if entry.kind != "embedding" and f"{prefix}outer.bias" in tensors:
             merged[f"{prefix}bias"] = tensors.pop(f"{prefix}outer.bias")
         for name, tensor in merged.items():
@@ -229,9 +205,11 @@ def _dense(
 def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]) -> _Product:
     """Remove the factors of a layer from the tensors, check them, and return their product."""
     if entry.stored:
-        _decode(folder, entry, prefix, tensors)
+        decode(folder, entry, prefix, tensors)
     if entry.form == "pivoted":
-        tensors[f"{prefix}outer.weight"] = _pivoted_outer(folder, entry, prefix, tensors)
+        tensors[f"{prefix}outer.weight"] = pivoted_outer(
+            folder, entry, prefix, tensors, outer=_factor_shapes(folder, entry)[0]
+        )
     factors = []
     for side in ("outer", "inner"):
         name = f"{prefix}{side}.weight"
@@ -256,51 +234,6 @@ def _product(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _T
     return _Product(
         entry, outer, inner, path=outer.path, dtype=outer.dtype, numpy_name=outer.numpy_name,
         shape=entry.shape,
-    )  # fmt: skip
-
-
-def _decode(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]) -> None:
-    """Put the factors of a layer in the place of their codes and scales."""
-    outer = "outer.mixing" if entry.form == "pivoted" else "outer"
-    for side in ("inner", outer):
-        parts = [tensors.pop(f"{prefix}{side}.{part}", None) for part in ("codes", "scale")]
-        codes, scale = parts
-        if not (isinstance(codes, MappedTensor) and isinstance(scale, MappedTensor)):
-            words = f"no file holds the codes of {entry.name!r}, which {MANIFEST} requires"
-            raise damaged(folder, words)
-        if scale.shape != codes.shape[:1] or codes.dtype not in ("I8", "BF16"):
-            words = f"{codes.shape} {codes.dtype} with scales {scale.shape}"
-            raise damaged(folder, f"the codes of {entry.name!r} are {words}")
-        tensors[f"{prefix}{side}.weight"] = _Computed(
-            partial(_decoded, codes, scale), codes.path, scale.dtype,
-            numpy_name=scale.numpy_name, shape=codes.shape,
-        )  # fmt: skip
-
-
-def _pivoted_outer(
-    folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, _Tensor]
-) -> _Computed:
-    """Remove the parts of a pivoted outer factor from the tensors, check them, and return it."""
-    parts = [tensors.pop(f"{prefix}outer.{part}", None) for part in ("mixing.weight", "place")]
-    mixing, place = parts
-    if not (isinstance(mixing, MappedTensor | _Computed) and isinstance(place, MappedTensor)):
-        words = f"no file holds the pivots of {entry.name!r}, which {MANIFEST} requires"
-        raise damaged(folder, words)
-    outer = _factor_shapes(folder, entry)[0]
-    if len(outer) > 2:
-        raise damaged(folder, f"{MANIFEST} lists {entry.name!r} as pivoted {entry.kind}")
-    rows, rank = outer
-    order = np.sort(place()) if place.dtype in ("I64", "I32") else np.empty(0)
-    if mixing.shape != (rows - rank, rank) or not np.array_equal(order, np.arange(rows)):
-        raise damaged(
-            folder,
-            f"the pivots of {entry.name!r} are {mixing.shape} and {place.shape} {place.dtype}; for "
-            f"shape {entry.shape} and rank {entry.rank}, expected {(rows - rank, rank)} and an "
-            f"order of {rows} rows",
-        )
-    return _Computed(
-        partial(_ordered, mixing, place), mixing.path, mixing.dtype,
-        numpy_name=mixing.numpy_name, shape=outer,
     )  # fmt: skip
 
 

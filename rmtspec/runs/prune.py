@@ -27,6 +27,7 @@ from rmtspec.planning.calibration import Calibration, Weights
 from rmtspec.planning.curves import curves_of
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
+from rmtspec.planning.hidden_units import HiddenLayer
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.plan import Plan, candidates, make_plan
 from rmtspec.planning.selection import Pattern, Selection
@@ -35,10 +36,11 @@ from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress
 from rmtspec.report.report import Report, check_suffix
 from rmtspec.runs.analyze import outcomes
+from rmtspec.runs.copied_tensors import check_holdable
 from rmtspec.runs.fingerprint import fingerprint
 from rmtspec.runs.journal import Journal
-from rmtspec.runs.pruned_tensors import check_holdable, outgoing_files
-from rmtspec.runs.targets import refuse_factors, targets_of, weights_in
+from rmtspec.runs.pruned_tensors import outgoing_files
+from rmtspec.runs.targets import hidden_in, refuse_factors, targets_of, weights_in
 from rmtspec.runs.work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
 from rmtspec.terms import Action
 
@@ -192,7 +194,8 @@ def prune_checkpoint(
     listed = listed.with_parts(truncates)
     refuse_factors(listed)
     _check_copyable(listed)
-    task = _Task(listed, asked, threads, weights_in(listed, calibration, objective))
+    weights = weights_in(listed, calibration, objective)
+    task = _Task(listed, asked, threads, weights, hidden_in(listed, calibration, weights))
     if out is None or dry_run:
         return task.sized(task.plan())[0]
     check_outside(out, listed.path)
@@ -234,9 +237,10 @@ class _Task:
         options: PlanOptions,
         threads: int | None,
         weights: Mapping[str, Weights],
+        hidden: Mapping[str, HiddenLayer],
     ) -> None:
         self.listed, self.options, self._threads = listed, options, threads
-        self._weights = weights
+        self._weights, self._hidden = weights, hidden
         self.selection = options.selection()
         self.form = FORMS[options.mode]
 
@@ -264,12 +268,13 @@ class _Task:
         curves = None
         if self._weights and options.budget is not None:
             names = candidates(report, targets, options)
-            curves = curves_of(names, chosen.matrices, self._weights)
+            layers = self._hidden.values() if options.may_narrow else ()
+            curves = curves_of(names, chosen.matrices, self._weights, layers)
         return make_plan(report, targets, options, curves)
 
     def sized(self, decided: Plan) -> tuple[Plan, list[list[Outgoing]]]:
         """Return the plan with the totals of the whole model, and its new files."""
-        files = outgoing_files(self.listed, decided.rows, self._weights)
+        files = outgoing_files(self.listed, decided.rows, self._weights, self._hidden)
         old, new = self.listed.tensors.values(), [t for each in files for t in each]
         totals = {
             "parameters_before": sum(math.prod(t.shape) for t in old),
@@ -330,7 +335,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
                 form=row.get("form", "plain"),
             )
             for row in decided.rows
-            if row["action"] == "split"
+            if row["action"] in ("split", "narrow")
         )
         files_written = {name: complete[name] for name in named}
         Manifest(splits, {}, files_written, versions()).write(work.content)

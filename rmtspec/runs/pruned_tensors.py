@@ -1,7 +1,7 @@
 """The tensors of a pruned checkpoint, each computed when it is written."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec.checkpoint.listing import Checkpoint
-from rmtspec.checkpoint.safetensors_reader import DTYPES
-from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
-from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, named_dtype
-from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.checkpoint.safetensors_writer import Outgoing
+from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor
 from rmtspec.matrix.pivots import pivoted
 from rmtspec.planning.calibration import Weights
 from rmtspec.planning.cut import cut
+from rmtspec.planning.hidden_units import HiddenLayer
+from rmtspec.runs.copied_tensors import copied, little_endian, tensor_dtype
+from rmtspec.runs.narrowed_tensors import NarrowedTensors
 from rmtspec.terms import Form
 
 #: Largest size of a file that collects tensors from files of one tensor each.
@@ -26,17 +27,22 @@ def outgoing_files(
     listed: Checkpoint,
     rows: Iterable[dict[str, Any]],
     weights: Mapping[str, Weights] | None = None,
+    hidden: Mapping[str, HiddenLayer] | None = None,
 ) -> list[list[Outgoing]]:
     """Return the tensors of each new file: those of the old file, cut as a plan's rows say.
 
-    `weights` are what calibration says about the matrices, by name. Files of one tensor (.npy) are
-    merged.
+    `weights` are what calibration says about the matrices, by name, and `hidden` the layers from
+    which units can leave, by the matrix that reads them. Files of one tensor (.npy) are merged.
     """
     cuts: dict[str, list[_Cut]] = {}
     factored: set[str] = set()
+    layers: dict[str, dict[str, dict[str, Any]]] = {}  # of hidden units, by the reader
     renamed: dict[str, str] = {}
     for row in rows:
         if row["action"] == "keep":
+            continue
+        if row["action"] == "narrow":
+            layers.setdefault(row["reader"], {})[row["name"]] = row
             continue
         matrix = listed.matrices[row["name"]]
         done = _Cut(matrix, row, (weights or {}).get(row["name"]), calibrated=bool(weights))
@@ -45,11 +51,17 @@ def outgoing_files(
             factored.add(matrix.tensor.name)
             prefix = matrix.tensor.name.removesuffix("weight")
             renamed[f"{prefix}bias"] = f"{prefix}outer.bias"
+    smaller: dict[str, list[Outgoing]] = {}
+    for reader, members in layers.items():
+        known, layer = (weights or {}).get(reader), (hidden or {}).get(reader)
+        smaller |= NarrowedTensors(listed, members, known, layer).outgoing()
     files: dict[str, list[Outgoing]] = {}
     for name, tensor in listed.tensors.items():
         outgoing = files.setdefault(tensor.path, [])
-        if name not in cuts:
-            outgoing.append(_copied(tensor, renamed.get(name, name)))
+        if name in smaller:
+            outgoing += smaller[name]
+        elif name not in cuts:
+            outgoing.append(copied(tensor, renamed.get(name, name)))
         elif name in factored:
             outgoing += _factors(cuts[name][0])
         else:
@@ -57,44 +69,6 @@ def outgoing_files(
     if any(path.endswith(".npy") for path in files):
         return _packed([tensor for each in files.values() for tensor in each])
     return list(files.values())
-
-
-def check_holdable(tensor: StoredTensor) -> None:
-    """Raise if a .safetensors file cannot hold a tensor because of its name or dtype."""
-    tensor_dtype(tensor)
-    try:
-        tensor.name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise FileError(
-            f"{tensor.path} holds {tensor.name!a}, a name that cannot be encoded in UTF-8, as "
-            ".safetensors files require. Rename it."
-        ) from None
-
-
-def tensor_dtype(tensor: StoredTensor) -> str:
-    """Return the .safetensors name of a tensor's dtype; the stored one if numpy lacks it."""
-    if not tensor.numpy_name or tensor.dtype in DTYPES:
-        return tensor.dtype
-    dtype = named_dtype(tensor.numpy_name)
-    try:
-        return format_dtype(dtype.newbyteorder("<"))
-    except InvalidTypeError:
-        raise FileError(
-            f"{tensor.path} holds {tensor.name!r} of dtype {dtype}, which .safetensors files "
-            "cannot hold. Remove or convert it, and save the file again."
-        ) from None
-
-
-def _copied(tensor: StoredTensor, name: str) -> Outgoing:
-    return Outgoing(
-        name=name, dtype=tensor_dtype(tensor), shape=tensor.shape,
-        load=partial(_little_endian, tensor), stored_bytes=tensor.nbytes,
-    )  # fmt: skip
-
-
-def _little_endian(tensor: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    array = tensor()
-    return array if array.dtype.byteorder != ">" else array.astype(array.dtype.newbyteorder("<"))
 
 
 class _Cut(NamedTuple):
@@ -123,7 +97,7 @@ def _factors(one: _Cut) -> list[Outgoing]:
 
     def take(side: str) -> NDArray[Any]:
         if side not in waiting:
-            parts = one.made(_little_endian(matrix), errors)
+            parts = one.made(little_endian(matrix), errors)
             if one.row.get("form") == Form.PIVOTED:
                 kept, mixing, place = pivoted(parts.outer, parts.inner)
                 dtype = parts.outer.dtype
@@ -161,7 +135,7 @@ def _truncated(tensor: StoredTensor, cuts: list[_Cut]) -> Outgoing:
         return low
 
     def pieces() -> Iterator[NDArray[Any]]:
-        whole = _little_endian(tensor)
+        whole = little_endian(tensor)
         spans: dict[tuple[int, int], list[tuple[Part, _Cut]]] = {}
         for one in cuts:
             part = one.matrix.part

@@ -1,5 +1,6 @@
 """What may be done to each matrix of a checkpoint, judged by names and shapes alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rmtspec.checkpoint.listing import Checkpoint
@@ -12,6 +13,7 @@ from rmtspec.errors import (
     InvalidValueError,
 )
 from rmtspec.planning.calibration import Calibration, Weights
+from rmtspec.planning.hidden_units import HiddenLayer, hidden_layers
 from rmtspec.planning.selection import Chosen
 from rmtspec.planning.target import HEAD, Target, is_head
 from rmtspec.terms import Kind, Why
@@ -78,6 +80,19 @@ def weights_in(
         name: calibration.weights(matrix.layer, matrix.sides, objective=chosen)
         for name, matrix in known.items()
     }
+
+
+def hidden_in(
+    listed: Checkpoint, calibration: Calibration | None, weights: Mapping[str, Weights]
+) -> dict[str, HiddenLayer]:
+    """Return the hidden layers of a checkpoint by the name of the matrix that reads the units.
+
+    `weights` are what calibration says about the matrices, by name.
+    """
+    if calibration is None:
+        return {}
+    names = {listed.matrices[name].layer: name for name in weights}
+    return hidden_layers(calibration.hidden_units, names, weights)
 
 
 def _target(listed: Checkpoint, matrix: StoredMatrix, named: bool) -> Target:

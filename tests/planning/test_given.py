@@ -83,7 +83,7 @@ def test_a_matrix_of_another_size(plan):
 @pytest.mark.parametrize("action", ["cut", "leave it", "", None, 1, "Split"])
 def test_an_action_that_is_not_one(plan, action):
     plan.row("b")["action"] = action
-    with pytest.raises(InvalidValueError, match=r"'b' is .*expected one of split, truncate, keep"):
+    with pytest.raises(InvalidValueError, match=r"'b' is .*expected one of split, narrow, tr"):
         adopted(plan)
 
 

@@ -1,5 +1,6 @@
 """Calibration of a model: the function that users call, and what pruning asks of it."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +9,23 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from rmtspec.adapters.torch._calibration.batches import Batches, check_batches
+from rmtspec.adapters.torch._calibration.hidden_units import HiddenUnits
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._calibration.passes import Pass, bytes_of, groups_within, shared_memory
-from rmtspec.adapters.torch._weights.layer_kinds import path_of
+from rmtspec.adapters.torch._weights.layer_kinds import ROOT, path_of
 from rmtspec.adapters.torch._weights.subject import subject_of
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Calibration, Kind, Pattern, Progress, Selection, Weights, listed
+from rmtspec.adapting import (
+    Calibration,
+    HiddenLayer,
+    Kind,
+    Pattern,
+    Progress,
+    Selection,
+    Weights,
+    hidden_layers,
+    listed,
+)
 from rmtspec.errors import InvalidOptionError, InvalidValueError
 
 #: Kinds of layer whose weight multiplies the inputs that a hook sees.
@@ -169,16 +181,36 @@ class Asked(NamedTuple):
         return cls(calibration, options)
 
 
+class Known(NamedTuple):
+    """What calibration says about the matrices of a model.
+
+    Attributes
+    ----------
+    weights : dict of str to Weights
+        By name of the matrix.
+    hidden : dict of str to HiddenLayer
+        Where hidden units can leave, by name of the matrix that reads them.
+    settings : dict
+        For the report.
+    """
+
+    weights: dict[str, Weights]
+    hidden: dict[str, HiddenLayer]
+    settings: dict[str, Any]
+
+
+#: Without calibration.
+NOTHING = Known({}, {}, {})
+
+
 def can_be_calibrated(matrix: WeightMatrix) -> bool:
     """Tell whether the inputs of a matrix can be seen, and it can be split by them."""
     hindered = matrix.reason or matrix.fixed or matrix.unsplittable
     return (matrix.kind in _CALIBRATED or matrix.kind == Kind.EMBEDDING) and not hindered
 
 
-def known_weights(
-    model: nn.Module, matrices: Collection[WeightMatrix], asked: Asked
-) -> tuple[dict[str, Weights], dict[str, Any]]:
-    """Return what calibration says about the matrices, by name, and settings for the report."""
+def known_weights(model: nn.Module, matrices: Collection[WeightMatrix], asked: Asked) -> Known:
+    """Return what calibration says about the matrices."""
     wanted = [matrix for matrix in matrices if can_be_calibrated(matrix)]
     stats, options = asked
     if not isinstance(stats, Calibration):
@@ -201,7 +233,8 @@ def known_weights(
     settings = {"objective": objective, "calibration": dict(stats.settings)}
     if objective == "loss":
         settings["gradient"] = stats.gradient
-    return known, settings
+    names = {matrix.layer: matrix.name for matrix in wanted}
+    return Known(known, hidden_layers(stats.hidden_units, names, known), settings)
 
 
 def _group(matrix: WeightMatrix) -> int:
@@ -219,6 +252,21 @@ def calibrated(
 ) -> Calibration:
     """Return the calibration of the layers that hold these matrices."""
     layers: Mapping[str, nn.Module] = {m.layer: model.get_submodule(path_of(m)) for m in matrices}
+    hidden = HiddenUnits(model, {name: layers[name] for name in layers if name != ROOT})
+    with hidden.watched():
+        found = _moments(model, layers, batches, options)
+    if found.objective != "loss":
+        return found
+    return dataclasses.replace(found, hidden_units=hidden.found())
+
+
+def _moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Batches,
+    options: CalibrationOptions,
+) -> Calibration:
+    """Return the moments of layers, in groups where they need more memory than there is."""
     needed = {name: bytes_of(layer, options) for name, layer in layers.items()}
     groups = groups_within(needed, options.memory or shared_memory(model))
     if len(groups) == 1:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, factors_are_used
 from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.errors import InvalidValueError
@@ -16,7 +17,8 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
     """Undo splits: multiply the factors back into layers of the original type.
 
     The model computes the same function, to the precision of the dtype, and its state dict has the
-    keys it had before the split. A layer that was split twice becomes one again.
+    keys it had before the split. A layer that was split twice becomes one again. Hidden units that
+    left come back as zeros.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
     merged: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") or outer == "" for outer in merged)
-        if isinstance(module, SplitLayer) and not inside:
+        if isinstance(module, SplitLayer | NarrowedLinear) and not inside:
             merged[path] = module.merged(path)
     return replace_layers(model, merged, inplace)
 

@@ -29,7 +29,9 @@ _HOOKS = (
     "_is_full_backward_hook",
 )
 #: Not handed over: names that split layers use themselves, and the old layer's compiled forward.
-_OURS = frozenset({"rank", "original_type", "inner", "outer", "_compiled_call_impl"})
+_OURS = frozenset(
+    {"rank", "original_type", "inner", "outer", "form", "full_features", "_compiled_call_impl"}
+)
 
 
 class SplitLayer(nn.Module, abc.ABC):
@@ -157,7 +159,7 @@ class SplitLayer(nn.Module, abc.ABC):
             factor.weight = nn.Parameter(zeros, requires_grad=weight.requires_grad)
         if layer._parameters.get("bias") is not None:
             made.outer.bias = layer.bias
-        _hand_over(layer, made)
+        hand_over(layer, made)
         return made
 
     def merged(self, path: str = "") -> Any:
@@ -178,7 +180,7 @@ class SplitLayer(nn.Module, abc.ABC):
         layer.weight = nn.Parameter(tensor, requires_grad=trained)
         if self.has_bias:
             layer.register_parameter("bias", self.bias)
-        _hand_over(self, layer)
+        hand_over(self, layer)
         return layer
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's own name)
@@ -293,7 +295,7 @@ def memory_format(weight: torch.Tensor) -> torch.memory_format:
     return last
 
 
-def _hand_over(old: nn.Module, new: nn.Module) -> None:
+def hand_over(old: nn.Module, new: nn.Module) -> None:
     """Copy the plain attributes, hooks and training flag of `old` to `new`."""
     held = new.__dict__
     for name, value in old.__dict__.items():

@@ -2,18 +2,25 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapters.torch._calibration.calibrate import NOTHING, Known
 from rmtspec.adapters.torch._layers import replace
+from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import path_of
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
+from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Action, Form, Plan, SplitFactors, Weights, cut, settle
+from rmtspec.adapting import Action, Form, Plan, SplitFactors, cut, narrowed, settle
+
+#: Actions that put other layers in the place of the old ones.
+REPLACED = (Action.SPLIT.value, Action.NARROW.value)
 
 #: Called with the path, the new layer, and the factors of its matrices, one pair per group.
 Replaced = Callable[[str, Any, list[SplitFactors]], object]
@@ -24,13 +31,13 @@ def carry_out(
     plan: Plan,
     matrices: dict[str, WeightMatrix],
     *,
-    weights: Mapping[str, Weights],
+    known: Known = NOTHING,
     inplace: bool,
     tell: Replaced | None = None,
 ) -> tuple[Any, Plan]:
     """Return the pruned model and the plan with the measured errors.
 
-    `weights` are what calibration says, by name of the matrix; empty without. Matrices that are cut
+    `known` is what calibration says; nothing without. Matrices that are cut
     are removed from `matrices`, which frees a weight that was replaced in place before the next one
     is split. `tell` is called before each layer is replaced.
     """
@@ -38,8 +45,11 @@ def carry_out(
     new: dict[str, nn.Module] = {}
     written: dict[str, NDArray[Any]] = {}
     parts: dict[str, dict[int, SplitFactors]] = {}  # by the first row of each group
-    by_loss = any(known.output_weight is not None for known in weights.values())
-    apart = [matrices[row["name"]] for row in plan.rows if row["action"] == Action.SPLIT]
+    weights = known.weights
+    by_loss = any(each.output_weight is not None for each in weights.values())
+    waiting: dict[str, dict[str, dict[str, Any]]] = {}  # rows by the matrix that reads the units
+    readers = Counter(row["reader"] for row in plan.rows if row["action"] == Action.NARROW)
+    apart = [matrices[row["name"]] for row in plan.rows if row["action"] in REPLACED]
     groups = Counter(matrix.layer for matrix in apart)
     if inplace:
         replace.check_inplace(map(path_of, apart))
@@ -47,6 +57,16 @@ def carry_out(
     for row in plan.rows:
         if row["action"] == Action.LEAVE:
             settle(row)
+            continue
+        if row["action"] == Action.NARROW:
+            rows = waiting.setdefault(row["reader"], {})
+            rows[row["name"]] = row
+            if len(rows) == readers[row["reader"]]:
+                smaller = _narrowed(model, rows, matrices, known)
+                if inplace:
+                    replace.replace_layers(model, smaller, inplace=True)
+                else:
+                    new |= smaller
             continue
         matrix = matrices.pop(row["name"])
         low_rank: Any = cut(
@@ -78,3 +98,21 @@ def carry_out(
             places[name].write(product)
     totals = replace.totals(before, replace.model_sizes(result))
     return result, dataclasses.replace(plan, totals=totals)
+
+
+def _narrowed(
+    model: nn.Module,
+    rows: dict[str, dict[str, Any]],
+    matrices: dict[str, WeightMatrix],
+    known: Known,
+) -> dict[str, nn.Module]:
+    """Return the layers of a hidden layer with fewer units, by path; fill in their rows."""
+    (reader,) = {row["reader"] for row in rows.values()}
+    made = narrowed(rows, matrices, known.weights.get(reader), known.hidden.get(reader))
+    layers: dict[str, nn.Module] = {}
+    for name, (values, units) in made.items():
+        path = path_of(matrices.pop(name))
+        layer: Any = model.get_submodule(path)
+        weight = to_tensor(values, layer.weight)
+        layers[path] = NarrowedLinear.of(layer, weight, torch.from_numpy(units), rows[name]["form"])
+    return layers

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rmtspec.adapters.torch._calibration.batches import Batches
-from rmtspec.adapters.torch._calibration.calibrate import Asked, known_weights
+from rmtspec.adapters.torch._calibration.calibrate import NOTHING, Asked, known_weights
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._pruning.trade_off import to_target
@@ -27,7 +27,6 @@ from rmtspec.adapting import (
     Report,
     Selection,
     Unset,
-    Weights,
     adopt,
     check_target,
 )
@@ -276,13 +275,13 @@ def apply_plan(
                 f"{row['name']!r} has nan or infinite entries; expected finite numbers. Set its "
                 'action to "keep".'
             )
-    weights: Mapping[str, Weights] = {}
+    known = NOTHING
     data = Asked.of(calibration, objective, loss)
     if data is not None:
         cut = [matrices[row["name"]] for row in checked.cut]
-        weights, settings = known_weights(model, cut, data)
-        checked = dataclasses.replace(checked, settings=checked.settings | settings)
-    return carry_out(model, checked, matrices, weights=weights, inplace=inplace)
+        known = known_weights(model, cut, data)
+        checked = dataclasses.replace(checked, settings=checked.settings | known.settings)
+    return carry_out(model, checked, matrices, known=known, inplace=inplace)
 
 
 def _check_groups(plan: Plan, matrices: Mapping[str, WeightMatrix]) -> None:

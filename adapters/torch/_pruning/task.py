@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._calibration.calibrate import Asked, known_weights
+from rmtspec.adapters.torch._calibration.calibrate import NOTHING, Asked, known_weights
 from rmtspec.adapters.torch._layers.replace import model_sizes, totals
 from rmtspec.adapters.torch._pruning.analysis import analyze_subject
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
@@ -20,7 +20,6 @@ from rmtspec.adapting import (
     PlanOptions,
     Report,
     Task,
-    Weights,
     least_budget,
 )
 
@@ -31,8 +30,8 @@ class PruningTask(Task[WeightMatrix]):
     Attributes
     ----------
     model : torch.nn.Module
-    weights : mapping of str to Weights
-        What calibration says about the matrices, by name; known after `prepare`.
+    known : Known
+        What calibration says about the matrices; after `prepare`.
     """
 
     def __init__(
@@ -47,8 +46,7 @@ class PruningTask(Task[WeightMatrix]):
         if device is not None:
             usable_device(device)
         self.model, self._device = model, device
-        self.weights: Mapping[str, Weights] = {}
-        self._settings: dict[str, Any] = {}
+        self.known = NOTHING
         self._curves: Curves | None = None
 
     def run(self, asked: Asked | None = None) -> Plan:
@@ -69,10 +67,9 @@ class PruningTask(Task[WeightMatrix]):
             names = self.candidates(report)
             if options.budget is None:
                 names = [row["name"] for row in self.plan(report).cut]
-            found = known_weights(self.model, [matrices[name] for name in names], asked)
-            self.weights, self._settings = found
+            self.known = known_weights(self.model, [matrices[name] for name in names], asked)
             if options.budget is not None:
-                self._curves = self.curves(report, self.weights)
+                self._curves = self.curves(report, self.known.weights, self.known.hidden)
         return report
 
     def made(self, report: Report, budget: float | None = None) -> Plan:
@@ -83,7 +80,7 @@ class PruningTask(Task[WeightMatrix]):
             unit: size - sum(row[f"{unit}_before"] - row[f"{unit}_after"] for row in made.rows)
             for unit, size in before.items()
         }
-        settings = made.settings | self._settings
+        settings = made.settings | self.known.settings
         return dataclasses.replace(made, totals=totals(before, after), settings=settings)
 
     def least_budget(self, report: Report) -> float:
@@ -95,4 +92,4 @@ class PruningTask(Task[WeightMatrix]):
         matrices = dict(self.subject.matrices)
         if inplace:
             self.subject.matrices.clear()  # so that replaced weights can be freed
-        return carry_out(self.model, plan, matrices, weights=self.weights, inplace=inplace)
+        return carry_out(self.model, plan, matrices, known=self.known, inplace=inplace)

@@ -8,13 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.quantize import store
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memory_format
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model
-from rmtspec.adapting import SUFFIXES, Kind, Manifest, MappedTensor, PathLike, SplitEntry, listed
+from rmtspec.adapting import (
+    SUFFIXES,
+    Form,
+    Kind,
+    Manifest,
+    MappedTensor,
+    PathLike,
+    SplitEntry,
+    listed,
+)
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Where the file has a factor's weight: the key, and whether it is transposed there.
@@ -128,9 +138,9 @@ def _split_layers(
     return new, sources
 
 
-def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
-    """Return the split layer of an entry, made for the skeleton's layer, or raise."""
-    if isinstance(layer, SplitLayer):
+def _empty(layer: Any, entry: SplitEntry) -> SplitLayer | NarrowedLinear:
+    """Return the split or narrowed layer of an entry, made for the skeleton's, or raise."""
+    if isinstance(layer, SplitLayer | NarrowedLinear):
         raise InvalidValueError(
             f"`skeleton` has {entry.name or ROOT!r} split already; expected the architecture as it "
             "was before pruning. Build it again."
@@ -148,18 +158,20 @@ def _empty(layer: Any, entry: SplitEntry) -> SplitLayer:
             f"{f', {entry.groups} groups' if entry.groups > 1 else ''}. Build the architecture "
             "that was pruned."
         )
+    if Form(entry.form).narrow:
+        return NarrowedLinear.empty_like(layer, entry.rank, "meta", entry.form)
     made = SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta", entry.form)
     if entry.stored:
         store(made, entry.stored)
     return made
 
 
-def _sources(entry: SplitEntry, layer: SplitLayer) -> dict[str, _Source]:
+def _sources(entry: SplitEntry, layer: SplitLayer | NarrowedLinear) -> dict[str, _Source]:
     """Return where the factors are of a layer that was split in a file, its type unknown.
 
     Their names in the file follow from the tensor as stored, which is outer @ inner.
     """
-    if entry.kind != Kind.TENSOR:
+    if entry.kind != Kind.TENSOR or isinstance(layer, NarrowedLinear):
         return {}
     prefix = f"{entry.name}." if entry.name else ""
     inner, outer = f"{prefix}inner.weight", f"{prefix}outer.weight"

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.quantize import stored_as
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
@@ -62,7 +63,8 @@ def save(model: nn.Module, folder: PathLike) -> Path:
         for name, value in tensors.items()
     ]
     modules = model.named_modules()
-    entries = tuple(_entry(path, m) for path, m in modules if isinstance(m, SplitLayer))
+    cut = SplitLayer | NarrowedLinear
+    entries = tuple(_entry(path, m) for path, m in modules if isinstance(m, cut))
     more: dict[str, Any] = {"versions": versions("torch"), "metadata": {"format": "pt"}}
     with model_folder(folder, outgoing, entries, tied=tied, **more) as work:
         for config in (getattr(model, "config", None), getattr(model, "generation_config", None)):
@@ -100,10 +102,11 @@ def _dtype(tensor: torch.Tensor) -> str:
     return format_dtype(to_numpy(tensor.new_empty(0, device="cpu")).dtype)
 
 
-def _entry(path: str, layer: SplitLayer) -> SplitEntry:
+def _entry(path: str, layer: SplitLayer | NarrowedLinear) -> SplitEntry:
     kind = layer.original_type
+    stored = stored_as(layer) if isinstance(layer, SplitLayer) else ""
     return SplitEntry(
         name=path, kind=layer.kind, rank=layer.rank, shape=layer.dense_shape,
         original=f"{kind.__module__}.{kind.__qualname__}", groups=int(getattr(layer, "groups", 1)),
-        form=layer.form, stored=stored_as(layer),
+        form=layer.form, stored=stored,
     )  # fmt: skip

@@ -378,7 +378,7 @@ class RMTPruner:
             self._splits.append({"name": path, "rank": layer.rank, "share": share})
             made.append(layer)
 
-        _, report = carry_out(self.model, plan, matrices, weights={}, inplace=True, tell=tell)
+        _, report = carry_out(self.model, plan, matrices, inplace=True, tell=tell)
         changed += [tensor for layer in made for tensor in self._optimizer.tensors_of(layer)]
         replicas.made_equal(changed)
         self._unproved |= bool(made) and replicas.count() > 1

@@ -16,6 +16,7 @@ from rmtspec.adapters.torch._calibration.batches import (
     on_device,
     with_holdout,
 )
+from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._training.distillation import Distillation, Loss
 from rmtspec.adapters.torch._training.refit_state import RefitState
@@ -154,7 +155,7 @@ def trained_names(model: nn.Module, *, norms: bool, biases: bool) -> list[str]:
     names = []
     inside: list[str] = []
     for path, module in model.named_modules():
-        if isinstance(module, SplitLayer):
+        if isinstance(module, SplitLayer | NarrowedLinear):
             inside.append(f"{path}." if path else "")
         norm = norms and "norm" in type(module).__name__.lower()
         for short, parameter in module.named_parameters(recurse=False):

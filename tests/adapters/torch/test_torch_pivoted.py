@@ -50,13 +50,13 @@ def test_the_function_is_that_of_two_factors(mlp):
 
 def test_more_rank_fits_into_a_budget_by_the_loss(mlp):
     stats = rt.calibrate(mlp, batches())
-    _, by_default = rt.prune(mlp, calibration=stats, budget=0.6)
+    _, pivoted = rt.prune(mlp, calibration=stats, budget=0.6, form="pivoted")
     _, plain = rt.prune(mlp, calibration=stats, budget=0.6, form="plain")
-    assert {row["form"] for row in by_default.cut} == {"pivoted"}
+    assert {row["form"] for row in pivoted.cut} == {"pivoted"}
     assert {row["form"] for row in plain.cut} == {"plain"}
-    for report in (by_default, plain):
+    for report in (pivoted, plain):
         assert report.parameters_after <= 0.6 * report.parameters_before
-    assert sum(r["predicted_loss"] for r in by_default.cut) < 0.8 * sum(
+    assert sum(r["predicted_loss"] for r in pivoted.cut) < 0.8 * sum(
         r["predicted_loss"] for r in plain.cut
     )
     _, outputs = rt.prune(mlp, calibration=stats, budget=0.6, objective="outputs")
@@ -72,7 +72,7 @@ def test_any_rank_below_the_smaller_side_saves(mlp):
 
 
 def test_plans_keep_the_form(mlp, tmp_path):
-    planned = rt.plan(mlp, calibration=batches(), budget=0.6)
+    planned = rt.plan(mlp, calibration=batches(), budget=0.6, form="pivoted")
     planned.save(tmp_path / "plan.json")
     read = Report.from_json(tmp_path / "plan.json")
     smaller, report = rt.apply_plan(mlp, read, calibration=batches())

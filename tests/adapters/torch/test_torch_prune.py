@@ -120,7 +120,7 @@ def test_plan_can_be_edited_saved_and_applied(model, tmp_path):
     [
         ({"rank": 0}, "rank of 0.*is 0"),
         ({"rank": 121}, "is 121"),
-        ({"action": "cut"}, "'cut'; expected one of split, truncate, keep"),
+        ({"action": "cut"}, "'cut'; expected one of split, narrow, tr"),
         ({"name": "1"}, "names '1', which is not a matrix of this Sequential"),
         ({"rows": 199}, "199 x 120; in this Sequential it is 200 x 120"),
     ],
