@@ -134,6 +134,7 @@ def mode_gpt(bench, share, draw):
 
 METHODS = {
     "loss": ours,
+    "loss-pivoted": lambda *cell: ours(*cell, form="pivoted"),
     "loss-plain": lambda *cell: ours(*cell, form="plain"),
     "loss-4-gradients": lambda *cell: ours(*cell, tokens=2048),
     "loss-full": lambda *cell: ours(*cell, moment="full"),
@@ -160,6 +161,7 @@ def cells():
     yield from (("loss", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5, 0.95))
     yield from (("svd-llm", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
     yield from (("loss-plain", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
+    yield from (("loss-pivoted", share, 0) for share in (0.8, 0.6, 0.9, 0.7, 0.5))
     yield from (
         (name, share, 0) for name in ("outputs", "loss-multiple-16") for share in (0.8, 0.6)
     )

@@ -20,6 +20,7 @@ NAMES = {
     "data-free": "rmtspec, budget without data",
     "outputs": "rmtspec, objective outputs",
     "loss-plain": "rmtspec, plain factors",
+    "loss-pivoted": "rmtspec, pivot rows only",
     "loss-4-gradients": "rmtspec, gradients of 4 sequences",
     "loss-8-sequences": "rmtspec, 8 calibration sequences",
     "loss-multiple-16": "rmtspec, ranks in multiples of 16",
