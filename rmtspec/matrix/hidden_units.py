@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidValueError
-from rmtspec.matrix.weighting import Weighting
+from rmtspec.matrix.weighting import RIDGE, Weighting
 
 #: Units leave in so many groups, each chosen after the matrix was fitted anew.
 _GROUPS = 48
@@ -132,13 +132,13 @@ def refitted(W: ArrayLike, input_moment: ArrayLike, kept: NDArray[np.int64]) -> 
     """
     from scipy.linalg import solve
 
-    array = _checks.matrix(W)
-    root = np.asarray(Weighting.of(array.shape, input_moment, None).input_root)
-    within = root[kept]  # rows of the root: moment[i, j] = root[i] . root[j]
-    moment = within @ root.T
-    fitted: Float64Array = solve(
-        moment[:, kept], moment @ np.asarray(array, dtype=np.float64).T, assume_a="pos"
-    ).T
+    array = np.asarray(_checks.matrix(W), dtype=np.float64)
+    moment = np.asarray(Weighting.of(array.shape, input_moment, None).moment)
+    ridge = RIDGE * float(np.trace(moment)) / len(moment)
+    known = moment[kept]
+    target = known @ array.T + ridge * array[:, kept].T
+    within = known[:, kept] + ridge * np.eye(len(kept))
+    fitted: Float64Array = solve(within, target, assume_a="pos", overwrite_a=True).T
     return fitted
 
 
