@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -47,12 +48,14 @@ class Action(StrEnum):
 class Form(StrEnum):
     """How a matrix is stored that was cut.
 
-    A low rank takes two factors, or pivot rows and combinations of them. A matrix that was narrowed
-    is stored without some of its outputs or inputs; its "rank" is the number of those that stay.
+    A low rank takes two factors, or pivot rows and combinations of them. A kernel may be two, along
+    one axis each, its "rank" the channels between them. A matrix that was narrowed is stored
+    without some of its outputs or inputs; its "rank" is the number of those that stay.
     """
 
     PLAIN = "plain"
     PIVOTED = "pivoted"
+    SPATIAL = "spatial"
     FEWER_OUTPUTS = "fewer outputs"
     FEWER_INPUTS = "fewer inputs"
 
@@ -61,13 +64,17 @@ class Form(StrEnum):
         """Whether outputs or inputs are left out, the rank being their number."""
         return self in (Form.FEWER_OUTPUTS, Form.FEWER_INPUTS)
 
-    def most(self, rows: int, columns: int) -> int:
-        """Return the largest rank that a rows x columns matrix can have."""
+    def most(self, rows: int, columns: int, kernel: Sequence[int] = ()) -> int:
+        """Return the largest rank that a rows x columns matrix, of that kernel, can have."""
+        if self is Form.SPATIAL:
+            return min(rows * kernel[1], columns // kernel[1])
         sides = {Form.FEWER_OUTPUTS: rows, Form.FEWER_INPUTS: columns}
         return sides.get(self, min(rows, columns))
 
-    def parameters(self, rank: int, rows: int, columns: int) -> int:
-        """Return how many numbers a rows x columns matrix of that rank takes."""
+    def parameters(self, rank: int, rows: int, columns: int, kernel: Sequence[int] = ()) -> int:
+        """Return how many numbers a rows x columns matrix of that rank, and kernel, takes."""
+        if self is Form.SPATIAL:
+            return rank * (rows * kernel[1] + columns // kernel[1])
         if self.narrow:
             return rank * (columns if self is Form.FEWER_OUTPUTS else rows)
         saved = rank if self is Form.PIVOTED else 0

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,45 @@ class Purchase:
         return prices, np.append(left[ranks - 1], 0.0), [*map(int, ranks), None]
 
 
+class Ranked(NamedTuple):
+    """A rank in one of several forms."""
+
+    form: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Either:
+    """A layer that may be bought in one of several forms, all for the same error.
+
+    Attributes
+    ----------
+    forms : mapping of str to Purchase
+        What each rank costs and buys in each form.
+    """
+
+    forms: Mapping[str, Purchase]
+
+    @property
+    def dense(self) -> float:
+        """What the layer costs as it is."""
+        return next(iter(self.forms.values())).dense
+
+    @property
+    def multiple(self) -> int:
+        """Only ranks that are multiples of it are bought."""
+        return next(iter(self.forms.values())).multiple
+
+    def choices(self) -> tuple[Float64Array, Float64Array, list[Any]]:
+        """Return prices, errors and ranks (`Ranked`, or None) of the ways that may be best."""
+        found: list[tuple[float, float, Any]] = []
+        for form, layer in self.forms.items():
+            for price, error, rank in zip(*layer.choices(), strict=True):
+                label = None if rank is None else Ranked(form, rank)
+                found.append((float(price), float(error), label))
+        return _best(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joint:
     """Layers that are either bought one by one, or together with fewer hidden units.
@@ -90,21 +129,19 @@ class Joint:
         for count in range(self.multiple, units, self.multiple):
             kept = dict.fromkeys(self.layers, Units(count))
             found.append((count * self.price, float(self.losses[units - count]), kept))
-        found.sort(key=lambda each: each[:2])
-        best: list[tuple[float, float, Any]] = []
-        for each in found:
-            if not best or each[1] < best[-1][1]:
-                best.append(each)
-        prices, errors, labels = zip(*best, strict=True)
-        return np.array(prices), np.array(errors), list(labels)
+        return _best(found)
+
+
+#: Anything that a budget is spread over.
+Offered = Purchase | Either | Joint
 
 
 def spread(
-    layers: Mapping[str, Purchase | Joint], budget: float, what: str = "parameters"
+    layers: Mapping[str, Offered], budget: float, what: str = "parameters"
 ) -> dict[str, Any]:
     """Return the rank of each layer, or None if it stays dense, within a share of the price.
 
-    Of joint layers it is the choice of each: a rank, None, or `Units`.
+    Of joint layers it is the choice of each: a rank, None, or `Units`; of several forms, `Ranked`.
 
     Each layer may keep any rank that is cheaper than the layer as it is, or stay as it is, without
     error. Step by step, the budget goes where the error, summed over layers, falls most for its
@@ -134,7 +171,7 @@ def spread(
     return {name: offer.rank for name, offer in offers.items()}
 
 
-def least(layers: Mapping[str, Purchase | Joint]) -> float:
+def least(layers: Mapping[str, Offered]) -> float:
     """Return the share of the price that the cheapest choices take."""
     total = sum(layer.dense for layer in layers.values())
     return sum(float(layer.choices()[0][0]) for layer in layers.values()) / total
@@ -154,6 +191,18 @@ def _steps(offers: Mapping[str, "_Offer"]) -> list[tuple[float, str, int]]:
     return steps
 
 
+def _best(
+    found: list[tuple[float, float, Any]],
+) -> tuple[Float64Array, Float64Array, list[Any]]:
+    """Return prices, errors and labels of those that nothing beats, the cheapest first."""
+    best: list[tuple[float, float, Any]] = []
+    for each in sorted(found, key=lambda each: each[:2]):
+        if not best or each[1] < best[-1][1]:
+            best.append(each)
+    prices, errors, labels = zip(*best, strict=True)
+    return np.array(prices), np.array(errors), list(labels)
+
+
 def _state(offers: Mapping[str, "_Offer"]) -> tuple[float, float, dict[str, Any]]:
     """Return price, error and the choice of each layer as taken so far."""
     taken = {name: offer.rank for name, offer in offers.items()}
@@ -163,7 +212,7 @@ def _state(offers: Mapping[str, "_Offer"]) -> tuple[float, float, dict[str, Any]
 class _Offer:
     """The choices of one layer, and the one taken so far."""
 
-    def __init__(self, layer: Purchase | Joint) -> None:
+    def __init__(self, layer: Offered) -> None:
         self.prices, self.errors, self._ranks = layer.choices()
         self.hull = _lower_hull(self.prices, self.errors)
         self._taken = self.hull[0]

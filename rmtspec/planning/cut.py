@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.hidden_units import refitted
+from rmtspec.matrix.spatial import SpatialFactors, spatial_split
 from rmtspec.matrix.split import SplitFactors, Truncation, relative_errors, split, truncate
 from rmtspec.matrix.weighting import Weighting
 from rmtspec.planning.calibration import Weights
 from rmtspec.planning.hidden_units import HiddenLayer
-from rmtspec.terms import Action, Kind, Why
+from rmtspec.terms import Action, Form, Kind, Why
 
 
 def cut(
@@ -22,7 +23,7 @@ def cut(
     *,
     calibrated: bool = False,
     by_loss: bool = False,
-) -> SplitFactors | Truncation:
+) -> SplitFactors | SpatialFactors | Truncation:
     """Return the factors of a matrix, or its truncation, as a row of a plan asks; fill in the row.
 
     Parameters
@@ -40,8 +41,15 @@ def cut(
         "input_moment": None if known is None else known.input_moment,
         "output_weight": None if known is None else known.output_weight,
     }
-    made: SplitFactors | Truncation
-    if row["action"] == Action.TRUNCATE:
+    made: SplitFactors | SpatialFactors | Truncation
+    if row.get("form") == Form.SPATIAL and row["action"] == Action.SPLIT:
+        if known is None:
+            raise InvalidValueError(
+                f"The plan makes two kernels of {row['name']!r}, which are fitted to its inputs. "
+                "Pass the `calibration` that the plan was made with."
+            )
+        made = spatial_split(array, tuple(row["kernel"]), row["rank"], **asked)
+    elif row["action"] == Action.TRUNCATE:
         made = truncate(array, row["rank"], **asked)
     else:
         made = split(array, row["rank"], **asked)
@@ -150,10 +158,10 @@ def _note(row: dict[str, Any], *notes: str) -> None:
 
 
 def _output_error(
-    array: NDArray[Any], made: SplitFactors | Truncation, moment: NDArray[Any]
+    array: NDArray[Any], made: SplitFactors | SpatialFactors | Truncation, moment: NDArray[Any]
 ) -> float:
     """Return the relative error of the outputs for inputs with that second moment."""
-    if isinstance(made, Truncation):
+    if not isinstance(made, SplitFactors):
         return relative_errors(array, lambda a, b: made.matrix[a:b].astype(np.float64), moment)[1]
     inner = np.asarray(made.inner, dtype=np.float64)
     return relative_errors(

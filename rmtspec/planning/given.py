@@ -82,11 +82,14 @@ def adopt(plan: Report, targets: Mapping[str, Target], *, owner: str, dense: boo
         row["bytes_before"] = row["parameters_before"] * target.itemsize
         if dense and row.get("action") == Action.SPLIT:
             row["action"] = Action.TRUNCATE.value
-        if dense and row.get("action") == Action.NARROW:
+        alone = row.get("action") == Action.NARROW or row.get("form") == Form.SPATIAL
+        if dense and alone and row.get("action") != Action.LEAVE:
             raise InvalidValueError(
-                f"The plan narrows {given!r}, which has no dense form with all its rows and "
-                "columns. Write factors, and merge what was written."
+                f"The plan stores {given!r} with {row.get('form')}, which is no lower rank of a "
+                "dense matrix. Write factors, and merge what was written."
             )
+        if row.get("form") == Form.SPATIAL:
+            row["kernel"] = list(target.kernel)
         refusal = target.refusal(str(row.get("action")))
         if refusal and row.get("action") != Action.LEAVE:
             raise InvalidValueError(
@@ -122,7 +125,7 @@ def _check_rows(rows: Iterable[dict[str, Any]]) -> None:
             )
         if row["action"] != Action.LEAVE:
             form = _form(row)
-            most = form.most(row["rows"], row["columns"])
+            most = form.most(row["rows"], row["columns"], row.get("kernel", ()))
             try:
                 row["rank"] = _checks.integer(row["rank"], "rank", 1, most)
             except OptionError as error:  # a plan is data
@@ -150,6 +153,14 @@ def _form(row: Mapping[str, Any]) -> Form:
             f"for the action {row['action']!r}."
         )
     form = Form(given)
+    if form is Form.SPATIAL:
+        if row.get("kernel"):
+            return form
+        raise InvalidValueError(
+            f"The plan makes two kernels of {row['name']!r}, along one axis each, and it is a "
+            f"matrix of kind {row['kind']}; only a model's Conv2d without groups, of more than one "
+            f'row and column, can become two. Set its form to "{Form.PLAIN.value}".'
+        )
     if row["kind"] not in PIVOTABLE and form is not Form.PLAIN:
         raise InvalidValueError(
             f"The plan stores {row['name']!r} as {_STORED[form]}, and it is a matrix of kind "

@@ -10,7 +10,16 @@ import numpy as np
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidOptionError
 from rmtspec.matrix.rules.options import BULK_RULES
-from rmtspec.planning.budget import Joint, Purchase, Units, least, spread
+from rmtspec.planning.budget import (
+    Either,
+    Joint,
+    Offered,
+    Purchase,
+    Ranked,
+    Units,
+    least,
+    spread,
+)
 from rmtspec.planning.curves import Curves
 from rmtspec.planning.options import PlanOptions
 from rmtspec.planning.target import Target, given_ranks
@@ -56,7 +65,7 @@ def make_plan(
     for row in rows:
         if present := targets[row["name"]].present_rank:
             row["parameters_before"] = present * (row["rows"] + row["columns"])
-    chosen: dict[str, int | Units | None] = {}
+    chosen: dict[str, int | Ranked | Units | None] = {}
     if budget is not None:
         # Losses and relative errors have no common measure: each group keeps the share.
         for buys in case.purchases():
@@ -72,13 +81,16 @@ def make_plan(
         refusals = {row["name"]: case.refusals[row["name"]] for row in members}
         refused, reason = next(((n, why) for n, why in refusals.items() if why), ("", ""))
         rank = max(int(row["rank"]) for row in members)
-        rule, units = members[0]["rule"], None
+        rule, units, other = members[0]["rule"], None, ""
         if forced:
             rank, rule, reason, refused = forced, "given", "", ""
         elif budget is not None:
             rule = "budget"
             if not reason:
-                rank, units, reason = _bought(chosen[unit], members[0]["p"])
+                bought = chosen[unit]
+                if isinstance(bought, Ranked):
+                    other, bought = bought
+                rank, units, reason = _bought(bought, members[0]["p"])
         elif not reason and all(case.exact_rank(row) for row in members):
             rank, rule = max(case.exact_rank(row) for row in members), "exact"
         elif not reason:
@@ -99,9 +111,12 @@ def make_plan(
                 action=Action.LEAVE.value if reason else options.mode,
                 weight_error=_weight_error(report.matrices[row["name"]], rank), output_error=None,
                 bytes_before=row["parameters_before"] * target.itemsize,
-                form=case.form(row["name"]).value,
+                form=other or case.form(row["name"]).value,
             )  # fmt: skip
-            row["predicted_loss"] = _tail(curves.losses.get(row["name"]), rank, row["action"])
+            if other == Form.SPATIAL:
+                row.update(kernel=list(target.kernel), weight_error=None)
+            known = curves.spatial if other == Form.SPATIAL else curves.losses
+            row["predicted_loss"] = _tail(known.get(row["name"]), rank, row["action"])
             if units is not None and not reason:
                 _narrow(row, units, curves)
             settle(row)
@@ -151,7 +166,8 @@ def settle(row: dict[str, Any]) -> None:
     row["multiply_adds_before"] = work
     after = before
     if row["action"] in (Action.SPLIT, Action.NARROW):
-        after = Form(row.get("form", Form.PLAIN)).parameters(rank, rows, columns)
+        form = Form(row.get("form", Form.PLAIN))
+        after = form.parameters(rank, rows, columns, row.get("kernel", ()))
         work = rank * columns if looked_up else after
     row["saves"] = after < before
     row["parameters_after"] = after
@@ -234,10 +250,10 @@ class _Case:
         rank, sides = int(row["numerical_rank"]), (row["rows"], row["columns"])
         if self._targets[row["name"]].present_rank:
             return 0
-        size = self.form(row["name"]).parameters(rank, *sides)
+        size = self.form(row["name"]).parameters(rank, sides[0], sides[1])
         return rank if size < math.prod(sides) else 0
 
-    def purchases(self) -> list[Mapping[str, Purchase | Joint]]:
+    def purchases(self) -> list[Mapping[str, Offered]]:
         """Return what each rank costs and buys in the layers that the budget may cut.
 
         Those whose losses are known come apart from the others, whose errors are relative.
@@ -262,22 +278,42 @@ class _Case:
                 dense=dense,
                 multiple=self._options.multiple_of(min(sides)),
             )
-        return [self._join(by_loss), dict(by_error)]
+        return [self._join(self._alternatives(by_loss)), dict(by_error)]
 
-    def _join(self, purchases: dict[str, Purchase]) -> dict[str, Purchase | Joint]:
+    def _alternatives(self, purchases: dict[str, Purchase]) -> dict[str, Offered]:
+        """Return the purchases, those of kernels that can become two in both forms."""
+        offered: dict[str, Offered] = dict(purchases)
+        for name, saved in self._curves.spatial.items():
+            target, unit = self._targets[name], self.unit(name)
+            if unit not in purchases or not self._options.may_narrow:
+                continue
+            channels = np.arange(1, len(saved) + 1)
+            rows, columns = target.shape
+            each = Form.SPATIAL.parameters(1, rows, columns, target.kernel)
+            size = 1 if self._options.size == "parameters" else target.itemsize
+            first = purchases[unit]
+            second = Purchase(
+                energies=saved, prices=(channels * each * size).astype(float), dense=first.dense,
+                multiple=first.multiple,
+            )  # fmt: skip
+            forms = {self.form(name).value: first, Form.SPATIAL.value: second}
+            offered[unit] = Either(forms=forms)
+        return offered
+
+    def _join(self, purchases: dict[str, Offered]) -> dict[str, Offered]:
         """Return the purchases with those of hidden layers joined where units may leave."""
-        joined: dict[str, Purchase | Joint] = dict(purchases)
+        joined = dict(purchases)
         for reader, (layer, order) in self._curves.units.items():
             units = [self.unit(name) for name in layer.members]
-            free = all(isinstance(joined.get(unit), Purchase) for unit in units)
-            if free and self._options.may_narrow:
+            alone = {unit: joined.get(unit) for unit in units}
+            layers = {u: each for u, each in alone.items() if isinstance(each, Purchase)}
+            if len(layers) == len(units) and self._options.may_narrow:
                 sides = [self._targets[name].shape for name in layer.makers]
                 entries = sum(columns for _, columns in sides) + self._targets[reader].shape[0]
                 size = 1 if self._options.size == "parameters" else self._targets[reader].itemsize
                 joined[self.unit(reader)] = Joint(
-                    layers={unit: purchases[unit] for unit in units},
-                    losses=order.losses, price=float(entries * size),
-                )  # fmt: skip
+                    layers=layers, losses=order.losses, price=float(entries * size)
+                )
                 for name in layer.makers:
                     del joined[self.unit(name)]
         return joined
@@ -287,7 +323,10 @@ class _Case:
         sides = [self._targets[name].shape for name in names]
         form, costs = self.form(names[0]), self._options.costs
         if costs is None:
-            numbers = [sum(form.parameters(k, *each) for each in sides) for k in range(1, most + 1)]
+            numbers = [
+                sum(form.parameters(k, rows, columns) for rows, columns in sides)
+                for k in range(1, most + 1)
+            ]
             unit = 1 if self._options.size == "parameters" else self._targets[names[0]].itemsize
             return unit * np.array(numbers, dtype=float), unit * sum(map(math.prod, sides))
         found = [costs.of(each) for each in sides]

@@ -50,6 +50,8 @@ class Target:
         Whether the user named it with `include`.
     aliases : tuple of str
         Other names that `ranks` and plans may use for it.
+    kernel : tuple of int
+        Height and width of a kernel that can become two, along one axis each; else empty.
     present_rank : int
         The rank at which it is split already, so that it is the product of two factors; 0 if it is
         not split. Its rank can only be lowered.
@@ -65,6 +67,7 @@ class Target:
     on_request: str = ""
     named: bool = False
     aliases: tuple[str, ...] = ()
+    kernel: tuple[int, ...] = ()
     present_rank: int = 0
 
     @property

@@ -47,6 +47,8 @@ class Matrix(Named, Protocol):
     @property
     def on_request(self) -> str: ...
     @property
+    def kernel(self) -> tuple[int, ...]: ...
+    @property
     def present_rank(self) -> int: ...
     def __call__(self) -> NDArray[Any]: ...
 
@@ -127,7 +129,7 @@ class Subject(Generic[M]):
                 reason=matrix.reason, fixed=matrix.fixed, on_request=matrix.on_request,
                 unsplittable=matrix.unsplittable or apart.get(matrix.layer, ""),
                 named=name in chosen.named, aliases=matrix.names,
-                present_rank=matrix.present_rank,
+                kernel=matrix.kernel, present_rank=matrix.present_rank,
             )
             for name, matrix in self.matrices.items()
             if matrix.kind
@@ -210,7 +212,12 @@ class Task(Generic[M]):
         `hidden` layers, by the name of the matrix that reads them, may lose units.
         """
         layers = (hidden or {}).values() if self.options.may_narrow else ()
-        return curves_of(self.candidates(report), self.subject.matrices, weights, layers)
+        kernels = {n: target.kernel for n, target in self.subject.targets.items() if target.kernel}
+        names = self.candidates(report)
+        return curves_of(
+            names, self.subject.matrices, weights, hidden=layers,
+            kernels=kernels if self.options.may_narrow else {},
+        )  # fmt: skip
 
 
 def _with_reasons(message: str, skipped: list[dict[str, str]]) -> str:

@@ -19,7 +19,7 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
-from rmtspec.runs.stored_forms import Computed, decode, pivoted_outer, widened
+from rmtspec.runs.stored_forms import Computed, decode, joined_kernel, pivoted_outer, widened
 from rmtspec.terms import Form
 
 #: Number of entries of a product that are in memory before they are rounded.
@@ -189,6 +189,8 @@ def _dense(
         merged: dict[str, _Tensor]
         if Form(entry.form).narrow:
             merged = widened(folder, entry, prefix, tensors)
+        elif entry.form == Form.SPATIAL:
+            merged = {f"{prefix}weight": joined_kernel(folder, entry, prefix, tensors)}
         else:
             merged = {f"{prefix}weight": _product(folder, entry, prefix, tensors)}
         if entry.kind != "embedding" and f"{prefix}outer.bias" in tensors:

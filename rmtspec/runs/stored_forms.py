@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec.checkpoint.manifest import MANIFEST, SplitEntry, damaged
-from rmtspec.checkpoint.stored import MappedTensor
+from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.terms import Form
 
 
@@ -100,6 +100,34 @@ def _spread(narrow: MappedTensor, places: NDArray[Any], full: int, axis: int = 0
 
 def _turned(load: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return np.ascontiguousarray(load().T)
+
+
+def joined_kernel(
+    folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, Any]
+) -> Computed:
+    """Remove the two kernels of a layer from the tensors, and return the one that they make."""
+    outer, inner = (tensors.pop(f"{prefix}{side}.weight", None) for side in ("outer", "inner"))
+    shape, rank = entry.shape, entry.rank
+    fits = len(shape) == 4 and entry.groups == 1
+    expected = [(shape[0], rank, 1, shape[-1]), (rank, *shape[1:3], 1)]
+    found = [each.shape if isinstance(each, MappedTensor) else None for each in (outer, inner)]
+    if not fits or found != expected:
+        raise damaged(
+            folder,
+            f"the kernels of {entry.name!r} are {found[0]} and {found[1]}; for shape {shape} and "
+            f"{rank} channels between them, expected {expected[0]} and {expected[1]}",
+        )
+    return Computed(
+        partial(_one_kernel, outer, inner), outer.path, outer.dtype,
+        numpy_name=outer.numpy_name, shape=shape,
+    )  # fmt: skip
+
+
+def _one_kernel(outer: MappedTensor, inner: MappedTensor) -> NDArray[Any]:
+    """Return the kernel that a 1 x l and a k x 1 kernel make, rounded once to their dtype."""
+    second, first = (each().astype(np.float64) for each in (outer, inner))
+    made: NDArray[Any] = np.einsum("orb,ria->oiab", second[:, :, 0], first[..., 0])
+    return made.astype(named_dtype(outer.numpy_name))
 
 
 def decode(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, Any]) -> None:

@@ -117,7 +117,8 @@ class SplitLayer(nn.Module, abc.ABC):
     def from_factors(cls, layer: Any, parts: list[SplitFactors], form: str = Form.PLAIN) -> Self:
         """Make the split layer from the factors of its matrices, one pair per group.
 
-        The form "pivoted" stores the same product as pivot rows and combinations of them.
+        The form "pivoted" stores the same product as pivot rows and combinations of them; the
+        factors of the form "spatial" are those of `rmtspec.matrix.spatial`.
         """
         inner, outer = parts[0].inner, parts[0].outer
         if len(parts) > 1:
@@ -146,7 +147,7 @@ class SplitLayer(nn.Module, abc.ABC):
         nn.Module.__init__(made)
         made.rank = rank
         made.original_type = type(layer)
-        factors: Any = cls._factors(layer, rank, weight.dtype)
+        factors: Any = cls._factors(layer, rank, weight.dtype, form)
         made.inner, outer = factors
         made.outer = outer
         if form == Form.PIVOTED:
@@ -250,11 +251,16 @@ class SplitLayer(nn.Module, abc.ABC):
     @property
     def form(self) -> str:
         """The `rmtspec.terms.Form` in which the product is stored."""
-        return (Form.PIVOTED if isinstance(self.outer, PivotedRows) else Form.PLAIN).value
+        if isinstance(self.outer, PivotedRows):
+            return Form.PIVOTED.value
+        extent = getattr(self.outer, "kernel_size", (1,))
+        return (Form.SPATIAL if max(extent) > 1 else Form.PLAIN).value
 
     @classmethod
     @abc.abstractmethod
-    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    def _factors(
+        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
+    ) -> tuple[nn.Module, nn.Module]:
         """Return the inner and the outer module on the meta device."""
 
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:

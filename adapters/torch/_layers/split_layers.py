@@ -1,5 +1,6 @@
 """The split layers (Linear, convolutions, Embedding), each made of two thinner plain modules."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapting import Kind
+from rmtspec.adapting import Form, Kind
 
 
 class SplitLinear(SplitLayer):
@@ -61,7 +62,9 @@ class SplitLinear(SplitLayer):
         return int(self.outer.out_features)
 
     @classmethod
-    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    def _factors(
+        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
+    ) -> tuple[nn.Module, nn.Module]:
         sides = layer.weight.shape
         rows, columns = sides if isinstance(layer, nn.Linear) else sides[::-1]
         inner = nn.Linear(columns, rank, bias=False, device="meta", dtype=dtype)
@@ -79,7 +82,9 @@ class _SplitConv(SplitLayer):
     family: ClassVar[Any]
 
     @classmethod
-    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    def _factors(
+        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
+    ) -> tuple[nn.Module, nn.Module]:
         width, bias = rank * layer.groups, layer.bias is not None
         more: dict[str, Any] = {"groups": layer.groups, "device": "meta", "dtype": dtype}
         inner = cls.family(
@@ -90,6 +95,8 @@ class _SplitConv(SplitLayer):
         return inner, cls.family(width, layer.out_channels, 1, bias=bias, **more)
 
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        if outer[0, 0].numel() > 1:
+            return torch.einsum("orb,ria->oiab", outer.squeeze(2), inner.squeeze(3))
         groups = inner.shape[0] // self.rank
         left = outer.reshape(groups, -1, self.rank)
         right = inner.reshape(groups, self.rank, -1)
@@ -110,7 +117,8 @@ class SplitConv2d(_SplitConv):
     """A Conv2d as one with the same kernel size to `rank` channels, then a 1 x 1 one.
 
     The inner factor has the stride, padding, padding mode and dilation. With groups, both factors
-    have the groups, and each group has `rank` channels between them.
+    have the groups, and each group has `rank` channels between them. In the form "spatial" the
+    factors are a k x 1 and a 1 x l convolution, each with what belongs to its axis.
 
     Attributes
     ----------
@@ -133,6 +141,31 @@ class SplitConv2d(_SplitConv):
 
     kinds = (Kind.CONV2D,)
     family = nn.Conv2d
+
+    @classmethod
+    def _factors(
+        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
+    ) -> tuple[nn.Module, nn.Module]:
+        if form != Form.SPATIAL:
+            return super()._factors(layer, rank, dtype, form)
+        more: dict[str, Any] = {
+            "padding_mode": layer.padding_mode, "device": "meta", "dtype": dtype
+        }  # fmt: skip
+        sides = [layer.in_channels, rank, layer.out_channels]
+        made: list[nn.Module] = []
+        for axis, bias in ((0, False), (1, layer.bias is not None)):
+            given: dict[str, Any] = {
+                "kernel_size": _along(axis, layer.kernel_size, 1),
+                "stride": _along(axis, layer.stride, 1),
+                "dilation": _along(axis, layer.dilation, 1),
+            }
+            padding = layer.padding
+            if not isinstance(padding, str):  # "same" and "valid" hold for each axis
+                padding = _along(axis, padding, 0)
+            made.append(
+                nn.Conv2d(sides[axis], sides[axis + 1], padding=padding, bias=bias, **given, **more)
+            )
+        return made[0], made[1]
 
 
 class SplitConv3d(_SplitConv):
@@ -170,7 +203,9 @@ class SplitEmbedding(SplitLayer):
     has_bias = False
 
     @classmethod
-    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    def _factors(
+        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
+    ) -> tuple[nn.Module, nn.Module]:
         table = nn.Embedding(
             layer.num_embeddings, rank, padding_idx=layer.padding_idx, sparse=layer.sparse,
             scale_grad_by_freq=layer.scale_grad_by_freq, device="meta", dtype=dtype,
@@ -182,6 +217,11 @@ class SplitEmbedding(SplitLayer):
 
     def _product(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         return inner @ outer.T
+
+
+def _along(axis: int, pair: Sequence[int], otherwise: int) -> tuple[int, int]:
+    """Return a pair that belongs to one axis alone."""
+    return (pair[0], otherwise) if axis == 0 else (otherwise, pair[1])
 
 
 #: The split layer for each kind of matrix that can be split.

@@ -121,6 +121,14 @@ class WeightMatrix:
         return 0
 
     @property
+    def kernel(self) -> tuple[int, ...]:
+        """Height and width of a kernel that can become two, along one axis each; else empty."""
+        if self.kind != Kind.CONV2D or self.unsplittable or self.parameter is None:
+            return ()
+        sides = tuple(self.parameter.shape[2:])
+        return sides if min(sides) > 1 and self.shape[0] == len(self.parameter) else ()
+
+    @property
     def itemsize(self) -> int:
         """Bytes per entry; 0 if there is no parameter to read."""
         return 0 if self.parameter is None else int(self.parameter.element_size())
