@@ -180,7 +180,8 @@ def prune(
         rank * (rows + columns - rank) numbers for the same product. By default "pivoted" where a
         budget goes by predicted losses, because more rank fits into it; else "plain", which trains
         better and which other tools read. Where it is not given, such a budget may also take
-        hidden units of MLPs, whose layers become smaller instead of split (action "narrow").
+        hidden units of MLPs, whose layers become smaller instead of split (action "narrow"), and
+        make two kernels of a convolution's, along one axis each (form "spatial").
     size : {"parameters", "bytes", "latency"}
         What the budget is a share of. "bytes": differs from parameters only where dtypes differ.
         "latency": the seconds of the layers, as `costs` tell; ranks

@@ -19,27 +19,11 @@ import cuts
 import numpy as np
 import subject
 import torch
+from photographs import photographs
 from safetensors.torch import load_file
 from torch.nn import functional
 
 SHARES = (0.75, 0.5, 0.25)
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def photographs(count: int = 256) -> torch.Tensor:
-    """Pieces of two photographs, shrunk to 32 x 32 and normalised as in training."""
-    from sklearn.datasets import load_sample_images
-
-    rng = np.random.default_rng(0)
-    images = load_sample_images().images
-    pieces = []
-    for number in range(count):
-        image = images[number % 2]
-        top, left = (rng.integers(0, side - 64) for side in image.shape[:2])
-        pieces.append(image[top : top + 64, left : left + 64])
-    x = torch.as_tensor(np.stack(pieces)).permute(0, 3, 1, 2).float() / 255
-    x = functional.avg_pool2d(x, 2)
-    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
 def inputs_of(weights: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, Any]:
