@@ -13,6 +13,7 @@ from rmtspec.adapters.torch._layers.quantize import store
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memory_format
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
+from rmtspec.adapters.torch._storage.names import in_model
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.adapting import (
@@ -91,8 +92,9 @@ def load(
     stored = manifest.tensors(folder)
     model: Any = skeleton if isinstance(skeleton, nn.Module) else skeleton()
     check_model(model)
+    manifest, stored = in_model(model, manifest, stored)
     new, sources = _split_layers(model, manifest)
-    wanted = _wanted(model, new, sources, manifest.tied)
+    wanted = _shared(_wanted(model, new, sources, manifest.tied), stored)
     _check(wanted, stored, manifest.tied, folder)
     if not assign and any(p.is_meta for p in model.parameters()):
         raise InvalidValueError(
@@ -217,6 +219,19 @@ def _wanted(
     return wanted
 
 
+def _shared(wanted: _State, stored: _Stored) -> _State:
+    """Let names of one parameter have one source: files may leave all but one of them out."""
+    held: dict[int, dict[str, None]] = {}
+    for each in wanted.values():
+        if each.key in stored:
+            held.setdefault(each.identity, {})[each.key] = None
+    sources = {identity: next(iter(keys)) for identity, keys in held.items() if len(keys) == 1}
+    return {
+        name: each._replace(key=sources.get(each.identity, each.key))
+        for name, each in wanted.items()
+    }
+
+
 def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLike) -> None:
     """Raise unless the file has exactly what is wanted, in these shapes."""
     missing, wrong, apart = [], [], []
@@ -263,7 +278,7 @@ def _fill(model: nn.Module, wanted: _State, stored: _Stored, *, assign: bool, de
             if id(old) in done:
                 setattr(module, short, done[id(old)][1])
                 continue
-            value = opened[stored[source.key].path].get_tensor(source.key)
+            value = opened[stored[source.key].path].get_tensor(stored[source.key].name)
             value = value.T if source.transposed else value
             place = torch.device(source.device if device is None else device)
             place = torch.device("cpu") if place.type == "meta" else place

@@ -21,6 +21,8 @@ _KINDS: dict[type[nn.Module], Kind] = {
     nn.Conv3d: Kind.CONV3D,
     nn.modules.conv._ConvTransposeNd: Kind.TRANSPOSED_CONV,
 }
+#: Classes that write the forward of their family anew, without another result.
+_SAME_FORWARD = ("transformers.models.falcon.modeling_falcon.FalconLinear",)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
 #: The name of a model that is a single layer.
@@ -142,7 +144,8 @@ def _own_forward(module: nn.Module, family: type[nn.Module] | None) -> str:
     """Return why a module may do more than the forward of its family, or ""."""
     if "forward" in module.__dict__:
         return Why.FORWARD_REPLACED.words()
-    if family is not None and type(module).forward is not family.forward:
+    own = family is not None and type(module).forward is not family.forward
+    if own and f"{type(module).__module__}.{type(module).__name__}" not in _SAME_FORWARD:
         return Why.OWN_FORWARD.words(type=type(module).__name__)
     if set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules:
         return Why.HOLDS_MORE.words(type=type(module).__name__)

@@ -1,0 +1,180 @@
+"""From a saved folder through the command's pruning back into the model's own class."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import rmtspec
+from rmtspec.adapters import torch as rt
+from rmtspec.errors import InvalidValueError
+
+transformers = pytest.importorskip("transformers")
+
+SMALL = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}  # fmt: skip
+SIDES = {
+    "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 160, "decoder_ffn_dim": 160,
+    "vocab_size": 128, "d_model": 64,
+}  # fmt: skip
+IMAGES = {
+    "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+ENDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+HALF = {"num_key_value_heads": 2}
+#: Class, and arguments of its config.
+MODELS = {
+    "GPT2LMHeadModel": {
+        "vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "LlamaForCausalLM": {**SMALL, **HALF, "tie_word_embeddings": True},
+    "MistralForCausalLM": {**SMALL, **HALF},
+    "Qwen2ForCausalLM": {**SMALL, **HALF, "tie_word_embeddings": True},
+    "Qwen3ForCausalLM": {**SMALL, **HALF, "head_dim": 16},
+    "Gemma2ForCausalLM": {**SMALL, **HALF, "head_dim": 16},
+    "PhiForCausalLM": SMALL,
+    "OPTForCausalLM": {
+        "vocab_size": 128, "hidden_size": 64, "ffn_dim": 160, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "word_embed_proj_dim": 64,
+    },
+    "BloomForCausalLM": {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "GPTNeoXForCausalLM": SMALL,
+    "FalconForCausalLM": {
+        "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4
+    },
+    "BertForMaskedLM": SMALL,
+    "RobertaForMaskedLM": SMALL,
+    "ElectraForMaskedLM": {**SMALL, "embedding_size": 64},
+    "AlbertForMaskedLM": {**SMALL, "embedding_size": 64},
+    "DebertaV2ForMaskedLM": SMALL,
+    "DistilBertForMaskedLM": {
+        "vocab_size": 128, "dim": 64, "hidden_dim": 160, "n_layers": 2, "n_heads": 4
+    },
+    "T5ForConditionalGeneration": {
+        "vocab_size": 128, "d_model": 64, "d_kv": 16, "d_ff": 160, "num_layers": 2, "num_heads": 4
+    },
+    "BartForConditionalGeneration": {**SIDES, **ENDS},
+    "WhisperForConditionalGeneration": {
+        **SIDES, **ENDS, "num_mel_bins": 16, "max_source_positions": 50,
+        "max_target_positions": 32, "decoder_start_token_id": 1,
+    },
+    "ViTForImageClassification": IMAGES,
+    "CLIPModel": {"text_config": SMALL, "vision_config": IMAGES, "projection_dim": 64},
+    "Wav2Vec2Model": {
+        "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4, "conv_dim": [32, 32], "conv_kernel": [10, 3],
+        "conv_stride": [5, 2],
+    },
+    "Gemma3ForCausalLM": {**SMALL, **HALF, "head_dim": 16},
+}  # fmt: skip
+QUICK = ("GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "ViTForImageClassification")
+ASKED = {
+    "rule": "fraction", "keep": 0.3, "gate": None,
+    "exclude": "conv|patch|pos_|position|relative|token_type|embedding_hidden",
+}  # fmt: skip
+
+
+def built(name):
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(**copy.deepcopy(MODELS[name]))).eval()
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+def in_file(model, folder, **options):
+    model.save_pretrained(folder / "model")
+    return rmtspec.prune_checkpoint(folder / "model", folder / "small", **ASKED, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
+def test_factors_of_a_folder_are_those_of_the_model_in_memory(name, tmp_path):
+    model = built(name)
+    in_file(model, tmp_path)
+    loaded = rt.load(type(model).from_pretrained(tmp_path / "model"), tmp_path / "small")
+    expected, _ = rt.prune(model, **ASKED)
+    assert sum(isinstance(m, rt.SplitLayer) for m in loaded.modules()) >= 4
+    assert loaded.state_dict().keys() == expected.state_dict().keys()
+    merged = rt.merge(expected).state_dict()
+    for key, value in rt.merge(loaded).state_dict().items():
+        torch.testing.assert_close(value, merged[key])
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and model.config.tie_word_embeddings:
+        assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    # Without factors every loader takes it, those of transformers too.
+    rmtspec.merge_checkpoint(tmp_path / "small", tmp_path / "dense")
+    dense = type(model).from_pretrained(tmp_path / "dense").state_dict()
+    for key, value in merged.items():
+        torch.testing.assert_close(dense[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_a_parameter_have_no_factors(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SMALL, **HALF, num_local_experts=4)
+    model = transformers.MixtralForCausalLM(config).eval()
+    in_file(model, tmp_path)
+    with pytest.raises(InvalidValueError, match=r"experts.*part of one parameter.*--as dense"):
+        rt.load(model, tmp_path / "small")
+    rmtspec.merge_checkpoint(tmp_path / "small", tmp_path / "dense")
+    assert type(model).from_pretrained(tmp_path / "dense")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(40, 60), nn.Linear(60, 40)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", ""])
+def test_prefixes_of_wrappers(prefix, tmp_path):
+    net = Net()
+    state = {f"{prefix}{key}": value for key, value in net.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    rmtspec.prune_checkpoint(
+        tmp_path / "model.safetensors", tmp_path / "small", ranks=_ranks(state)
+    )
+    loaded = rt.load(Net(), tmp_path / "small")
+    x = torch.randn(5, 40)
+    expected, _ = rt.prune(net, ranks={"first": 8, "last": 8}, gate=None)
+    torch.testing.assert_close(loaded(x), expected(x))
+    if prefix:  # and the other way round: the model is wrapped, the file is not
+        wrapper = nn.ModuleDict({prefix.rstrip("."): net})
+        rt.save(expected, tmp_path / "plain")
+        again = rt.load(wrapper, tmp_path / "plain")[prefix.rstrip(".")]
+        assert torch.equal(again(x), expected(x))
+
+
+def _ranks(state):
+    return {key: 8 for key in state if key.endswith("weight")}
+
+
+def test_names_that_fit_nothing_are_told(tmp_path):
+    save_file({"a.weight": torch.randn(40, 60)}, tmp_path / "model.safetensors")
+    rmtspec.prune_checkpoint(tmp_path / "model.safetensors", tmp_path / "small", ranks={"a": 5})
+    with pytest.raises(InvalidValueError, match="`skeleton` has no layer 'a'"):
+        rt.load(Net(), tmp_path / "small")
+    assert load_file(tmp_path / "small/rmtspec.safetensors").keys() == {
+        "a.outer.weight", "a.inner.weight",
+    }  # fmt: skip
