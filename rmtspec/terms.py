@@ -171,6 +171,7 @@ class Why(StrEnum):
     SPLIT_NO_BULK = "split before, at rank {present}: its product has no bulk"
     SPLIT_ENOUGH = "split before, at rank {present}: rank {rank} is not below that"
     SPLIT_TWICE = "split before, and its factors were split again"
+    A_FACTOR = "a factor of {name!r}, which is split already: merge first, or name the factor"
     FACTORS_CHANGED = "split before, and its factors are not as the split made them"
     # What the data say.
     INPUTS_UNKNOWN = "inputs not known: weight only"

@@ -1,6 +1,7 @@
 """The base class of split layers: made from a layer, merged back into one."""
 
 import abc
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from rmtspec.adapters.torch._layers.compact_linear import CompactLinear
 from rmtspec.adapters.torch._layers.pivoted_rows import PivotedRows
+from rmtspec.adapters.torch._layers.product import Product
 from rmtspec.adapters.torch._weights.layer_kinds import matrices_of
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
@@ -193,9 +195,48 @@ class SplitLayer(nn.Module, abc.ABC):
     def weight(self) -> torch.Tensor:
         """The product of the factors in the shape of the layer's weight, computed on access.
 
-        Read-only, for inspection. Code that multiplies by it saves nothing.
+        For inspection: code that multiplies by it saves nothing. What is written into it in place
+        becomes new factors, of the numerical rank of what was written.
         """
-        return self._product(self.inner.weight, self.outer.weight)
+        return Product.of(self._product(self.inner.weight, self.outer.weight), self.write)
+
+    def write(self, weight: torch.Tensor) -> None:
+        """Replace the factors by those of a weight, of its numerical rank; nothing is lost.
+
+        Parameters
+        ----------
+        weight : torch.Tensor
+            In the shape of the layer's weight.
+
+        Raises
+        ------
+        InvalidValueError
+            It has another shape, or nan entries, or the factors are stored as codes.
+        """
+        if tuple(weight.shape) != self.dense_shape or not bool(torch.isfinite(weight).all()):
+            raise InvalidValueError(
+                f"What is written into a {type(self).__name__} has shape {tuple(weight.shape)}, or "
+                f"nan or infinite entries; expected finite ones, of shape {self.dense_shape}."
+            )
+        if isinstance(self.inner, CompactLinear):
+            raise InvalidValueError(
+                f"The factors of this {type(self).__name__} are stored as codes, which cannot be "
+                "written; merge the model first, or write before `quantize_factors`."
+            )
+        layer = self.merged()
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+        matrices, _ = _of_weight(layer)
+        rank = max(_numerical_rank(matrix()) for matrix in matrices)
+        form = Form.PIVOTED if self.form == Form.PIVOTED else Form.PLAIN
+        made = self.from_factors(layer, [split(m(), rank) for m in matrices], form)
+        if rank == self.rank and form == self.form:  # the parameters stay the same objects
+            with torch.no_grad():
+                own = self.state_dict(keep_vars=True)
+                for name, tensor in made.state_dict().items():
+                    own[name].copy_(tensor)
+            return
+        self.inner, self.outer, self.rank = made.inner, made.outer, rank
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -278,6 +319,14 @@ def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
     In evaluation mode that layer takes a short cut: it reads `weight`, here the product of the
     factors, and multiplies by it. It does not do so if a child has a hook.
     """
+
+
+def _numerical_rank(matrix: NDArray[Any]) -> int:
+    """Return the rank of a matrix, but for the rounding of its dtype; at least 1."""
+    values = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False)
+    epsilon = float(np.finfo(matrix.dtype).eps) if matrix.dtype.name != "bfloat16" else 2.0**-7
+    noise = epsilon * float(values[0]) * math.sqrt(max(matrix.shape))
+    return max(1, int(np.count_nonzero(values > noise)))
 
 
 def kind_of(layer: nn.Module) -> str:

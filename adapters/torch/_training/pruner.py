@@ -349,7 +349,10 @@ class RMTPruner:
     def _matrices(self) -> dict[str, WeightMatrix]:
         """Return what may be cut: a split layer is one matrix, or else each of its factors."""
         if self._recut == "factors":
-            return dict(weight_matrices(self.model))
+            return {
+                name: dataclasses.replace(matrix, factor_of="")
+                for name, matrix in weight_matrices(self.model)
+            }
         return matrices_with_products(self.model)
 
     def _split(self) -> Report:

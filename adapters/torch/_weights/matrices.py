@@ -124,7 +124,7 @@ def check_model(model: object) -> None:
 
 def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
     users, heads = _users(model), _heads(model)
-    owners = _owners(model)
+    owners, split = _owners(model), _split(model)
     computing = nn.utils.parametrize.ParametrizationList
     inside: list[str] = []
     for path, module in model.named_modules():
@@ -134,7 +134,14 @@ def _all_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
             continue  # a weight is computed from it
         for matrix in matrices_in_module(path or ROOT, path, module, owners.get(path, "")):
             head = matrix.kind == Kind.LINEAR and path in heads
-            yield NamedMatrix(matrix.name, replace(_with_ties(matrix, users), head=head))
+            factor_of = next((p for p in split if path.startswith(f"{p}.".lstrip("."))), None)
+            yield NamedMatrix(
+                matrix.name,
+                replace(
+                    _with_ties(matrix, users), head=head,
+                    factor_of="" if factor_of is None else factor_of or ROOT,
+                ),
+            )  # fmt: skip
 
 
 def _with_ties(matrix: WeightMatrix, users: dict[Any, list[str]]) -> WeightMatrix:
@@ -169,6 +176,15 @@ def _heads(model: nn.Module) -> set[str]:
     with contextlib.suppress(RuntimeError, AttributeError):  # not every class has an answer
         known = ask() if callable(ask) else None
     return {path for path, module in model.named_modules() if module is known or is_head(path)}
+
+
+def _split(model: nn.Module) -> list[str]:
+    """Return the paths of the layers that were split: they know the type that they had."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "original_type", None), type) and module._modules
+    ]
 
 
 def _owners(model: nn.Module) -> dict[str, str]:

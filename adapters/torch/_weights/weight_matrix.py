@@ -48,6 +48,8 @@ class WeightMatrix:
         "tied to ...", with the other weights that share its memory; empty if there are none.
     head : bool
         Whether the layer is the output head of a language model.
+    factor_of : str
+        The layer that was split into this one and another; empty if it was not.
     """
 
     name: str
@@ -59,6 +61,7 @@ class WeightMatrix:
     unsplittable: str = ""
     tied: str = ""
     head: bool = False
+    factor_of: str = ""
     parameter: Any = field(default=None, repr=False)
     part: slice | int | None = field(default=None, repr=False)
     transposed: bool = field(default=False, repr=False)
@@ -113,6 +116,8 @@ class WeightMatrix:
     @property
     def on_request(self) -> str:
         """Why it is cut only if the user names it; empty if that is not so."""
+        if self.factor_of:
+            return Why.A_FACTOR.words(name=self.factor_of)
         return _HEAD if self.head else ON_REQUEST.get(self.kind, "")
 
     @property
