@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,9 @@ from rmtspec._files import PathLike, file_target, finished_file
 from rmtspec._text import aligned
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.planning.stored_moments import StoredMoments
 from rmtspec.terms import Why
 
 OBJECTIVES = ("loss", "outputs")
@@ -139,14 +142,9 @@ class Calibration:
     def joined(cls, parts: Sequence["Calibration"]) -> "Calibration":
         """Return calibrations of different layers of one model, from the same batches, as one."""
         together: dict[str, Any] = {}
-        for name in (
-            *_PARTS,
-            "inputs",
-            "input_rows",
-            "held_out_rows",
-            "without_gradient",
-            "hidden_units",
-        ):
+        for name in _PARTS:  # looked up where they are, so that none is read here
+            together[name] = ChainMap(*(getattr(part, name) for part in reversed(parts)))
+        for name in _NAMED:
             together[name] = {k: v for part in parts for k, v in getattr(part, name).items()}
         together["transposed"] = [name for part in parts for name in part.transposed]
         found = max(parts, key=lambda part: part.losses)
@@ -214,7 +212,7 @@ class Calibration:
                 f"{file.name} holds no calibration of this version; expected a file that "
                 "Calibration.save wrote."
             )
-        parts: dict[str, dict[str, dict[int, NDArray[Any]]]] = {part: {} for part in _PARTS}
+        parts: dict[str, dict[str, dict[int, MappedTensor]]] = {part: {} for part in _PARTS}
         for tensor in tensors:
             part, _, rest = tensor.name.partition("/")
             index, _, name = rest.partition("/")
@@ -222,9 +220,9 @@ class Calibration:
                 raise FileError(
                     f"{file.name} has an unknown tensor {tensor.name!r}. Calibrate again."
                 )
-            parts[part].setdefault(name, {})[int(index)] = tensor()
+            parts[part].setdefault(name, {})[int(index)] = tensor
         arrays = {
-            part: {name: [of[i] for i in sorted(of)] for name, of in named.items()}
+            part: StoredMoments(file, {n: [of[i] for i in sorted(of)] for n, of in named.items()})
             for part, named in parts.items()
         }
         missing = [name for name in _FIELDS if name not in record]
@@ -260,6 +258,8 @@ class Calibration:
         return aligned("Calibration", pairs)
 
 
+#: Attributes by name of a layer or an input that are no moments.
+_NAMED = ("inputs", "input_rows", "held_out_rows", "without_gradient", "hidden_units")
 _PARTS = ("input_moments", "held_out", "output_weights")
 _FIELDS = (
     "objective", "gradient", "inputs", "input_rows", "held_out_rows", "losses", "without_gradient",

@@ -1,13 +1,21 @@
 """Calibration of a language model in a folder of transformers, on a text."""
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
+from rmtspec.adapters.torch._calibration.options import CalibrationOptions
+from rmtspec.adapters.torch._calibration.skeleton import NotInBlocksError, Skeleton
+from rmtspec.adapters.torch._calibration.streaming import Journal, Streamed, Unwritten
 from rmtspec.adapting import Calibration, PathLike, Progress, checks
 from rmtspec.errors import FileError, InvalidValueError, MissingDependencyError
+
+#: The moments of a model that was in memory as a whole.
+_WHOLE = "whole.safetensors"
 
 
 def calibrate_folder(
@@ -16,13 +24,17 @@ def calibrate_folder(
     *,
     sequences: int = 32,
     length: int = 512,
+    place: Path | None = None,
+    journal: Journal | None = None,
+    say: Callable[[str], object] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Calibration:
     """Calibrate the language model in a folder of transformers on a text file.
 
-    The model is loaded whole, in the dtype that it is stored in. The text is cut into sequences of
-    `length` tokens, and `sequences` of them, spread evenly over the text, are run.
+    The text is cut into sequences of `length` tokens, and `sequences` of them, spread evenly over
+    the text, are run, in the dtype that the model is stored in. One block of the model after the
+    other is in memory, where the structure of the model allows it; otherwise the whole model is.
 
     Parameters
     ----------
@@ -32,10 +44,17 @@ def calibrate_folder(
         A file in UTF-8.
     sequences, length : int
         How many sequences, at most, of how many tokens.
+    place : Path, optional
+        A folder for what is between two blocks, and for the moments, which stay there. By default
+        a temporary one, whose space is free once the result is.
+    journal : Journal, optional
+        With `place`: what an earlier call did, which is not done again.
+    say : callable, optional
+        Called with a line that tells which way was taken, and why.
     progress : callable, optional
         As for `calibrate`.
     **options
-        Of `calibrate`.
+        Of `calibrate`, but for those about layers, loss and memory.
 
     Returns
     -------
@@ -44,7 +63,7 @@ def calibrate_folder(
     Raises
     ------
     FileError
-        The folder or the text cannot be read.
+        The folder or the text cannot be read, or the disk has too little space.
     InvalidValueError
         The text has less than one sequence.
     MissingDependencyError
@@ -52,24 +71,62 @@ def calibrate_folder(
     """
     checks.integer(sequences, "sequences", 1)
     checks.integer(length, "length", 2)
+    asked = CalibrationOptions(progress=progress, **options)
+    batches = _batches(folder, text, sequences, length)
+    if place is None:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            return _calibrated(folder, batches, asked, Path(temporary), Unwritten(), say)
+    return _calibrated(folder, batches, asked, place, journal or Unwritten(), say)
+
+
+def _calibrated(
+    folder: PathLike,
+    batches: list[dict[str, torch.Tensor]],
+    options: CalibrationOptions,
+    place: Path,
+    journal: Journal,
+    say: Callable[[str], object] | None,
+) -> Calibration:
+    """Return the calibration, whose moments are in a file in `place`."""
+    tell = say or (lambda words: None)
+    if any("whole" in entry for entry in journal.entries):
+        return Calibration.load(place / _WHOLE)
+    try:
+        skeleton: Skeleton = _from(folder, Skeleton)
+        streamed = Streamed(skeleton, batches, options, place, journal)
+    except NotInBlocksError as reason:
+        tell(f"The whole model is in memory while it is calibrated: {reason}.")
+    else:
+        tell(f"Calibrating block by block: one of {len(skeleton.blocks)} is in memory at a time.")
+        return streamed.run()
+    from transformers import AutoModelForCausalLM
+
+    model = _from(folder, lambda path: AutoModelForCausalLM.from_pretrained(path, dtype="auto"))
+    names = (
+        "objective", "labels", "output_moment", "gradient_tokens", "holdout", "clip", "rng",
+        "progress",
+    )  # fmt: skip
+    stats = calibrate(model, batches, **{name: getattr(options, name) for name in names})
+    del model
+    stats.save(place / _WHOLE)
+    journal.add({"whole": True})
+    return Calibration.load(place / _WHOLE)
+
+
+def _batches(
+    folder: PathLike, text: PathLike, sequences: int, length: int
+) -> list[dict[str, torch.Tensor]]:
+    """Return sequences of tokens, spread evenly over the text."""
     words = _read(Path(text))
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingDependencyError(
             "Calibrating on a text needs transformers, which is not installed: "
             'pip install "rmtspec[torch,transformers]". Or calibrate in Python, and pass the file '
             "that Calibration.save wrote."
         ) from error
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileError(
-            f"{folder} is no language model that transformers can load: {first} Expected config, "
-            "weights and tokenizer."
-        ) from error
+    tokenizer: Any = _from(folder, AutoTokenizer.from_pretrained)
     ids = torch.tensor(tokenizer(words, verbose=False)["input_ids"])
     pieces = list(torch.split(ids, length))
     if pieces and len(pieces[-1]) < length:
@@ -81,8 +138,21 @@ def calibrate_folder(
         )
     count = min(sequences, len(pieces))
     chosen = [pieces[index * len(pieces) // count] for index in range(count)]
-    batches = [{"input_ids": piece[None]} for piece in chosen]
-    return calibrate(model, batches, progress=progress, **options)
+    return [{"input_ids": piece[None]} for piece in chosen]
+
+
+def _from(folder: PathLike, load: Callable[[Any], Any]) -> Any:
+    """Return what transformers loads from a folder."""
+    try:
+        return load(folder)
+    except FileError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileError(
+            f"{folder} is no language model that transformers can load: {first} Expected config, "
+            "weights and tokenizer."
+        ) from error
 
 
 def _read(text: Path) -> str:

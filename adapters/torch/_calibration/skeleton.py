@@ -141,7 +141,7 @@ class Skeleton:
 
         with ExitStack() as stack:
             for number, block in enumerate(self.blocks.values()):
-                block.forward = partial(forward, number)  # type: ignore[method-assign]
+                block.forward = partial(forward, number)
                 stack.callback(delattr, block, "forward")
             for module in self.model.modules():
                 if id(module) not in self._in_blocks and module._parameters:
@@ -185,6 +185,7 @@ def _without_weights(folder: PathLike, tensors: Mapping[str, StoredTensor]) -> A
     """Return the model that transformers makes of a folder, its parameters on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    classes: Any = AutoModelForCausalLM
     config: Any = AutoConfig.from_pretrained(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise NotInBlocksError("its weights are quantised")
@@ -198,7 +199,7 @@ def _without_weights(folder: PathLike, tensors: Mapping[str, StoredTensor]) -> A
 
     hook = register_module_parameter_registration_hook(emptied)
     try:
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = classes.from_config(config, dtype=dtype)
     finally:
         hook.remove()
     if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules", None):

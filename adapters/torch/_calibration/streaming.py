@@ -53,6 +53,15 @@ class Journal(Protocol):
         """Add a line."""
 
 
+class Unwritten:
+    """A journal that nobody will read."""
+
+    entries: Sequence[Mapping[str, Any]] = ()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
 class Streamed:
     """The calibration of a model on batches, block by block.
 
