@@ -34,9 +34,7 @@ def make_folder(folder, layers, sides, vocabulary=VOCABULARY):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir()
-    words = Tokenizer(
-        models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0")
-    )
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     config = transformers.LlamaConfig(
@@ -107,12 +105,11 @@ def child(arguments):
 def command(*arguments):
     """Run the command in a process of its own; return its memory and time."""
     words = [sys.executable, __file__, "--child", *map(str, arguments)]
-    # One arena: memory that threads free goes back to the system.
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ, check=False)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
-    print(done.stderr)
     line = next(x for x in done.stdout.splitlines() if x.startswith("MEMORY "))
+    print(line, flush=True)
     return json.loads(line.removeprefix("MEMORY "))
 
 
@@ -124,6 +121,7 @@ def compare(place, sequences):
     from rmtspec.adapters import torch as rt
     from rmtspec.adapters.torch._calibration.folder import _batches, calibrate_folder
     from rmtspec.checkpoint import matrices_in
+    from rmtspec.runs.merge import merge_checkpoint
 
     folder, text = place / "smaller", place / "smaller.txt"
     make_folder(folder, 4, SMALLER, vocabulary=1000)
@@ -141,25 +139,22 @@ def compare(place, sequences):
         )
     command("prune", folder, place / "few", "--calibration", text, "--sequences", sequences,
             "--budget", 0.8)  # fmt: skip
+    merge_checkpoint(place / "few", place / "dense")
     pruned, report = rt.prune(model, calibration=memory, budget=0.8)
-    files = matrices_in(place / "few").tensors
-    worst, ranks = 0.0, 0
-    for row in report.rows:
-        if row["action"] != "split":
-            continue
-        layer = pruned.get_submodule(row["name"])
-        dense = layer.merged_weight() if hasattr(layer, "merged_weight") else None
-        inner = files[f"{row['name']}.inner.weight"]()
-        outer = files[f"{row['name']}.outer.weight"]()
-        ranks += inner.shape[0] != row["rank"]
-        if dense is None:
-            parts = dict(layer.named_parameters())
-            dense = (parts["outer.weight"] @ parts["inner.weight"]).detach()
-        gap = np.linalg.norm(outer @ inner - dense.numpy()) / np.linalg.norm(dense.numpy())
+    weights = rt.merge(pruned).state_dict()
+    files = matrices_in(place / "dense").tensors
+    manifest = json.loads((place / "few" / "rmtspec.json").read_text())
+    written = {entry["name"]: entry["rank"] for entry in manifest["splits"]}
+    split = {row["name"]: row["rank"] for row in report.rows if row["action"] == "split"}
+    worst = 0.0
+    for name in split:
+        expected = weights[f"{name}.weight"].numpy()
+        gap = np.linalg.norm(files[f"{name}.weight"]() - expected) / np.linalg.norm(expected)
         worst = max(worst, float(gap))
     return {
-        "largest relative difference": found, "matrices of another rank": ranks,
-        "largest relative difference of the products": worst, "matrices": len(report.rows),
+        "model": {**SMALLER, "layers": 4}, "largest relative difference": found,
+        "split": len(split), "same ranks": written == split,
+        "largest relative difference of the products": worst,
     }  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def calibrated_on(
     """
     refuse_factors(listed)
     options: dict[str, Any] = {
-        "sequences": sequences, "objective": objective, "say": say, "progress": progress
+        "sequences": sequences, "objective": objective, "say": say, "progress": progress,
+        "stored": True,
     }  # fmt: skip
     if out is None:
         yield calibration_on(listed.path, text, **options)

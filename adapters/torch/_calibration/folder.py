@@ -27,6 +27,7 @@ def calibrate_folder(
     place: Path | None = None,
     journal: Journal | None = None,
     say: Callable[[str], object] | None = None,
+    stored: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Calibration:
@@ -51,6 +52,8 @@ def calibrate_folder(
         With `place`: what an earlier call did, which is not done again.
     say : callable, optional
         Called with a line that tells which way was taken, and why.
+    stored : bool
+        Whether the model is to be pruned in its files: raise at once if that is not possible.
     progress : callable, optional
         As for `calibrate`.
     **options
@@ -65,7 +68,7 @@ def calibrate_folder(
     FileError
         The folder or the text cannot be read, or the disk has too little space.
     InvalidValueError
-        The text has less than one sequence.
+        The text has less than one sequence, or `stored` is true and files hold layers transposed.
     MissingDependencyError
         transformers is not installed.
     """
@@ -75,8 +78,8 @@ def calibrate_folder(
     batches = _batches(folder, text, sequences, length)
     if place is None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            return _calibrated(folder, batches, asked, Path(temporary), Unwritten(), say)
-    return _calibrated(folder, batches, asked, place, journal or Unwritten(), say)
+            return _calibrated(folder, batches, asked, Path(temporary), Unwritten(), say, stored)
+    return _calibrated(folder, batches, asked, place, journal or Unwritten(), say, stored)
 
 
 def _calibrated(
@@ -86,6 +89,7 @@ def _calibrated(
     place: Path,
     journal: Journal,
     say: Callable[[str], object] | None,
+    stored: bool,
 ) -> Calibration:
     """Return the calibration, whose moments are in a file in `place`."""
     tell = say or (lambda words: None)
@@ -93,6 +97,8 @@ def _calibrated(
         return Calibration.load(place / _WHOLE)
     try:
         skeleton: Skeleton = _from(folder, Skeleton)
+        if stored:
+            _check_stored(folder, skeleton.model)
         streamed = Streamed(skeleton, batches, options, place, journal)
     except NotInBlocksError as reason:
         tell(f"The whole model is in memory while it is calibrated: {reason}.")
@@ -102,6 +108,8 @@ def _calibrated(
     from transformers import AutoModelForCausalLM
 
     model = _from(folder, lambda path: AutoModelForCausalLM.from_pretrained(path, dtype="auto"))
+    if stored:
+        _check_stored(folder, model)
     names = (
         "objective", "labels", "output_moment", "gradient_tokens", "holdout", "clip", "rng",
         "progress",
@@ -111,6 +119,17 @@ def _calibrated(
     stats.save(place / _WHOLE)
     journal.add({"whole": True})
     return Calibration.load(place / _WHOLE)
+
+
+def _check_stored(folder: PathLike, model: torch.nn.Module) -> None:
+    """Raise if the files of a model hold layers transposed."""
+    names = (n for n, module in model.named_modules() if type(module).__name__ == "Conv1D")
+    turned = next(names, None)
+    if turned is not None:
+        raise InvalidValueError(
+            f"{folder} holds {turned!r} transposed (transformers' Conv1D), which calibration in a "
+            "file cannot take yet. Prune the model in memory."
+        )
 
 
 def _batches(

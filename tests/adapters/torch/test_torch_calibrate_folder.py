@@ -202,3 +202,17 @@ def test_errors_leave_nothing_that_cannot_be_used(folder, text, tmp_path):
     again = ["--budget", "0.6", "--sequences", "4"]
     assert run("prune", folder, tmp_path / "x", "--calibration", text, *again).exit_code == 0
     assert hidden(tmp_path) == []
+
+
+def test_layers_that_files_hold_transposed_are_refused_at_once(folder, text, tmp_path, monkeypatch):
+    place = tmp_path / "gpt2"
+    shutil.copytree(folder, place)
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS), n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(place)
+    monkeypatch.setattr(Streamed, "run", stopping(None, 0))
+    done = run("prune", place, tmp_path / "x", "--calibration", text, "--budget", "0.6")
+    assert done.exit_code == 1
+    assert "transposed (transformers' Conv1D)" in done.stderr
+    assert hidden(tmp_path) == []
