@@ -286,7 +286,8 @@ def prune(
     operations = operations_of(selection.choose(listed.matrices)[0].values())
     hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command resumes."
     beside = None if dry_run else out
-    with _calibrated(listed, calibration, sequences, given.get("objective"), beside) as stats:
+    how = {"sequences": sequences, "objective": given.get("objective")}
+    with _calibrated(listed, calibration, beside, **how) as stats:
         if stats is not None:
             given["calibration"] = stats
         with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
@@ -308,9 +309,7 @@ def prune(
 
 
 @contextlib.contextmanager
-def _calibrated(
-    listed: Any, source: Path | None, sequences: int, objective: str | None, out: Path | None
-) -> Iterator[Any]:
+def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) -> Iterator[Any]:
     """Give the calibration in a file, or that of the model in a folder on a text; None without."""
     from rmtspec.planning.calibration import Calibration
     from rmtspec.runs.calibrate import calibrated_on
@@ -332,9 +331,8 @@ def _calibrated(
 
     with contextlib.ExitStack() as stack:
         with progress_bar(steps=("calibrating",), noun="steps") as progress:
-            options: dict[str, Any] = {"sequences": sequences, "objective": objective}
-            options |= {"say": say, "progress": progress}
-            stats = stack.enter_context(calibrated_on(listed, source, out, **options))
+            how |= {"say": say, "progress": progress}
+            stats = stack.enter_context(calibrated_on(listed, source, out, **how))
         yield stats
 
 

@@ -18,7 +18,7 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensor
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
-from rmtspec.planning.stored_moments import StoredMoments
+from rmtspec.planning.stored_moments import OpenFile, StoredMoments
 from rmtspec.terms import Why
 
 OBJECTIVES = ("loss", "outputs")
@@ -221,8 +221,9 @@ class Calibration:
                     f"{file.name} has an unknown tensor {tensor.name!r}. Calibrate again."
                 )
             parts[part].setdefault(name, {})[int(index)] = tensor
+        shared = OpenFile(file)
         arrays = {
-            part: StoredMoments(file, {n: [of[i] for i in sorted(of)] for n, of in named.items()})
+            part: StoredMoments(shared, {n: [of[i] for i in sorted(of)] for n, of in named.items()})
             for part, named in parts.items()
         }
         missing = [name for name in _FIELDS if name not in record]

@@ -1,5 +1,6 @@
 """Moments that stay in their file: each is mapped when it is asked for, and let go after use."""
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,14 @@ from numpy.typing import NDArray
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 
 
+class OpenFile:
+    """A file that is open for reading as long as this is used."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("rb")
+        weakref.finalize(self, self.stream.close)
+
+
 class StoredMoments(Mapping[str, list[NDArray[Any]]]):
     """Lists of matrices by name, in a file that stays open, so that it may be deleted meanwhile.
 
@@ -18,8 +27,8 @@ class StoredMoments(Mapping[str, list[NDArray[Any]]]):
     go. So none is kept here, but for the last few, which several layers in a row may share.
     """
 
-    def __init__(self, file: Path, tensors: Mapping[str, Sequence[MappedTensor]]) -> None:
-        self._stream = file.open("rb")
+    def __init__(self, file: OpenFile, tensors: Mapping[str, Sequence[MappedTensor]]) -> None:
+        self._file = file
         self._tensors = {name: list(of) for name, of in tensors.items()}
 
     def __getitem__(self, name: str) -> list[NDArray[Any]]:
@@ -36,15 +45,14 @@ class StoredMoments(Mapping[str, list[NDArray[Any]]]):
     def __reduce__(self) -> tuple[Any, ...]:  # for other processes, and for copies
         return dict, ({name: [np.array(a) for a in arrays] for name, arrays in self.items()},)
 
-    def __del__(self) -> None:
-        self._stream.close()
-
     def read(self, name: str) -> list[NDArray[Any]]:
         """Return the matrices of that name, mapped anew."""
         return [self._map(tensor) for tensor in self._tensors[name]]
 
     def _map(self, tensor: MappedTensor) -> NDArray[Any]:
-        raw: NDArray[Any] = np.memmap(self._stream, np.uint8, "r", tensor.begin, (tensor.nbytes,))
+        raw: NDArray[Any] = np.memmap(
+            self._file.stream, np.uint8, "r", tensor.begin, (tensor.nbytes,)
+        )
         return raw.view(named_dtype(tensor.numpy_name)).reshape(tensor.shape)
 
 

@@ -4,10 +4,11 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmtspec._files import PathLike, cause
 from rmtspec._frameworks import calibration_on
@@ -16,7 +17,7 @@ from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.errors import FileError
 from rmtspec.planning.calibration import Calibration
 from rmtspec.runs.fingerprint import fingerprint
-from rmtspec.runs.journal import open_journal
+from rmtspec.runs.journal import Journal, open_journal
 from rmtspec.runs.targets import refuse_factors
 
 _JOURNAL = "journal.jsonl"
@@ -28,6 +29,14 @@ def calibration_path(out: PathLike) -> Path:
     """Return the hidden folder in which the calibration for `out` is kept."""
     target = Path(os.path.realpath(out))
     return target.parent / f".{target.name}.rmtspec-calibration"
+
+
+class CalibrationWork(NamedTuple):
+    """Where an adapter keeps the work, what was done of it, and who is told about it."""
+
+    place: Path
+    journal: Journal
+    say: Callable[[str], object]
 
 
 @contextlib.contextmanager
@@ -55,11 +64,14 @@ def calibrated_on(
     """
     refuse_factors(listed)
     options: dict[str, Any] = {
-        "sequences": sequences, "objective": objective, "say": say, "progress": progress,
-        "stored": True,
+        "sequences": sequences, "objective": objective, "progress": progress, "stored": True
     }  # fmt: skip
     if out is None:
-        yield calibration_on(listed.path, text, **options)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            place = Path(temporary)
+            with open_journal(place / _JOURNAL, {}) as journal:
+                work = CalibrationWork(place, journal, say)
+                yield calibration_on(listed.path, text, work=work, **options)
         return
     header = {
         "command": "prune --calibration", "checkpoint": fingerprint(listed),
@@ -74,7 +86,8 @@ def calibrated_on(
     way_out = f"name another folder, or delete {place}"
     with open_journal(place / _JOURNAL, header, way_out=way_out) as journal:
         try:
-            yield calibration_on(listed.path, text, place=place, journal=journal, **options)
+            work = CalibrationWork(place, journal, say)
+            yield calibration_on(listed.path, text, work=work, **options)
         except BaseException:
             if _done(place):
                 say(f"The calibration so far is kept in {place}: the same command goes on with it.")

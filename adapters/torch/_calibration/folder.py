@@ -1,16 +1,16 @@
 """Calibration of a language model in a folder of transformers, on a text."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._calibration.skeleton import NotInBlocksError, Skeleton
-from rmtspec.adapters.torch._calibration.streaming import Journal, Streamed, Unwritten
+from rmtspec.adapters.torch._calibration.streaming import Journal, Streamed, Work
 from rmtspec.adapting import Calibration, PathLike, Progress, checks
 from rmtspec.errors import FileError, InvalidValueError, MissingDependencyError
 
@@ -24,9 +24,7 @@ def calibrate_folder(
     *,
     sequences: int = 32,
     length: int = 512,
-    place: Path | None = None,
-    journal: Journal | None = None,
-    say: Callable[[str], object] | None = None,
+    work: Work | None = None,
     stored: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -45,13 +43,9 @@ def calibrate_folder(
         A file in UTF-8.
     sequences, length : int
         How many sequences, at most, of how many tokens.
-    place : Path, optional
-        A folder for what is between two blocks, and for the moments, which stay there. By default
-        a temporary one, whose space is free once the result is.
-    journal : Journal, optional
-        With `place`: what an earlier call did, which is not done again.
-    say : callable, optional
-        Called with a line that tells which way was taken, and why.
+    work : Work, optional
+        Where the work is kept, so that it can be resumed. By default in a temporary folder, whose
+        space is free once the result is.
     stored : bool
         Whether the model is to be pruned in its files: raise at once if that is not possible.
     progress : callable, optional
@@ -76,34 +70,53 @@ def calibrate_folder(
     checks.integer(length, "length", 2)
     asked = CalibrationOptions(progress=progress, **options)
     batches = _batches(folder, text, sequences, length)
-    if place is None:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            return _calibrated(folder, batches, asked, Path(temporary), Unwritten(), say, stored)
-    return _calibrated(folder, batches, asked, place, journal or Unwritten(), say, stored)
+    if work is not None:
+        return _calibrated(folder, batches, asked, work=work, stored=stored)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        once = _Once(Path(place))
+        return _calibrated(folder, batches, asked, work=once, stored=stored)
+
+
+class _Unread:
+    """A journal that nobody will read."""
+
+    entries: Sequence[Mapping[str, Any]] = ()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
+class _Once(NamedTuple):
+    """Work that cannot be resumed, and that nobody is told about."""
+
+    place: Path
+    journal: Journal = _Unread()
+    say: Callable[[str], object] = str
 
 
 def _calibrated(
     folder: PathLike,
     batches: list[dict[str, torch.Tensor]],
     options: CalibrationOptions,
-    place: Path,
-    journal: Journal,
-    say: Callable[[str], object] | None,
+    *,
+    work: Work,
     stored: bool,
 ) -> Calibration:
-    """Return the calibration, whose moments are in a file in `place`."""
-    tell = say or (lambda words: None)
-    if any("whole" in entry for entry in journal.entries):
-        return Calibration.load(place / _WHOLE)
+    """Return the calibration, whose moments are in files of the work."""
+    whole = work.place / _WHOLE
+    if any("whole" in entry for entry in work.journal.entries):
+        return Calibration.load(whole)
     try:
         skeleton: Skeleton = _from(folder, Skeleton)
         if stored:
             _check_stored(folder, skeleton.model)
-        streamed = Streamed(skeleton, batches, options, place, journal)
+        streamed = Streamed(skeleton, batches, options, work)
     except NotInBlocksError as reason:
-        tell(f"The whole model is in memory while it is calibrated: {reason}.")
+        work.say(f"The whole model is in memory while it is calibrated: {reason}.")
     else:
-        tell(f"Calibrating block by block: one of {len(skeleton.blocks)} is in memory at a time.")
+        work.say(
+            f"Calibrating block by block: one of {len(skeleton.blocks)} is in memory at a time."
+        )
         return streamed.run()
     from transformers import AutoModelForCausalLM
 
@@ -116,9 +129,9 @@ def _calibrated(
     )  # fmt: skip
     stats = calibrate(model, batches, **{name: getattr(options, name) for name in names})
     del model
-    stats.save(place / _WHOLE)
-    journal.add({"whole": True})
-    return Calibration.load(place / _WHOLE)
+    stats.save(whole)
+    work.journal.add({"whole": True})
+    return Calibration.load(whole)
 
 
 def _check_stored(folder: PathLike, model: torch.nn.Module) -> None:

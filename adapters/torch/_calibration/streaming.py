@@ -7,7 +7,7 @@ two blocks lies in files; so do the moments of each block once it is done.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,13 +53,20 @@ class Journal(Protocol):
         """Add a line."""
 
 
-class Unwritten:
-    """A journal that nobody will read."""
+class Work(Protocol):
+    """Where the work is kept, so that it can be resumed, and who is told about it."""
 
-    entries: Sequence[Mapping[str, Any]] = ()
+    @property
+    def place(self) -> Path:
+        """A folder for what is between two blocks, and for the moments, which stay there."""
 
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Do nothing."""
+    @property
+    def journal(self) -> Journal:
+        """What an earlier run with the same place did is not done again."""
+
+    @property
+    def say(self) -> Callable[[str], object]:
+        """Called with a line that tells which way was taken, and why."""
 
 
 class Streamed:
@@ -72,10 +79,7 @@ class Streamed:
         The arguments of the model, of the same shapes in each; without masks.
     options : CalibrationOptions
         Without a loss of the user's.
-    place : Path
-        A folder for the files; the moments in the result stay there.
-    journal : Journal
-        What an earlier run with the same `place` did is not done again.
+    work : Work
 
     Raises
     ------
@@ -88,11 +92,10 @@ class Streamed:
         skeleton: Skeleton,
         batches: Sequence[Batch],
         options: CalibrationOptions,
-        place: Path,
-        journal: Journal,
+        work: Work,
     ) -> None:
         self._skeleton, self._options = skeleton, options
-        self._place, self._journal = place, journal
+        self._place, self._journal = work.place, work.journal
         self._names = list(skeleton.blocks)
         self._batches, self._held_out = [], []
         for _, batch, held_out in with_holdout(batches, options.holdout):

@@ -1,5 +1,7 @@
 """Calibration of a language model block by block: the same as with the whole model in memory."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,8 @@ def streamed(folder, place, journal=None, skeleton=None, **options):
     place.mkdir(exist_ok=True)
     asked = CalibrationOptions(**options)
     journal = Lines() if journal is None else journal
-    return Streamed(skeleton or Skeleton(folder), batches(), asked, place, journal).run()
+    work = types.SimpleNamespace(place=place, journal=journal, say=print)
+    return Streamed(skeleton or Skeleton(folder), batches(), asked, work).run()
 
 
 def assert_same(found, expected, exact=False):
