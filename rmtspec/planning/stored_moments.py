@@ -34,6 +34,9 @@ class StoredMoments(Mapping[str, list[NDArray[Any]]]):
     def __getitem__(self, name: str) -> list[NDArray[Any]]:
         return list(_mapped(self, name))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 

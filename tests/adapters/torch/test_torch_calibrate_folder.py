@@ -3,6 +3,9 @@
 import json
 import random
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -160,6 +163,35 @@ def test_an_interrupted_command_goes_on_with_the_next_block(folder, text, tmp_pa
     assert "is the journal of other options (text was" in refused.stderr
     done = run("prune", folder, tmp_path / "often", *words)
     assert done.exit_code == 0, done.output
+    assert contents(tmp_path / "often") == contents(tmp_path / "once")
+    assert hidden(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from rmtspec.adapters.torch._calibration.streaming import Streamed
+from rmtspec.cli import main
+added = []
+def note(self, runs):
+    added.append(runs)
+    if len(added) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Streamed._count = note
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_with_the_next_block(folder, text, tmp_path):
+    words = ["--calibration", text, "--budget", "0.6", "--sequences", "4"]
+    assert run("prune", folder, tmp_path / "once", *words).exit_code == 0
+    for kill in (1, 2, 4):  # between the moments of a block and the line that says so
+        arguments = [str(word) for word in ("prune", folder, tmp_path / "often", *words)]
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(kill), *arguments], capture_output=True, check=False
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert run("prune", folder, tmp_path / "often", *words).exit_code == 0
     assert contents(tmp_path / "often") == contents(tmp_path / "once")
     assert hidden(tmp_path) == []
 
