@@ -78,16 +78,16 @@ class Skeleton:
 
         The blocks themselves do not run.
         """
-        for wrapped in (False, True) if self._wrapped is None else (self._wrapped,):
+        if self._wrapped is not None:
+            return self._calls(batch, wrapped=self._wrapped)
+        try:
+            found, self._wrapped = self._calls(batch, wrapped=False), False
+        except NotInBlocksError as problem:
             try:
-                found = self._calls(batch, wrapped=wrapped)
+                found, self._wrapped = self._calls(batch, wrapped=True), True
             except NotInBlocksError:
-                if wrapped:
-                    raise
-            else:
-                self._wrapped = wrapped
-                return found
-        raise NotInBlocksError("what its blocks put out depends on the text")
+                raise problem from None
+        return found
 
     def _calls(self, batch: Mapping[str, Any], *, wrapped: bool) -> tuple[torch.Tensor, list[Call]]:
         seen: list[Call] = []

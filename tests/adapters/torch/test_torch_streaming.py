@@ -1,6 +1,7 @@
 """Calibration of a language model block by block: the same as with the whole model in memory."""
 
 import types
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._calibration.skeleton import NotInBlocksError, Skeleton
 from rmtspec.adapters.torch._calibration.streaming import Streamed
+from rmtspec.errors import FileError
 
 transformers = pytest.importorskip("transformers")
 
@@ -44,6 +46,10 @@ class Lines:
         self.added.append(dict(entry))
         if self._most is not None and len(self.added) >= self._most:
             raise KeyboardInterrupt
+
+
+class Disk(NamedTuple):
+    free: int
 
 
 def saved(config, folder, dtype=torch.float32):
@@ -180,3 +186,30 @@ def test_what_blocks_are_passed_must_not_depend_on_them(tmp_path):
     with pytest.raises(NotInBlocksError, match="passed a DynamicCache"):
         skeleton.calls(batch)
     assert all("forward" not in block.__dict__ for block in skeleton.blocks.values())
+
+
+def test_what_happens_between_blocks_is_not_missed(tmp_path):
+    saved(CONFIGS["llama"](), tmp_path / "model")
+    skeleton = Skeleton(tmp_path / "model")
+    skeleton.blocks["model.layers.1"].register_forward_hook(lambda block, args, out: out + 1)
+    with pytest.raises(NotInBlocksError, match="more between its blocks"):
+        skeleton.calls(batches()[0])
+
+
+def test_what_depends_on_the_text_is_not_taken_for_constant(tmp_path):
+    saved(CONFIGS["llama"](), tmp_path / "model")
+    skeleton = Skeleton(tmp_path / "model")
+    skeleton.model.model.rotary_emb.register_forward_hook(
+        lambda layer, args, out: (out[0] + args[0].mean(), out[1])
+    )
+    journal = Lines()
+    with pytest.raises(NotInBlocksError, match="depends on the text"):
+        streamed(None, tmp_path / "work", journal, skeleton)
+    assert journal.added == []
+
+
+def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
+    saved(CONFIGS["llama"](), tmp_path / "model")
+    monkeypatch.setattr("rmtspec._files.shutil.disk_usage", lambda path: Disk(1000))
+    with pytest.raises(FileError, match="it needs 82,944 bytes, and 1,000 are free"):
+        streamed(tmp_path / "model", tmp_path / "work", gradient_tokens=50)
