@@ -15,7 +15,7 @@ from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike, file_target, finished_file
 from rmtspec._text import aligned
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
-from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.planning.stored_moments import OpenFile, StoredMoments
@@ -158,8 +158,9 @@ class Calibration:
             json.dumps(sorted((k, list(v)) for k, v in self.hidden_units.items())).encode()
         )
         for part in _PARTS:
-            for name, arrays in sorted(getattr(self, part).items()):
-                for array in arrays:
+            moments = getattr(self, part)
+            for name in sorted(moments):  # one in memory at a time
+                for array in moments[name]:
                     found.update(f"{part} {name} {array.shape}".encode())
                     found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
@@ -179,10 +180,10 @@ class Calibration:
             The file cannot be written.
         """
         tensors = [
-            Outgoing.of(f"{part}/{index}/{name}", np.asarray(array))
+            _outgoing(f"{part}/{index}/{name}", getattr(self, part), name)
             for part in _PARTS
             for name, arrays in getattr(self, part).items()
-            for index, array in enumerate(arrays)
+            for index in range(len(arrays))
         ]
         record = {"schema": _SCHEMA} | {name: getattr(self, name) for name in _FIELDS}
         with finished_file(file_target(path)) as unfinished:
@@ -257,6 +258,14 @@ class Calibration:
             pairs.append(("without gradient", f"{len(self.without_gradient)} layers"))
         pairs.append(("size", f"{self.nbytes / 2**20:,.1f} MiB"))
         return aligned("Calibration", pairs)
+
+
+def _outgoing(key: str, moments: Mapping[str, list[NDArray[Any]]], name: str) -> Outgoing:
+    """Return a matrix as a tensor of a file; it is looked up again when it is written."""
+    index = int(key.split("/")[1])
+    array = np.asarray(moments[name][index])
+    dtype, shape = format_dtype(array.dtype), array.shape
+    return Outgoing(key, dtype, shape, lambda: np.asarray(moments[name][index]))
 
 
 #: Attributes by name of a layer or an input that are no moments.

@@ -53,8 +53,8 @@ def outgoing_files(
             renamed[f"{prefix}bias"] = f"{prefix}outer.bias"
     smaller: dict[str, list[Outgoing]] = {}
     for reader, members in layers.items():
-        known, layer = (weights or {}).get(reader), (hidden or {}).get(reader)
-        smaller |= NarrowedTensors(listed, members, known, layer).outgoing()
+        layer = (hidden or {}).get(reader)
+        smaller |= NarrowedTensors(listed, members, weights or {}, layer).outgoing()
     files: dict[str, list[Outgoing]] = {}
     for name, tensor in listed.tensors.items():
         outgoing = files.setdefault(tensor.path, [])

@@ -161,7 +161,7 @@ class Pass:
             self._model.register_forward_hook(finish, with_kwargs=True),
         ]
         try:
-            with torch.no_grad(), _short_cut(True):
+            with torch.no_grad(), short_cut(True):
                 calibration(self._model)
         finally:
             for handle in handles:

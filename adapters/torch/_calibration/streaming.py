@@ -7,7 +7,7 @@ two blocks lies in files; so do the moments of each block once it is done.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from rmtspec.adapters.torch._calibration.calibrate import can_be_calibrated
 from rmtspec.adapters.torch._calibration.gathering import Gathering, InputsDivergedError
 from rmtspec.adapters.torch._calibration.gradients import Gradients
 from rmtspec.adapters.torch._calibration.hidden_states import HiddenStates
+from rmtspec.adapters.torch._calibration.hidden_units import HiddenUnits
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._calibration.passes import (
     Pass,
@@ -160,37 +161,53 @@ class Streamed:
         if self._entry("forward", name) is not None:
             self._count(len(self._batches))
             return
-        before, after = self._states(number), self._states(number + 1)
-        kept = self._entering(number)
         with self._skeleton.loaded(name) as block:
             layers = _layers_of(block, name)
-            for shared in (True, False):
-                gathering = Gathering(layers, self._options, shared=shared)
-                try:
-                    with gathering.hooked(block), torch.no_grad(), short_cut(True):
-                        for place, held_out in enumerate(self._held_out):
-                            hidden = before.read(place)
-                            if place in self._differentiated:
-                                kept.write(self._differentiated.index(place), hidden)
-                            gathering.prepare(
-                                self._visible, held_out=held_out, differentiated=False
-                            )
-                            after.write(place, self._out_of(block, number, hidden))
-                            gathering.finish_batch()
-                    break
-                except InputsDivergedError:
-                    continue
+            hidden = HiddenUnits(
+                block, {path: layers[f"{name}.{path}"] for path in _paths(layers, name)}
+            )
+            with hidden.watched():
+                gathering = self._gathered(block, number, layers)
             if layers:
                 without = Gradients(block, self._options)
                 part = Pass(block, layers, self._options).result(gathering, without)
+                del gathering
+                if self._differentiated:
+                    units = {
+                        f"{name}.{k}": [f"{name}.{v}" for v in of]
+                        for k, of in hidden.found().items()
+                    }
+                    part = dataclasses.replace(part, hidden_units=units)
                 if number == 0:
                     check_space(self._place, part.nbytes * (len(self._names) - 1))
                 part.save(self._file("inputs", number))
         self._count(len(self._batches))
-        after.sync()
+        self._states(number + 1).sync()
         if self._differentiated:
-            kept.sync()
+            self._entering(number).sync()
         self._journal.add({"forward": name, "layers": len(layers)})
+
+    def _gathered(
+        self, block: nn.Module, number: int, layers: Mapping[str, nn.Module]
+    ) -> Gathering:
+        """Run all batches through a block; return what its layers saw."""
+        before, after = self._states(number), self._states(number + 1)
+        kept = self._entering(number)
+        for shared in (True, False):
+            gathering = Gathering(layers, self._options, shared=shared)
+            try:
+                with gathering.hooked(block), torch.no_grad(), short_cut(True):
+                    for place, held_out in enumerate(self._held_out):
+                        hidden = before.read(place)
+                        if place in self._differentiated:
+                            kept.write(self._differentiated.index(place), hidden)
+                        gathering.prepare(self._visible, held_out=held_out, differentiated=False)
+                        after.write(place, self._out_of(block, number, hidden))
+                        gathering.finish_batch()
+                break
+            except InputsDivergedError:
+                continue
+        return gathering
 
     def _head(self) -> dict[str, Any]:
         """Differentiate the loss of each batch by the hidden states after the last block."""
@@ -259,7 +276,7 @@ class Streamed:
         """Return what is known about the layers of a block."""
         part = Calibration.load(self._file("inputs", number))
         if not head.get("losses"):
-            return part
+            return dataclasses.replace(part, hidden_units={})
         found = Calibration.load(self._file("outputs", number))
         names = ("objective", "gradient", "output_weights", "losses", "without_gradient")
         return dataclasses.replace(part, **{name: getattr(found, name) for name in names})
@@ -307,6 +324,11 @@ def _layers_of(block: nn.Module, name: str) -> dict[str, nn.Module]:
             path = path_of(matrix)
             found[f"{name}.{path}" if path else name] = block.get_submodule(path)
     return found
+
+
+def _paths(layers: Iterable[str], block: str) -> list[str]:
+    """Return the paths of layers within a block, for those that are not the block itself."""
+    return [name.removeprefix(f"{block}.") for name in layers if name != block]
 
 
 @contextmanager

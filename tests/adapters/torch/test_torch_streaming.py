@@ -74,7 +74,15 @@ def streamed(folder, place, journal=None, skeleton=None, **options):
 
 
 def assert_same(found, expected, exact=False):
-    fields = ("objective", "gradient", "inputs", "losses", "without_gradient", "settings")
+    fields = (
+        "objective",
+        "gradient",
+        "inputs",
+        "losses",
+        "without_gradient",
+        "settings",
+        "hidden_units",
+    )
     for name in (*fields, "input_rows", "held_out_rows"):
         assert (
             dict(value) == dict(getattr(expected, name))
@@ -97,6 +105,7 @@ def test_it_equals_the_calibration_in_memory(kind, tmp_path):
     expected = rt.calibrate(model, batches(), gradient_tokens=50)
     found = streamed(tmp_path / "model", tmp_path / "work", gradient_tokens=50)
     assert found.losses == 72
+    assert len(found.hidden_units) == len(Skeleton(tmp_path / "model").blocks)
     assert_same(found, expected)
 
 
