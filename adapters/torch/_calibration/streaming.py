@@ -7,7 +7,7 @@ two blocks lies in files; so do the moments of each block once it is done.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,9 +163,8 @@ class Streamed:
             return
         with self._skeleton.loaded(name) as block:
             layers = _layers_of(block, name)
-            hidden = HiddenUnits(
-                block, {path: layers[f"{name}.{path}"] for path in _paths(layers, name)}
-            )
+            within = {n.removeprefix(f"{name}."): of for n, of in layers.items() if n != name}
+            hidden = HiddenUnits(block, within)
             with hidden.watched():
                 gathering = self._gathered(block, number, layers)
             if layers:
@@ -174,8 +173,8 @@ class Streamed:
                 del gathering
                 if self._differentiated:
                     units = {
-                        f"{name}.{k}": [f"{name}.{v}" for v in of]
-                        for k, of in hidden.found().items()
+                        f"{name}.{reader}": [f"{name}.{maker}" for maker in makers]
+                        for reader, makers in hidden.found().items()
                     }
                     part = dataclasses.replace(part, hidden_units=units)
                 if number == 0:
@@ -324,11 +323,6 @@ def _layers_of(block: nn.Module, name: str) -> dict[str, nn.Module]:
             path = path_of(matrix)
             found[f"{name}.{path}" if path else name] = block.get_submodule(path)
     return found
-
-
-def _paths(layers: Iterable[str], block: str) -> list[str]:
-    """Return the paths of layers within a block, for those that are not the block itself."""
-    return [name.removeprefix(f"{block}.") for name in layers if name != block]
 
 
 @contextmanager
