@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import printable
+from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show, show_costs
 from rmtspec.cli.wording import Command, in_flags, spoken
@@ -317,6 +318,7 @@ def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) 
     if source is None:
         yield None
         return
+    return_freed_memory()
     if source.suffix.lower() == ".safetensors":
         yield Calibration.load(source)
         return

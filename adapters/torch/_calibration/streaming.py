@@ -6,10 +6,9 @@ Each block is run again on the hidden states that entered it, which were kept. W
 two blocks lies in files; so do the moments of each block once it is done.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,7 +121,6 @@ class Streamed:
             for number in reversed(range(len(self._names))):
                 if head.get("losses"):
                     self._backward(number, head)
-        _give_back_memory()
         return Calibration.joined([self._part(n, head) for n in self._with_layers()])
 
     def _to_differentiate(self) -> list[int]:
@@ -182,7 +180,6 @@ class Streamed:
                 if number == 0:
                     check_space(self._place, part.nbytes * (len(self._names) - 1))
                 part.save(self._file("inputs", number))
-        _give_back_memory()
         self._count(len(self._batches))
         self._states(number + 1).sync()
         if self._differentiated:
@@ -328,13 +325,7 @@ def _layers_of(block: nn.Module, name: str) -> dict[str, nn.Module]:
     return found
 
 
-def _give_back_memory() -> None:
-    """Give memory that was freed back to the system, which the C library of Linux puts off."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextlib.contextmanager
+@contextmanager
 def _undisturbed() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad(), random_state_kept():
         yield
