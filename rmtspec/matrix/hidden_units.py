@@ -139,7 +139,9 @@ def refitted(W: ArrayLike, input_moment: ArrayLike, kept: NDArray[np.int64]) -> 
     ridge = RIDGE * float(np.trace(moment)) / len(moment)
     known = moment[kept]
     target = known @ array.T + ridge * array[:, kept].T
-    within = known[:, kept] + ridge * np.eye(len(kept))
+    within = known[:, kept]
+    within.flat[:: len(kept) + 1] += ridge
+    del known
     fitted: Float64Array = solve(within, target, assume_a="pos", overwrite_a=True).T
     return fitted
 
