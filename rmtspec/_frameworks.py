@@ -28,6 +28,8 @@ def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, s
 def calibration_on(folder: Path, text: Path, **options: Any) -> Any:
     """Return the calibration of the language model in a folder on a text file.
 
+    With the option `work` a run that was killed can be resumed.
+
     Raises MissingDependencyError where the framework is not installed.
     """
     module = import_module("rmtspec.adapters.torch._calibration.folder")

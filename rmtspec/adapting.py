@@ -29,10 +29,11 @@ Errors are those of `rmtspec.errors`; `checks` holds the checks of options. The 
 
 from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, cause, finished_file
+from rmtspec._files import PathLike, cause, check_space, finished_file
 from rmtspec._frameworks import SUFFIXES
 from rmtspec._records import versions
 from rmtspec._text import listed
+from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
@@ -72,9 +73,9 @@ __all__ = [
     "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress",
     "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor",
     "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "cause",
-    "check_budgets", "check_target", "checks", "cut", "finished_file", "format_dtype",
-    "hidden_layers", "is_head", "least_budget", "listed", "looks_like", "measured_cost",
-    "model_folder", "named_dtype", "narrowed", "pivoted", "product_spectrum", "report_on",
-    "run_noise_test", "settle", "smallest_budget", "split", "step_share", "stored_tensors",
-    "truncate", "versions", "weighted_energies",
+    "check_budgets", "check_space", "check_target", "checks", "cut", "finished_file",
+    "format_dtype", "hidden_layers", "is_head", "least_budget", "listed", "looks_like",
+    "matrices_in", "measured_cost", "model_folder", "named_dtype", "narrowed", "pivoted",
+    "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget", "split",
+    "step_share", "stored_tensors", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

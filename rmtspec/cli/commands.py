@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import printable
+from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show, show_costs
 from rmtspec.cli.wording import Command, in_flags, spoken
@@ -69,8 +70,8 @@ class _Multiple(click.ParamType[Any]):
 
 _PATH = _FilePath(path_type=Path)
 _CALIBRATION_HELP = (
-    "A text to run the model in the folder IN on (it is loaded whole), or a .safetensors file that "
-    "Calibration.save wrote: with --budget, rank goes where the loss falls most."
+    "A text to run the model in the folder IN on, block by block if it can be, or a .safetensors "
+    "file that Calibration.save wrote: with --budget, rank goes where the loss falls most."
 )
 _OBJECTIVE_HELP = "What the cut preserves with --calibration: the loss, or the layers' outputs."
 _MULTIPLE_HELP = "Ranks that a budget or rule chooses are multiples of it; auto: of 16, or 8."
@@ -281,17 +282,20 @@ def prune(
             empty_folder(out)
     _check_report(report_file, "--report")
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
-    if calibration is not None:
-        given["calibration"] = _calibration(path, calibration, sequences, given.get("objective"))
-    elif "objective" in given:
+    if calibration is None and "objective" in given:
         raise click.UsageError("--objective is given without --calibration; expected both.")
     operations = operations_of(selection.choose(listed.matrices)[0].values())
     hint = "" if dry_run or out is None else f"Kept in {work_path(out)}: the same command resumes."
-    with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
-        done = prune_checkpoint(
-            listed, out, dry_run=dry_run, report=report_file, threads=threads, progress=progress,
-            **given,
-        )  # fmt: skip
+    beside = None if dry_run else out
+    how = {"sequences": sequences, "objective": given.get("objective")}
+    with _calibrated(listed, calibration, beside, **how) as stats:
+        if stats is not None:
+            given["calibration"] = stats
+        with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
+            done = prune_checkpoint(
+                listed, out, dry_run=dry_run, report=report_file, threads=threads,
+                progress=progress, **given,
+            )  # fmt: skip
     show(done)
     if report_file is not None:
         if dry_run:
@@ -305,22 +309,33 @@ def prune(
     click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
 
 
-def _calibration(path: Path, source: Path, sequences: int, objective: str | None) -> Any:
-    """Return the calibration in a file, or that of the model in a folder on a text."""
-    from rmtspec._frameworks import calibration_on
+@contextlib.contextmanager
+def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) -> Iterator[Any]:
+    """Give the calibration in a file, or that of the model in a folder on a text; None without."""
     from rmtspec.planning.calibration import Calibration
+    from rmtspec.runs.calibrate import calibrated_on
 
+    if source is None:
+        yield None
+        return
+    return_freed_memory()
     if source.suffix.lower() == ".safetensors":
-        return Calibration.load(source)
-    if not path.is_dir():
+        yield Calibration.load(source)
+        return
+    if not listed.path.is_dir():
         raise click.UsageError(
-            f"--calibration is a text, and {path} is a file; expected the folder of the model, "
-            "with its config and tokenizer."
+            f"--calibration is a text, and {listed.path} is a file; expected the folder of the "
+            "model, with its config and tokenizer."
         )
-    with progress_bar(steps=("calibrating",), noun="sequences") as progress:
-        return calibration_on(
-            path, source, sequences=sequences, objective=objective, progress=progress
-        )
+
+    def say(words: str) -> None:
+        click.echo(printable(words), err=True)
+
+    with contextlib.ExitStack() as stack:
+        with progress_bar(steps=("calibrating",), noun="steps") as progress:
+            how |= {"say": say, "progress": progress}
+            stats = stack.enter_context(calibrated_on(listed, source, out, **how))
+        yield stats
 
 
 @main.command()

@@ -92,7 +92,8 @@ def unit_order(W: ArrayLike, input_moment: ArrayLike, output_weight: ArrayLike) 
     inverse, info = lapack.dpotri(weighting.input_root, lower=1)
     if info:  # the root is regular: it is that of a regularised moment
         raise InvalidValueError("`input_moment` cannot be inverted; expected X @ X.T / count.")
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    inverse = np.tril(inverse)
+    inverse += np.tril(inverse, -1).T
     left = np.arange(units)
     output_root = np.asarray(weighting.output_root)
     order: list[NDArray[np.int64]] = []
@@ -112,7 +113,8 @@ def unit_order(W: ArrayLike, input_moment: ArrayLike, output_weight: ArrayLike) 
         losses.append(losses[-1][-1] + total * np.arange(1, count + 1) / count)
         order.append(left[going])
         here = here[:, stays] - here[:, going] @ fit[:, rows:]
-        inverse = inverse[np.ix_(stays, stays)] - across[:, stays].T @ fit[:, rows:]
+        inverse = inverse[np.ix_(stays, stays)]
+        inverse -= across[:, stays].T @ fit[:, rows:]
         left = left[stays]
     return UnitOrder(np.concatenate([np.empty(0, np.int64), *order]), np.concatenate(losses))
 
@@ -137,7 +139,9 @@ def refitted(W: ArrayLike, input_moment: ArrayLike, kept: NDArray[np.int64]) -> 
     ridge = RIDGE * float(np.trace(moment)) / len(moment)
     known = moment[kept]
     target = known @ array.T + ridge * array[:, kept].T
-    within = known[:, kept] + ridge * np.eye(len(kept))
+    within = known[:, kept]
+    within.flat[:: len(kept) + 1] += ridge
+    del known
     fitted: Float64Array = solve(within, target, assume_a="pos", overwrite_a=True).T
     return fitted
 

@@ -150,6 +150,8 @@ def _inputs(given: ArrayLike, columns: int) -> tuple[Float64Array, Float64Array]
     last = _cache.get("last")
     if last is not None and last[0]() is given and len(last[1]) == columns:
         return last[1], last[2]
+    _cache.clear()  # not two at a time
+    del last
     moment = _square(given, columns, _INPUTS)
     root = _root(moment, _INPUTS)
     if isinstance(given, np.ndarray) and not given.flags.writeable:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike, file_target, finished_file
 from rmtspec._text import aligned
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
-from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
+from rmtspec.checkpoint.stored import MappedTensor
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.planning.stored_moments import OpenFile, StoredMoments
 from rmtspec.terms import Why
 
 OBJECTIVES = ("loss", "outputs")
@@ -139,14 +142,9 @@ class Calibration:
     def joined(cls, parts: Sequence["Calibration"]) -> "Calibration":
         """Return calibrations of different layers of one model, from the same batches, as one."""
         together: dict[str, Any] = {}
-        for name in (
-            *_PARTS,
-            "inputs",
-            "input_rows",
-            "held_out_rows",
-            "without_gradient",
-            "hidden_units",
-        ):
+        for name in _PARTS:  # looked up where they are, so that none is read here
+            together[name] = ChainMap(*(getattr(part, name) for part in reversed(parts)))
+        for name in _NAMED:
             together[name] = {k: v for part in parts for k, v in getattr(part, name).items()}
         together["transposed"] = [name for part in parts for name in part.transposed]
         found = max(parts, key=lambda part: part.losses)
@@ -160,8 +158,9 @@ class Calibration:
             json.dumps(sorted((k, list(v)) for k, v in self.hidden_units.items())).encode()
         )
         for part in _PARTS:
-            for name, arrays in sorted(getattr(self, part).items()):
-                for array in arrays:
+            moments = getattr(self, part)
+            for name in sorted(moments):  # one in memory at a time
+                for array in moments[name]:
                     found.update(f"{part} {name} {array.shape}".encode())
                     found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
@@ -181,10 +180,10 @@ class Calibration:
             The file cannot be written.
         """
         tensors = [
-            Outgoing.of(f"{part}/{index}/{name}", np.asarray(array))
+            _outgoing(f"{part}/{index}/{name}", getattr(self, part), name)
             for part in _PARTS
             for name, arrays in getattr(self, part).items()
-            for index, array in enumerate(arrays)
+            for index in range(len(arrays))
         ]
         record = {"schema": _SCHEMA} | {name: getattr(self, name) for name in _FIELDS}
         with finished_file(file_target(path)) as unfinished:
@@ -214,7 +213,7 @@ class Calibration:
                 f"{file.name} holds no calibration of this version; expected a file that "
                 "Calibration.save wrote."
             )
-        parts: dict[str, dict[str, dict[int, NDArray[Any]]]] = {part: {} for part in _PARTS}
+        parts: dict[str, dict[str, dict[int, MappedTensor]]] = {part: {} for part in _PARTS}
         for tensor in tensors:
             part, _, rest = tensor.name.partition("/")
             index, _, name = rest.partition("/")
@@ -222,9 +221,10 @@ class Calibration:
                 raise FileError(
                     f"{file.name} has an unknown tensor {tensor.name!r}. Calibrate again."
                 )
-            parts[part].setdefault(name, {})[int(index)] = tensor()
+            parts[part].setdefault(name, {})[int(index)] = tensor
+        shared = OpenFile(file)
         arrays = {
-            part: {name: [of[i] for i in sorted(of)] for name, of in named.items()}
+            part: StoredMoments(shared, {n: [of[i] for i in sorted(of)] for n, of in named.items()})
             for part, named in parts.items()
         }
         missing = [name for name in _FIELDS if name not in record]
@@ -260,6 +260,16 @@ class Calibration:
         return aligned("Calibration", pairs)
 
 
+def _outgoing(key: str, moments: Mapping[str, list[NDArray[Any]]], name: str) -> Outgoing:
+    """Return a matrix as a tensor of a file; it is looked up again when it is written."""
+    index = int(key.split("/")[1])
+    array = np.asarray(moments[name][index])
+    dtype, shape = format_dtype(array.dtype), array.shape
+    return Outgoing(key, dtype, shape, lambda: np.asarray(moments[name][index]))
+
+
+#: Attributes by name of a layer or an input that are no moments.
+_NAMED = ("inputs", "input_rows", "held_out_rows", "without_gradient", "hidden_units")
 _PARTS = ("input_moments", "held_out", "output_weights")
 _FIELDS = (
     "objective", "gradient", "inputs", "input_rows", "held_out_rows", "losses", "without_gradient",

@@ -24,8 +24,8 @@ class NarrowedTensors:
     listed : Checkpoint
     rows : mapping of str to dict
         The rows of the plan, by name of the matrix.
-    known : Weights or None
-        What calibration says of the matrix that reads the units.
+    weights : mapping of str to Weights
+        What calibration says about the matrices, by name; looked up when it is needed.
     hidden : HiddenLayer or None
     """
 
@@ -33,11 +33,12 @@ class NarrowedTensors:
         self,
         listed: Checkpoint,
         rows: Mapping[str, dict[str, Any]],
-        known: Weights | None,
+        weights: Mapping[str, Weights],
         hidden: HiddenLayer | None,
     ) -> None:
         self._listed, self._rows = listed, rows
-        self._known, self._hidden = known, hidden
+        self._weights, self._hidden = weights, hidden
+        (self._reader,) = {row["reader"] for row in rows.values()}
         self._made: dict[str, Narrowed] = {}
         self._errors: dict[str, Any] = {}
 
@@ -75,10 +76,10 @@ class NarrowedTensors:
         return made
 
     def _units(self, name: str) -> NDArray[Any]:
-        (reader,) = {row["reader"] for row in self._rows.values()}
-        if self._hidden is None or self._known is None:
+        known = self._weights.get(self._reader)
+        if self._hidden is None or known is None:
             return self._of(name).units  # raises
-        order = self._hidden.order(little_endian(self._listed.matrices[reader]), self._known)
+        order = self._hidden.order(little_endian(self._listed.matrices[self._reader]), known)
         return order.kept(int(self._rows[name]["rank"]))
 
     def _bias(self, name: str, bias: StoredTensor) -> NDArray[Any]:
@@ -92,7 +93,8 @@ class NarrowedTensors:
             matrices = {
                 key: partial(little_endian, self._listed.matrices[key]) for key in self._rows
             }
-            self._made = narrowed(rows, matrices, self._known, self._hidden)
+            known = self._weights.get(self._reader)
+            self._made = narrowed(rows, matrices, known, self._hidden)
             keys = ("weight_error", "output_error", "predicted_loss", "note")
             for key, row in rows.items():
                 measured = {k: row[k] for k in keys if row.get(k) is not None}

@@ -195,7 +195,8 @@ def prune_checkpoint(
     refuse_factors(listed)
     _check_copyable(listed)
     weights = weights_in(listed, calibration, objective)
-    task = _Task(listed, asked, threads, weights, hidden_in(listed, calibration, weights))
+    hidden = hidden_in(listed, calibration, weights)
+    task = _Task(listed, asked, threads, weights, hidden=hidden)
     if out is None or dry_run:
         return task.sized(task.plan())[0]
     check_outside(out, listed.path)

@@ -45,7 +45,7 @@ def outgoing_files(
             layers.setdefault(row["reader"], {})[row["name"]] = row
             continue
         matrix = listed.matrices[row["name"]]
-        done = _Cut(matrix, row, (weights or {}).get(row["name"]), calibrated=bool(weights))
+        done = _Cut(matrix, row, weights or {})
         cuts.setdefault(matrix.tensor.name, []).append(done)
         if row["action"] == "split":
             factored.add(matrix.tensor.name)
@@ -53,8 +53,8 @@ def outgoing_files(
             renamed[f"{prefix}bias"] = f"{prefix}outer.bias"
     smaller: dict[str, list[Outgoing]] = {}
     for reader, members in layers.items():
-        known, layer = (weights or {}).get(reader), (hidden or {}).get(reader)
-        smaller |= NarrowedTensors(listed, members, known, layer).outgoing()
+        layer = (hidden or {}).get(reader)
+        smaller |= NarrowedTensors(listed, members, weights or {}, layer).outgoing()
     files: dict[str, list[Outgoing]] = {}
     for name, tensor in listed.tensors.items():
         outgoing = files.setdefault(tensor.path, [])
@@ -72,18 +72,18 @@ def outgoing_files(
 
 
 class _Cut(NamedTuple):
-    """A matrix with the row of the plan that cuts it, and what calibration says about it."""
+    """A matrix with the row of the plan that cuts it, and what calibration says by name."""
 
     matrix: StoredMatrix
     row: dict[str, Any]
-    known: Weights | None
-    calibrated: bool
+    weights: Mapping[str, Weights]
 
     def made(self, array: NDArray[Any], errors: dict[str, Any]) -> Any:
         """Return the factors or the truncation; note the errors by name of the matrix."""
         row = dict(self.row)
-        by_loss = self.known is not None and self.known.output_weight is not None
-        made = cut(row, array, self.known, calibrated=self.calibrated, by_loss=by_loss)
+        known = self.weights.get(self.matrix.name)  # kept no longer than it takes
+        by_loss = known is not None and known.output_weight is not None
+        made = cut(row, array, known, calibrated=bool(self.weights), by_loss=by_loss)
         keys = ("weight_error", "output_error", "predicted_loss", "note")
         errors[self.matrix.name] = {key: row[key] for key in keys if row.get(key) is not None}
         return made

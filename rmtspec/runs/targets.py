@@ -1,6 +1,6 @@
 """What may be done to each matrix of a checkpoint, judged by names and shapes alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rmtspec.checkpoint.listing import Checkpoint
@@ -40,8 +40,10 @@ def targets_of(listed: Checkpoint, chosen: Chosen[StoredMatrix]) -> dict[str, Ta
 
 def weights_in(
     listed: Checkpoint, calibration: Calibration | None, objective: str | None
-) -> dict[str, Weights]:
+) -> Mapping[str, Weights]:
     """Return what calibration says about the matrices of a checkpoint, by name.
+
+    It is looked up when it is asked for: a calibration in a file stays there.
 
     Raises
     ------
@@ -76,10 +78,29 @@ def weights_in(
             f"{listed.path} holds {turned!r} transposed (transformers' Conv1D), which calibration "
             "in a file cannot take yet. Prune the model in memory."
         )
-    return {
-        name: calibration.weights(matrix.layer, matrix.sides, objective=chosen)
-        for name, matrix in known.items()
-    }
+    weights = _Known(calibration, known, chosen)
+    for name in weights:
+        weights[name]  # raises if it is of another model
+    return weights
+
+
+class _Known(Mapping[str, Weights]):
+    """What calibration says about the matrices that it knows, by name."""
+
+    def __init__(
+        self, calibration: Calibration, matrices: Mapping[str, StoredMatrix], objective: str
+    ) -> None:
+        self._calibration, self._matrices, self._objective = calibration, matrices, objective
+
+    def __getitem__(self, name: str) -> Weights:
+        matrix = self._matrices[name]
+        return self._calibration.weights(matrix.layer, matrix.sides, objective=self._objective)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._matrices)
+
+    def __len__(self) -> int:
+        return len(self._matrices)
 
 
 def hidden_in(

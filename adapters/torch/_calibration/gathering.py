@@ -31,6 +31,8 @@ class InputsDivergedError(Exception):
 class Gathering:
     """Hooks on layers, and the sums that they fill while the model runs.
 
+    With `inputs` False only gradients are gathered.
+
     Attributes
     ----------
     inputs : dict of str to InputSums
@@ -42,13 +44,18 @@ class Gathering:
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], options: CalibrationOptions, *, shared: bool
+        self,
+        layers: Mapping[str, nn.Module],
+        options: CalibrationOptions,
+        *,
+        shared: bool,
+        inputs: bool = True,
     ) -> None:
         self.inputs: dict[str, InputSums] = {}
         self.outputs: dict[str, list[MomentSum]] = {}
         self.differentiated = self._held_out = False
         self._visible: Visible | None = None
-        self._layers, self._shared = layers, shared
+        self._layers, self._shared, self._sees_inputs = layers, shared, inputs
         self._clip, self._full = options.clip, options.output_moment == "full"
         self._seen: dict[int, _Seen] = {}
 
@@ -64,7 +71,8 @@ class Gathering:
         try:
             for name, layer in self._layers.items():
                 before, after = partial(self._before, name), partial(self._after, name)
-                handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+                if self._sees_inputs:
+                    handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(layer.register_forward_hook(after, prepend=True))
             model.eval()
             for parameter, _ in trained:

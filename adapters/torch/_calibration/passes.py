@@ -86,7 +86,7 @@ class Pass:
             gathering = Gathering(self._layers, self._options, shared=shared)
             gradients = Gradients(self._model, self._options)
             try:
-                with gathering.hooked(self._model), gradients.prepared(), _random_state_kept():
+                with gathering.hooked(self._model), gradients.prepared(), random_state_kept():
                     if isinstance(batches, Iterable):
                         self._run_batches(batches, gathering, gradients)
                     else:
@@ -94,7 +94,7 @@ class Pass:
                 break
             except InputsDivergedError:
                 continue
-        return self._result(gathering, gradients)
+        return self.result(gathering, gradients)
 
     def _run_batches(
         self, batches: Iterable[Any], gathering: Gathering, gradients: Gradients
@@ -109,7 +109,7 @@ class Pass:
             with (
                 torch.inference_mode(False),
                 torch.set_grad_enabled(wanted),
-                _short_cut(not wanted),
+                short_cut(not wanted),
             ):
                 if options.loss is not None:
                     gradients.run_loss(batch, index)
@@ -161,13 +161,14 @@ class Pass:
             self._model.register_forward_hook(finish, with_kwargs=True),
         ]
         try:
-            with torch.no_grad(), _short_cut(True):
+            with torch.no_grad(), short_cut(True):
                 calibration(self._model)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _result(self, gathering: Gathering, gradients: Gradients) -> Calibration:
+    def result(self, gathering: Gathering, gradients: Gradients) -> Calibration:
+        """Return what was gathered, checked."""
         seen: dict[str, Any] = {name: gathering.inputs.get(name) for name in self._layers}
         unreached = [n for n, sums in seen.items() if sums is None or not sums.fitted[0].rows]
         if unreached:
@@ -191,7 +192,7 @@ class Pass:
                 f"`calibration`: {gradients.problem}; expected finite numbers. Check the batches "
                 "and the model's dtype."
             )
-        weights, without = _output_weights(self._layers, gathering, gradients.losses)
+        weights, without = output_weights(self._layers, gathering, gradients.losses)
         rows = {key: seen[key].fitted[0].rows for key in moments}
         for name, layer in self._layers.items():
             if isinstance(layer, nn.Embedding):
@@ -237,7 +238,7 @@ def _checked(mean: NDArray[Any], name: str) -> NDArray[Any]:
     return mean
 
 
-def _output_weights(
+def output_weights(
     layers: Mapping[str, nn.Module], gathering: Gathering, losses: int
 ) -> tuple[dict[str, list[NDArray[Any]]], dict[str, str]]:
     """Return the weights of the outputs by layer, and why others have none."""
@@ -268,7 +269,7 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @contextlib.contextmanager
-def _short_cut(allowed: bool) -> Iterator[None]:
+def short_cut(allowed: bool) -> Iterator[None]:
     """Let nn.TransformerEncoder take its short cut, which has no gradient, only where allowed."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(before and allowed)
@@ -279,7 +280,7 @@ def _short_cut(allowed: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
     """Restore the global random number generators of torch afterwards."""
     with torch.random.fork_rng():
         yield

@@ -53,8 +53,9 @@ class MomentSum:
         """Return the sum divided by `count`, by default the number of rows."""
         total = self._total.cpu().numpy() if isinstance(self._total, torch.Tensor) else self._total
         mean: NDArray[Any] = total / (self.rows if count is None else count)
-        if not self._diagonal and isinstance(self._total, np.ndarray):  # its upper triangle
-            mean = np.triu(mean) + np.triu(mean, 1).T
+        if not self._diagonal and isinstance(self._total, np.ndarray):
+            _mirror(mean)
+            mean = mean.T  # in C order, where the sum is in Fortran's
         return np.ascontiguousarray(mean)
 
     @property
@@ -72,3 +73,11 @@ def _rank_update(total: NDArray[Any] | None, block: NDArray[Any]) -> NDArray[Any
         total = np.zeros((block.shape[1],) * 2, dtype=block.dtype, order="F")
     result: NDArray[Any] = update(1.0, block.T, beta=1.0, c=total, trans=0, overwrite_c=1)
     return result
+
+
+def _mirror(square: NDArray[Any], step: int = 256) -> None:
+    """Copy the upper triangle of a square matrix to the lower one, in place."""
+    for start in range(0, len(square), step):
+        rows = slice(start, start + step)
+        square[rows, rows] = np.triu(square[rows, rows]) + np.triu(square[rows, rows], 1).T
+        square[start + step :, rows] = square[rows, start + step :].T

@@ -1,0 +1,112 @@
+"""Calibrating the model in a folder on a text: the work is kept next to the new folder."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rmtspec._files import PathLike, cause
+from rmtspec._frameworks import calibration_on
+from rmtspec._records import versions
+from rmtspec.checkpoint.listing import Checkpoint
+from rmtspec.errors import FileError
+from rmtspec.planning.calibration import Calibration
+from rmtspec.runs.fingerprint import fingerprint
+from rmtspec.runs.journal import Journal, open_journal
+from rmtspec.runs.targets import refuse_factors
+
+_JOURNAL = "journal.jsonl"
+#: Packages that the moments depend on; an adapter says what to do where one is missing.
+_FRAMEWORKS = ("torch", "transformers")
+
+
+def calibration_path(out: PathLike) -> Path:
+    """Return the hidden folder in which the calibration for `out` is kept."""
+    target = Path(os.path.realpath(out))
+    return target.parent / f".{target.name}.rmtspec-calibration"
+
+
+class CalibrationWork(NamedTuple):
+    """Where an adapter keeps the work, what was done of it, and who is told about it."""
+
+    place: Path
+    journal: Journal
+    say: Callable[[str], object]
+
+
+@contextlib.contextmanager
+def calibrated_on(
+    listed: Checkpoint,
+    text: Path,
+    out: PathLike | None,
+    *,
+    sequences: int,
+    objective: str | None,
+    say: Callable[[str], object],
+    progress: Any = None,
+) -> Iterator[Calibration]:
+    """Give the calibration of a language model on a text, for the pruning of it into `out`.
+
+    The moments are kept in a hidden folder next to `out` until that is done. After an interrupt, a
+    kill or an error the next call with the same text and options goes on where this one stopped.
+    Without `out` they lie in a temporary folder.
+
+    Raises
+    ------
+    FileError
+        The text cannot be read, the folder is of no language model, the disk has too little space,
+        or the hidden folder holds the work of another call.
+    """
+    refuse_factors(listed)
+    options: dict[str, Any] = {
+        "sequences": sequences, "objective": objective, "progress": progress, "stored": True
+    }  # fmt: skip
+    if out is None:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            place = Path(temporary)
+            with open_journal(place / _JOURNAL, {}) as journal:
+                work = CalibrationWork(place, journal, say)
+                yield calibration_on(listed.path, text, work=work, **options)
+        return
+    header = {
+        "command": "prune --calibration", "checkpoint": fingerprint(listed),
+        "settings": {"text": _digest(text), "sequences": sequences, "objective": objective},
+        "versions": versions(*(name for name in _FRAMEWORKS if find_spec(name))),
+    }  # fmt: skip
+    place = calibration_path(out)
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{place} cannot be made: {cause(error)}. Name another place.") from error
+    way_out = f"name another folder, or delete {place}"
+    with open_journal(place / _JOURNAL, header, way_out=way_out) as journal:
+        try:
+            work = CalibrationWork(place, journal, say)
+            yield calibration_on(listed.path, text, work=work, **options)
+        except BaseException:
+            if _done(place):
+                say(f"The calibration so far is kept in {place}: the same command goes on with it.")
+            else:
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _digest(text: Path) -> str:
+    try:
+        with text.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"{text} cannot be read: {cause(error)}.") from error
+
+
+def _done(place: Path) -> bool:
+    """Tell whether there is something to go on with."""
+    with contextlib.suppress(OSError):
+        return len((place / _JOURNAL).read_bytes().splitlines()) > 1
+    return False
