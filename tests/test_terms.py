@@ -74,7 +74,7 @@ def test_kinds_of_one_family():
 
 
 def test_actions_as_files_have_them():
-    assert [Action(word) for word in ("split", "truncate", "keep")] == list(Action)
+    assert [Action(word) for word in ("split", "narrow", "truncate", "keep")] == list(Action)
     assert Action("leave") is Action.LEAVE == "keep"
     with pytest.raises(ValueError, match="'drop' is not a valid Action"):
         Action("drop")

@@ -157,7 +157,7 @@ def spatial_split(
     product = second.astype(np.float64) @ _applied(first.astype(np.float64), kernel)
     error, output_error, _ = relative_errors(array, lambda a, b: product[a:b], weighting.moment)
     return SpatialFactors(
-        first, second, rank, error, output_error,
+        first, second, rank, error=error, output_error=output_error,
         predicted_loss=weighting.loss(array - product), matrix=product,
     )  # fmt: skip
 

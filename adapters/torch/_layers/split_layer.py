@@ -149,7 +149,8 @@ class SplitLayer(nn.Module, abc.ABC):
         nn.Module.__init__(made)
         made.rank = rank
         made.original_type = type(layer)
-        factors: Any = cls._factors(layer, rank, weight.dtype, form)
+        make = cls._spatial if form == Form.SPATIAL else cls._factors
+        factors: Any = make(layer, rank, weight.dtype)
         made.inner, outer = factors
         made.outer = outer
         if form == Form.PIVOTED:
@@ -299,10 +300,15 @@ class SplitLayer(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def _factors(
-        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
-    ) -> tuple[nn.Module, nn.Module]:
+    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         """Return the inner and the outer module on the meta device."""
+
+    @classmethod
+    def _spatial(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+        """Return those of two kernels along one axis each, on the meta device."""
+        raise InvalidTypeError(
+            f"A {type(layer).__name__} has no form 'spatial'; expected a Conv2d without groups."
+        )
 
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
         """Return each factor module with the values of its weight, from the matrix's factors."""

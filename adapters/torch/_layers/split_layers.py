@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapting import Form, Kind
+from rmtspec.adapting import Kind
 
 
 class SplitLinear(SplitLayer):
@@ -62,9 +62,7 @@ class SplitLinear(SplitLayer):
         return int(self.outer.out_features)
 
     @classmethod
-    def _factors(
-        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
-    ) -> tuple[nn.Module, nn.Module]:
+    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         sides = layer.weight.shape
         rows, columns = sides if isinstance(layer, nn.Linear) else sides[::-1]
         inner = nn.Linear(columns, rank, bias=False, device="meta", dtype=dtype)
@@ -82,9 +80,7 @@ class _SplitConv(SplitLayer):
     family: ClassVar[Any]
 
     @classmethod
-    def _factors(
-        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
-    ) -> tuple[nn.Module, nn.Module]:
+    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         width, bias = rank * layer.groups, layer.bias is not None
         more: dict[str, Any] = {"groups": layer.groups, "device": "meta", "dtype": dtype}
         inner = cls.family(
@@ -143,11 +139,7 @@ class SplitConv2d(_SplitConv):
     family = nn.Conv2d
 
     @classmethod
-    def _factors(
-        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
-    ) -> tuple[nn.Module, nn.Module]:
-        if form != Form.SPATIAL:
-            return super()._factors(layer, rank, dtype, form)
+    def _spatial(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         more: dict[str, Any] = {
             "padding_mode": layer.padding_mode, "device": "meta", "dtype": dtype
         }  # fmt: skip
@@ -203,9 +195,7 @@ class SplitEmbedding(SplitLayer):
     has_bias = False
 
     @classmethod
-    def _factors(
-        cls, layer: Any, rank: int, dtype: torch.dtype, form: str
-    ) -> tuple[nn.Module, nn.Module]:
+    def _factors(cls, layer: Any, rank: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         table = nn.Embedding(
             layer.num_embeddings, rank, padding_idx=layer.padding_idx, sparse=layer.sparse,
             scale_grad_by_freq=layer.scale_grad_by_freq, device="meta", dtype=dtype,
