@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,7 +23,12 @@ from rmtspec.adapters.torch._training.distillation import Distillation, Loss
 from rmtspec.adapters.torch._training.refit_state import RefitState
 from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.adapting import PathLike, Progress, Refit, checks, versions
-from rmtspec.errors import InvalidOptionTypeError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import (
+    InvalidOptionTypeError,
+    InvalidTypeError,
+    InvalidValueError,
+    RmtspecWarning,
+)
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -143,6 +149,14 @@ def refit(
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
         raise
+    before_it, after_it = curve["held_out_before"], curve["held_out_after"]
+    if after_it > before_it:
+        warnings.warn(
+            f"The refit made the model worse: on batches held out its loss went from "
+            f"{before_it:.4g} to {after_it:.4g}. Lower `learning_rate`, or pass more batches.",
+            RmtspecWarning,
+            stacklevel=2,
+        )
     return student, Refit(
         **curve, trained=sum(p.numel() for p in parameters),
         seconds=saved.seconds + time.perf_counter() - start,

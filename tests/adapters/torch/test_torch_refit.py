@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from rmtspec.adapters import torch as rt
-from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import (
+    FileError,
+    InvalidOptionError,
+    InvalidTypeError,
+    InvalidValueError,
+    RmtspecWarning,
+)
 
 
 class Net(nn.Module):
@@ -263,3 +269,9 @@ def test_factors_that_are_stored_as_codes(pair):
     thin = rt.quantize_factors(smaller, "int8")
     with pytest.raises(InvalidValueError, match="stored as codes, which cannot be trained"):
         rt.refit(thin, model, batches())
+
+
+def test_a_refit_that_makes_it_worse_says_so(pair):
+    model, smaller = pair
+    with pytest.warns(RmtspecWarning, match=r"made the model worse.*Lower `learning_rate`"):
+        rt.refit(smaller, model, batches(), steps=3, learning_rate=3.0)

@@ -116,6 +116,7 @@ def test_saved_loaded_and_merged(stats, tmp_path):
     torch.testing.assert_close(last(x), loaded(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The refit made")  # its last batch is too few
 def test_a_refit_trains_both(stats):
     net = Net()
     smaller, _ = rt.prune(net, calibration=stats, budget=0.15)
