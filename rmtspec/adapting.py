@@ -34,7 +34,13 @@ from rmtspec._frameworks import SUFFIXES
 from rmtspec._records import versions
 from rmtspec._text import listed
 from rmtspec.checkpoint.listing import matrices_in
-from rmtspec.checkpoint.manifest import Manifest, SplitEntry, model_folder
+from rmtspec.checkpoint.manifest import (
+    MANIFEST,
+    Manifest,
+    SplitEntry,
+    manifest_entries,
+    model_folder,
+)
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
@@ -67,15 +73,15 @@ from rmtspec.report.trade_off import TradeOff, check_budgets
 from rmtspec.terms import Action, Form, Kind, Why
 
 __all__ = [
-    "DTYPES", "HEAD", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action", "AnalysisOptions",
-    "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array", "Form", "Gate",
-    "HiddenLayer", "Kind", "Manifest", "MappedTensor", "Matrix", "Narrowed", "NoiseTest",
-    "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions", "Progress",
-    "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors", "StoredTensor",
-    "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "cause",
-    "check_budgets", "check_space", "check_target", "checks", "cut", "finished_file",
+    "DTYPES", "HEAD", "MANIFEST", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action",
+    "AnalysisOptions", "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array",
+    "Form", "Gate", "HiddenLayer", "Kind", "Manifest", "MappedTensor", "Matrix", "Narrowed",
+    "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions",
+    "Progress", "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors",
+    "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt",
+    "cause", "check_budgets", "check_space", "check_target", "checks", "cut", "finished_file",
     "format_dtype", "hidden_layers", "is_head", "least_budget", "listed", "looks_like",
-    "matrices_in", "measured_cost", "model_folder", "named_dtype", "narrowed", "pivoted",
-    "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget", "split",
-    "step_share", "stored_tensors", "truncate", "versions", "weighted_energies",
+    "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype", "narrowed",
+    "pivoted", "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget",
+    "split", "step_share", "stored_tensors", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

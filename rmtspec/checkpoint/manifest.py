@@ -111,7 +111,7 @@ class Manifest:
                 f"{file} is not a manifest of rmtspec: its 'format' is "
                 f"{content.get('format')!r}, expected {_FORMAT!r}. Expected {_MADE_BY}."
             )
-        splits = tuple(_entry(file, entry) for entry in _field(file, content, "splits", list))
+        splits = manifest_entries(file, _field(file, content, "splits", list))
         names = [entry.name for entry in splits]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -185,6 +185,11 @@ class Manifest:
                     f"{file} has changed since it was saved: its {what} is not the one in "
                     f"{MANIFEST}. {_AGAIN}"
                 )
+
+
+def manifest_entries(file: Path, content: Sequence[Any]) -> tuple[SplitEntry, ...]:
+    """Return the entries that JSON values stand for; raise if one is not valid."""
+    return tuple(_entry(file, entry) for entry in content)
 
 
 def damaged(file: Path, what: str) -> FileError:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.marked_config import mark
 from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, factors_are_used
 from rmtspec.adapters.torch._weights.matrices import check_model
@@ -49,7 +50,9 @@ def merge(model: nn.Module, *, inplace: bool = False) -> Any:
         inside = any(path.startswith(f"{outer}.") or outer == "" for outer in merged)
         if isinstance(module, SplitLayer | NarrowedLinear) and not inside:
             merged[path] = module.merged(path)
-    return replace_layers(model, merged, inplace)
+    result = replace_layers(model, merged, inplace)
+    mark(result)
+    return result
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module], inplace: bool) -> Any:

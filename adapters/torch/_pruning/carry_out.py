@@ -11,6 +11,7 @@ from torch import nn
 
 from rmtspec.adapters.torch._calibration.calibrate import NOTHING, Known
 from rmtspec.adapters.torch._layers import replace
+from rmtspec.adapters.torch._layers.marked_config import mark
 from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
 from rmtspec.adapters.torch._weights.layer_kinds import path_of
@@ -92,6 +93,7 @@ def carry_out(
             if inplace:
                 replace.replace_layers(model, {path: new.pop(path)}, inplace=True)
     result = model if inplace else replace.replace_layers(model, new, inplace=False)
+    mark(result)
     if written:
         places = dict(weight_matrices(result))
         for name, product in written.items():

@@ -8,17 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.entries import made_empty
+from rmtspec.adapters.torch._layers.marked_config import mark
 from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
-from rmtspec.adapters.torch._layers.quantize import store
 from rmtspec.adapters.torch._layers.replace import replace_layers
-from rmtspec.adapters.torch._layers.split_layer import SplitLayer, kind_of, memory_format
-from rmtspec.adapters.torch._layers.split_layers import SPLIT_TYPES
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer, memory_format
 from rmtspec.adapters.torch._storage.names import in_model
-from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.adapting import (
     SUFFIXES,
-    Form,
     Kind,
     Manifest,
     MappedTensor,
@@ -91,6 +89,19 @@ def load(
         manifest.check_files(folder)
     stored = manifest.tensors(folder)
     model: Any = skeleton if isinstance(skeleton, nn.Module) else skeleton()
+    return filled(model, manifest, stored, folder=folder, assign=assign, device=device)
+
+
+def filled(
+    model: nn.Module,
+    manifest: Manifest,
+    stored: dict[str, MappedTensor],
+    *,
+    folder: PathLike,
+    assign: bool,
+    device: str | torch.device | None,
+) -> Any:
+    """Return a freshly built model with the layers of a manifest and the values of its tensors."""
     check_model(model)
     manifest, stored = in_model(model, manifest, stored)
     new, sources = _split_layers(model, manifest)
@@ -110,6 +121,7 @@ def load(
         )
     model = new[""] if "" in new else replace_layers(model, new, inplace=True)
     _fill(model, wanted, stored, assign=assign, device=device)
+    mark(model)
     return model
 
 
@@ -131,41 +143,13 @@ def _split_layers(
                 f"`skeleton` has no layer {entry.name!r}, which was split in the saved model. "
                 "Build the architecture that was pruned."
             ) from None
-        split_layer = _empty(layer, entry)
+        split_layer = made_empty(layer, entry)
         if outer is None:
             new[entry.name] = split_layer
         else:
             replace_layers(holder, {inside: split_layer}, inplace=True)
         sources |= _sources(entry, split_layer)
     return new, sources
-
-
-def _empty(layer: Any, entry: SplitEntry) -> SplitLayer | NarrowedLinear:
-    """Return the split or narrowed layer of an entry, made for the skeleton's, or raise."""
-    if isinstance(layer, SplitLayer | NarrowedLinear):
-        raise InvalidValueError(
-            f"`skeleton` has {entry.name or ROOT!r} split already; expected the architecture as it "
-            "was before pruning. Build it again."
-        )
-    kind = kind_of(layer)
-    weight = layer._parameters.get("weight")
-    shape = () if weight is None else tuple(weight.shape)
-    same_kind = kind == entry.kind or (entry.kind == Kind.TENSOR and kind in SPLIT_TYPES)
-    groups = int(getattr(layer, "groups", 1))
-    if not same_kind or shape != entry.shape or groups != entry.groups:
-        raise InvalidValueError(
-            f"`skeleton` has {entry.name or ROOT!r} as {type(layer).__name__} with weight {shape}"
-            f"{f', {groups} groups' if groups > 1 else ''}; in the saved model it was a "
-            f"{entry.original.rpartition('.')[2] or entry.kind} with weight {entry.shape}"
-            f"{f', {entry.groups} groups' if entry.groups > 1 else ''}. Build the architecture "
-            "that was pruned."
-        )
-    if Form(entry.form).narrow:
-        return NarrowedLinear.empty_like(layer, entry.rank, "meta", entry.form)
-    made = SPLIT_TYPES[kind].empty_like(layer, entry.rank, "meta", entry.form)
-    if entry.stored:
-        store(made, entry.stored)
-    return made
 
 
 def _sources(entry: SplitEntry, layer: SplitLayer | NarrowedLinear) -> dict[str, _Source]:

@@ -1,5 +1,6 @@
 """Saving a model, including its split layers, as safetensors and a manifest, without pickle."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
-from rmtspec.adapters.torch._layers.quantize import stored_as
-from rmtspec.adapters.torch._layers.split_layer import SplitLayer
+from rmtspec.adapters.torch._layers.entries import entries_of
+from rmtspec.adapters.torch._layers.marked_config import MARK
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.matrices import check_model, memory_of
 from rmtspec.adapters.torch._weights.tensors import to_numpy
-from rmtspec.adapting import Outgoing, PathLike, SplitEntry, format_dtype, model_folder, versions
+from rmtspec.adapting import Outgoing, PathLike, format_dtype, model_folder, versions
 from rmtspec.errors import InvalidValueError
 
 
@@ -62,14 +62,13 @@ def save(model: nn.Module, folder: PathLike) -> Path:
         Outgoing(name, _dtype(value), tuple(value.shape), partial(_array, value))
         for name, value in tensors.items()
     ]
-    modules = model.named_modules()
-    cut = SplitLayer | NarrowedLinear
-    entries = tuple(_entry(path, m) for path, m in modules if isinstance(m, cut))
+    entries = entries_of(model)
     more: dict[str, Any] = {"versions": versions("torch"), "metadata": {"format": "pt"}}
     with model_folder(folder, outgoing, entries, tied=tied, **more) as work:
         for config in (getattr(model, "config", None), getattr(model, "generation_config", None)):
             if callable(getattr(config, "save_pretrained", None)):
                 config.save_pretrained(work)  # type: ignore[union-attr]
+        _name_class(model, work / "config.json")
     return Path(folder)
 
 
@@ -102,11 +101,15 @@ def _dtype(tensor: torch.Tensor) -> str:
     return format_dtype(to_numpy(tensor.new_empty(0, device="cpu")).dtype)
 
 
-def _entry(path: str, layer: SplitLayer | NarrowedLinear) -> SplitEntry:
-    kind = layer.original_type
-    stored = stored_as(layer) if isinstance(layer, SplitLayer) else ""
-    return SplitEntry(
-        name=path, kind=layer.kind, rank=layer.rank, shape=layer.dense_shape,
-        original=f"{kind.__module__}.{kind.__qualname__}", groups=int(getattr(layer, "groups", 1)),
-        form=layer.form, stored=stored,
-    )  # fmt: skip
+def _name_class(model: nn.Module, file: Path) -> None:
+    """Write the class of a model of transformers into its config, as its own saving does.
+
+    The manifest says which layers were cut, so that the config need not.
+    """
+    if not file.exists():
+        return
+    content = json.loads(file.read_text("utf-8"))
+    content["architectures"] = [type(model).__name__]
+    if MARK in (content.get("quantization_config") or {}):
+        del content["quantization_config"]
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -9,7 +9,7 @@ from torch import nn
 
 import rmtspec
 from rmtspec.adapters import torch as rt
-from rmtspec.errors import InvalidValueError
+from rmtspec.errors import FileError, InvalidValueError
 
 transformers = pytest.importorskip("transformers")
 
@@ -178,3 +178,65 @@ def test_names_that_fit_nothing_are_told(tmp_path):
     assert load_file(tmp_path / "small/rmtspec.safetensors").keys() == {
         "a.outer.weight", "a.inner.weight",
     }  # fmt: skip
+
+
+# In one call.
+
+
+def pruned_llama(tied):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SMALL, **HALF, tie_word_embeddings=tied)
+    model = transformers.LlamaForCausalLM(config).eval()
+    batches = [{"input_ids": torch.randint(0, 128, (2, 30))} for _ in range(3)]
+    return model, rt.prune(model, calibration=batches, budget=0.6)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("saved_by", ["rt.save", "save_pretrained"])
+@torch.no_grad()
+def test_from_pretrained_restores_class_config_and_factors(saved_by, tied, tmp_path):
+    model, smaller = pruned_llama(tied)
+    ids = torch.randint(0, 128, (2, 12))
+    if saved_by == "rt.save":
+        rt.save(smaller, tmp_path / "small")
+    else:
+        smaller.save_pretrained(tmp_path / "small")
+    loaded = rt.from_pretrained(tmp_path / "small")
+    assert type(loaded) is type(model)
+    assert torch.equal(loaded(ids).logits, smaller(ids).logits)
+    assert loaded.generate(ids[:1, :4], max_new_tokens=3, do_sample=False).shape == (1, 7)
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    # The other way is refused aloud; without a mark the layers would be random.
+    for cls in (transformers.LlamaForCausalLM, transformers.AutoModelForCausalLM):
+        with pytest.raises((ValueError, OSError)):
+            cls.from_pretrained(tmp_path / "small")
+    # Dense again, it is a model like any.
+    rt.merge(loaded).save_pretrained(tmp_path / "dense")
+    dense = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "dense")
+    torch.testing.assert_close(dense(ids).logits, smaller(ids).logits, rtol=1e-4, atol=1e-4)
+    assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_from_pretrained_takes_what_the_command_wrote(tmp_path):
+    model = built("BertForMaskedLM")
+    in_file(model, tmp_path)
+    loaded = rt.from_pretrained(tmp_path / "small")
+    assert type(loaded) is type(model)
+    expected = rt.load(type(model)(model.config), tmp_path / "small")
+    state = expected.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_folders_that_from_pretrained_cannot_take(tmp_path):
+    with pytest.raises(FileError, match="does not exist; expected a folder of a pruned model"):
+        rt.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileError, match=r"has no config.json.*rt.load"):
+        rt.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FileError, match=r"config.json cannot be read"):
+        rt.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["Strange"]}')
+    with pytest.raises(InvalidValueError, match="names the class 'Strange', which transformers"):
+        rt.from_pretrained(tmp_path)
