@@ -65,7 +65,8 @@ def test_it_comes_nearer_to_the_teacher(pair):
                 for m in (smaller, better)]  # fmt: skip
     assert gaps[1] < 0.8 * gaps[0]
     assert len(curve.losses) == len(curve.learning_rates) == 40
-    assert curve.learning_rates[0] == 3e-3
+    assert curve.learning_rates[0] == pytest.approx(3e-3 / 4)
+    assert max(curve.learning_rates) > 2.9e-3
     assert curve.learning_rates[-1] < 1e-4
     assert curve.tokens == 40 * 80
     factors = [better.first.inner, better.first.outer, better.last.inner, better.last.outer]
