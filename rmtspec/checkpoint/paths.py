@@ -34,19 +34,58 @@ class WeightFiles(NamedTuple):
 def weight_files(path: Path) -> WeightFiles:
     """Return the weight files that `path` means, or raise `FileError`."""
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(_snapshot(path))
     if not path.exists():
         raise FileError(f"{path} does not exist; expected {EXPECTED}. Check the path.")
     if path.name.endswith(INDEX):
         return _indexed(path)
     if path.suffix.lower() not in (*PLAIN, *SUFFIXES):
-        raise FileError(f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}.")
+        hint = _HINTS.get(path.suffix.lower(), "")
+        words = f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}. {hint}"
+        raise FileError(words.rstrip())
     if not path.is_file():
         raise FileError(f"{path} is not a regular file; expected {EXPECTED}. Save it as one.")
     return WeightFiles((path,), path.parent, None)
 
 
 EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(SUFFIXES)} file or a folder of them"
+
+
+_IN_TRANSFORMERS = "then save_pretrained writes a folder that is read here."
+#: What to do with files that are not read.
+_HINTS = {
+    ".gguf": f"transformers reads it, from_pretrained(..., gguf_file=...), {_IN_TRANSFORMERS}",
+    ".onnx": "Name the weights that it was exported from.",
+    ".h5": "Save its arrays with numpy.savez.",
+    ".keras": "Save its arrays, model.get_weights(), with numpy.savez.",
+    ".msgpack": f"transformers reads it, from_pretrained(..., from_flax=True), {_IN_TRANSFORMERS}",
+    ".zip": "Unpack it, and name the file or folder in it.",
+    ".gz": "Unpack it, and name the file or folder in it.",
+    ".tar": "Unpack it, and name the file or folder in it.",
+    ".json": "Name the weights beside it, or an index of shards, which ends in .index.json.",
+    ".py": "Code is never run: name a file of weights.",
+    ".pkl": "Pickled code is never run: save the arrays with numpy.savez or safetensors.",
+    ".pickle": "Pickled code is never run: save the arrays with numpy.savez or safetensors.",
+}
+
+
+def _snapshot(folder: Path) -> Path:
+    """Return the snapshot that a folder of the Hugging Face cache means; any other as it is."""
+    snapshots = folder / "snapshots"
+    if not (snapshots.is_dir() and folder.name.startswith("models--")):
+        return folder
+    known = sorted(child.name for child in snapshots.iterdir() if child.is_dir())
+    main = folder / "refs" / "main"
+    named = main.read_text("utf-8").strip() if main.is_file() else ""
+    if named in known:
+        return snapshots / named
+    if len(known) != 1:
+        words = listed(known, most=4) if known else "none"
+        raise FileError(
+            f"{folder} is a folder of the Hugging Face cache with {len(known)} snapshots, {words}; "
+            "expected one, or the one that refs/main names. Name a folder in snapshots."
+        )
+    return snapshots / known[0]
 
 
 def _in_folder(folder: Path) -> WeightFiles:

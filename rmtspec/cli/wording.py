@@ -1,6 +1,9 @@
 """A command that shows our errors as one message, in its own terms: `--jobs` for `n_jobs`."""
 
+import errno
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +37,12 @@ class Command(click.Command):
             raise click.UsageError(in_flags(error, self), ctx) from None
         except RmtspecError as error:
             raise click.ClickException(printable(spoken(str(error), self))) from None
+        except OSError as error:  # files have errors of their own; what is left is the output
+            if error.errno == errno.EPIPE:  # whoever read it has enough
+                raise
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (no second error at the exit)
+            reason = error.strerror or str(error)
+            raise click.ClickException(f"the output cannot be written: {reason}.") from None
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)

@@ -79,6 +79,9 @@ class PlanOptions:
             self._check_alone()
         hint = "It is a share of the parameters."
         _checks.inside(self.min_saving, "min_saving", 0.0, 1.0, closed=True, hint=hint)
+        if "rank" in self.more:
+            hint = 'Pass ranks={"name": 8}.'
+            raise InvalidOptionTypeError("`rank` is given", "`ranks`, a rank for each name", hint)
         if "cutoff" in self.more:
             raise InvalidOptionTypeError("`cutoff` is called `gate` here: pass that.")
         if self.budget is not None:

@@ -257,3 +257,45 @@ def test_what_the_config_beside_the_weights_holds_does_no_harm(folder):
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
     check(matrices_in(folder))
+
+
+# A folder of the Hugging Face cache, and files of other formats.
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A folder as the Hub's client keeps it, with two snapshots."""
+    place = tmp_path / "models--someone--model"
+    for name in ("aaa", "bbb"):
+        (place / "snapshots").mkdir(parents=True, exist_ok=True)
+        write_sharded(place / "snapshots" / name, SHARDS)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("bbb\n")
+    return place
+
+
+def test_the_snapshot_that_main_names(cached):
+    found = matrices_in(cached)
+    check(found)
+    assert {file.parent.name for file in found.files} == {"bbb"}
+    (cached / "refs/main").write_text("gone")
+    with pytest.raises(FileError, match=r"with 2 snapshots, aaa, bbb; expected one"):
+        matrices_in(cached)
+    shutil.rmtree(cached / "snapshots/bbb")
+    check(matrices_in(cached))
+    shutil.rmtree(cached / "snapshots/aaa")
+    with pytest.raises(FileError, match="with 0 snapshots, none"):
+        matrices_in(cached)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("m.gguf", "from_pretrained"), ("m.onnx", "exported from"), ("m.h5", "numpy.savez"),
+        ("m.zip", "Unpack it"), ("m.pkl", "never run"), ("config.json", "an index of shards"),
+    ],
+)  # fmt: skip
+def test_what_to_do_with_files_that_are_not_read(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(FileError, match=f"has the suffix .*{hint}"):
+        matrices_in(tmp_path / name)

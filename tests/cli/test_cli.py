@@ -1,6 +1,7 @@
 """The command line: output, exit status, and nothing harmed when it fails."""
 
 import csv
+import errno
 import inspect
 import json
 import pickle
@@ -574,3 +575,13 @@ def test_the_docs_name_the_options_that_exist():
     known = {name for command in commands for p in command.params for name in p.opts}
     known = {name for name in known if name.startswith("--")}
     assert set(re.findall(r"--[a-z][a-z-]*", page)) - {"--help"} == known
+
+
+def test_an_output_that_cannot_be_written(weights, monkeypatch):
+    def full(report):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commands, "show", full)
+    done = run("analyze", weights)
+    assert done.exit_code == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device.\n"

@@ -259,3 +259,8 @@ def test_each_selection_remembers_on_its_own_what_was_met():
     assert first.refusal(["fc"]) == ""
     assert first.unmet == ["exclude='head'"]
     assert second.unmet == ["include='fc'", "exclude='head'"]
+
+
+def test_rank_is_a_mapping_of_ranks_here():
+    with pytest.raises(InvalidTypeError, match=r"`rank` is given; expected `ranks`"):
+        PlanOptions.of({"rank": 5})
