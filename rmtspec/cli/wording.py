@@ -1,7 +1,7 @@
 """A command that shows our errors as one message, in its own terms: `--jobs` for `n_jobs`."""
 
 import errno
-import os
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Command(click.Command):
         except OSError as error:  # files have errors of their own; what is left is the output
             if error.errno == errno.EPIPE:  # whoever read it has enough
                 raise
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (no second error at the exit)
+            sys.stdout = io.StringIO()  # it is flushed at the exit, which would fail again
             reason = error.strerror or str(error)
             raise click.ClickException(f"the output cannot be written: {reason}.") from None
         except KeyboardInterrupt:
