@@ -1,6 +1,8 @@
 """Saving a model, including its split layers, as safetensors and a manifest, without pickle."""
 
 import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,20 @@ from rmtspec.adapting import Outgoing, PathLike, format_dtype, model_folder, ver
 from rmtspec.errors import InvalidValueError
 
 
+#: Files of tokenizers and processors.
+_COMPANIONS = re.compile(
+    r"^(tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece|chat_template"
+    r"|preprocessor_config|processor_config)[\w.-]*\.(json|txt|model|jinja)$"
+)
+
+
 def save(model: nn.Module, folder: PathLike) -> Path:
     """Save a model, including its split layers, into a new folder.
 
     The folder gets ``rmtspec.safetensors`` with the tensors of the state dict, shared ones once,
-    and the manifest ``rmtspec.json``. The config files of a transformers model are written too. The
-    folder appears under its name only when it is complete.
+    and the manifest ``rmtspec.json``. The config files of a transformers model are written too, and
+    the files of its tokenizer or processor are copied from the folder that it was loaded from, if
+    that was one. The folder appears under its name only when it is complete.
 
     Parameters
     ----------
@@ -69,6 +79,7 @@ def save(model: nn.Module, folder: PathLike) -> Path:
             if callable(getattr(config, "save_pretrained", None)):
                 config.save_pretrained(work)  # type: ignore[union-attr]
         _name_class(model, work / "config.json")
+        _carry_along(model, work)
     return Path(folder)
 
 
@@ -113,3 +124,13 @@ def _name_class(model: nn.Module, file: Path) -> None:
     if MARK in (content.get("quantization_config") or {}):
         del content["quantization_config"]
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _carry_along(model: nn.Module, work: Path) -> None:
+    """Copy the files of the tokenizer from the folder that a transformers model came from."""
+    source = getattr(model, "name_or_path", "")
+    if not (isinstance(source, str) and source and Path(source).is_dir()):
+        return
+    for file in sorted(Path(source).iterdir()):
+        if _COMPANIONS.match(file.name) and file.is_file() and not (work / file.name).exists():
+            shutil.copyfile(file, work / file.name)

@@ -240,3 +240,16 @@ def test_folders_that_from_pretrained_cannot_take(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["Strange"]}')
     with pytest.raises(InvalidValueError, match="names the class 'Strange', which transformers"):
         rt.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_tokenizer_is_carried_along(tmp_path):
+    model, _ = pruned_llama(False)
+    model.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "notes.txt", "run.py"):
+        (tmp_path / "model" / name).write_text("{}")
+    loaded = type(model).from_pretrained(tmp_path / "model")
+    rt.save(rt.prune(loaded, ranks={"model.layers.0.mlp.up_proj": 5})[0], tmp_path / "small")
+    names = {file.name for file in (tmp_path / "small").iterdir()}
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"}
+    assert not names & {"notes.txt", "run.py", "model.safetensors"}
