@@ -20,7 +20,6 @@ from rmtspec.adapters.torch._weights.tensors import to_numpy
 from rmtspec.adapting import Outgoing, PathLike, format_dtype, model_folder, versions
 from rmtspec.errors import InvalidValueError
 
-
 #: Files of tokenizers and processors.
 _COMPANIONS = re.compile(
     r"^(tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece|chat_template"
