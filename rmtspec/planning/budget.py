@@ -127,8 +127,9 @@ class Joint:
             found.append(_state(offers))
         units = len(self.losses)
         for count in range(self.multiple, units, self.multiple):
-            kept = dict.fromkeys(self.layers, Units(count))
-            found.append((count * self.price, float(self.losses[units - count]), kept))
+            kept, lost = dict.fromkeys(self.layers, Units(count)), float(self.losses[units - count])
+            if math.isfinite(lost):
+                found.append((count * self.price, lost, kept))
         return _best(found)
 
 

@@ -42,12 +42,15 @@ class Weights(NamedTuple):
         E[x x^T] of inputs that `input_moment` has not seen, to measure errors by.
     note : str
         What is to be said of it in a report, or "".
+    rows : int
+        Number of inputs behind `input_moment`.
     """
 
     input_moment: Float64Array
     output_weight: Float64Array | None
     held_out: NDArray[Any] | None
     note: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
@@ -136,7 +139,7 @@ class Calibration:
         note = ""
         if rows < _ROWS_PER_COLUMN * columns:
             note = Why.FEW_ROWS.words(rows=rows, columns=columns)
-        return Weights(moment, weight, None if held_out is None else held_out[group], note)
+        return Weights(moment, weight, None if held_out is None else held_out[group], note, rows)
 
     @classmethod
     def joined(cls, parts: Sequence["Calibration"]) -> "Calibration":

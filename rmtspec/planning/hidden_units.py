@@ -36,7 +36,9 @@ class HiddenLayer:
         if self._order is None:
             if known.output_weight is None:
                 raise ValueError("hidden units are chosen by the loss")
-            self._order = unit_order(matrix, known.input_moment, known.output_weight)
+            self._order = unit_order(
+                matrix, known.input_moment, known.output_weight, rows=known.rows
+            )
         return self._order
 
 

@@ -92,3 +92,36 @@ def test_wrong_moments():
         unit_order(weight, moment[:5, :5], G)
     with pytest.raises(InvalidValueError, match="`output_weight` has 30 entries; expected 12"):
         unit_order(weight, moment, np.ones(30))
+
+
+def test_what_is_lost_on_other_inputs_is_predicted():
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((40, 40)) * np.geomspace(1, 0.1, 40)
+    weight, D = rng.standard_normal((10, 40)), np.ones(10)
+
+    def moment(count):
+        h = rng.standard_normal((count, 40)) @ mix
+        return h.T @ h / count
+
+    truth, ratios = moment(200_000), {None: [], 400: []}
+    for _ in range(20):
+        seen = moment(200)
+        for rows, found in ratios.items():
+            order = unit_order(weight, seen, D, rows=rows)
+            kept = order.kept(25)
+            gap = weight.copy()
+            gap[:, kept] -= refitted(weight, seen, kept)
+            found.append(order.losses[15] / (0.5 * np.vdot(gap, gap @ truth)))
+    assert np.mean(ratios[None]) < 0.8
+    assert 0.85 < np.mean(ratios[400]) < 1.15
+
+
+def test_from_too_few_inputs_nothing_leaves():
+    weight, moment, G = case(units=60)
+    found = unit_order(weight, moment, G, rows=70)
+    assert found.losses[0] == 0.0
+    assert np.isinf(found.losses[1])
+    assert np.isfinite(found.losses[-1])
+    assert (
+        unit_order(weight, moment, G, rows=10**6).losses >= unit_order(weight, moment, G).losses
+    ).all()

@@ -258,7 +258,7 @@ def test_energies_are_handed_to_the_budget():
     assert [row["rank"] for row in one.plan(report).rows] == [15, 15]
     first = np.zeros((60, 60))
     first[0, 0] = 1.0  # only the first input of `a` ever comes
-    moved = one.plan(report, one.curves(report, {"a": Weights(first, None, None, "")}))
+    moved = one.plan(report, one.curves(report, {"a": Weights(first, None, None, "", 1000)}))
     assert moved.row("a")["rank"] == 1
     assert moved.row("b")["rank"] > 15
 

@@ -47,7 +47,7 @@ class Net(nn.Module):
 
 def batches(count=4):
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(100, 32, generator=generator) for _ in range(count)]
+    return [torch.randn(500, 32, generator=generator) for _ in range(count)]
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "bias"])
