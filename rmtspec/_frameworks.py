@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 #: Module and function that read the tensors of a file, by its suffix.
 _READERS = dict.fromkeys(
     (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors")
@@ -23,6 +25,16 @@ def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, s
     reader: Callable[[Path], tuple[list[Any], list[dict[str, str]]]]
     reader = getattr(import_module(module), function)
     return reader
+
+
+def array_of_tensor(tensor: Any, name: str) -> NDArray[Any]:
+    """Return the values of a torch tensor that the caller knows as `name`.
+
+    Raises InvalidTypeError for one that has no readable values (sparse, quantised, meta).
+    """
+    array: NDArray[Any]
+    array = import_module("rmtspec.adapters.torch._weights.arrays").array_of(tensor, name)
+    return array
 
 
 def calibration_on(folder: Path, text: Path, **options: Any) -> Any:
