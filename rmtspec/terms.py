@@ -223,6 +223,7 @@ class Why(StrEnum):
         "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
     )
     # Not read from its file.
+    BESIDE_WEIGHTS = "beside the weights, which are under the key {key!r}"
     SECOND_MATRIX = "a second matrix of this name"
     SECOND_ARRAY = "a second array of this name"
     NOT_NPY = "not in .npy format"
