@@ -84,8 +84,10 @@ def matrices_in(
 ) -> Checkpoint:
     """List the matrices in a weight file or a folder of them, each a callable that loads it.
 
-    Tensors of 2 dimensions are matrices. Those of 4 and 5, and those of 3 that are not a stack of
-    experts, are read as convolution kernels: output channels x everything else. Each expert of a
+    Tensors of 2 dimensions are matrices. Those of 4 and 5, and those of 3 that are called a weight
+    or a kernel and are not a stack of experts, are read as convolution kernels: output channels x
+    everything else. Attention weights with the heads as an axis are matrices where the
+    ``config.json`` names a known model; any other of 3 dimensions is skipped. Each expert of a
     stack is a matrix, and so are the q, k, v, gate and up of a fused tensor if its name or the
     ``config.json`` next to the weights says that it is fused. Vectors, biases, buffers, integer
     tensors and empty tensors are listed as skipped.

@@ -118,6 +118,9 @@ class MatrixReport:
         pairs: list[tuple[str, object]] = [
             ("matrix", f"{spec.shape[0]} x {spec.shape[1]} {spec.dtype}, ratio {spec.ratio:.6g}")
         ]
+        if spec.numerical_rank < spec.p:
+            exact = "" if rank.rule == "exact" else "; rule='exact' keeps it whole"
+            pairs.append(("numerical rank", f"{spec.numerical_rank} of {spec.p}{exact}"))
         if not fit.reason:
             verdict = "accepted" if test.accepted else "rejected"
             pairs += [
