@@ -157,3 +157,21 @@ def test_the_same_in_files(tmp_path):
     checkpoint = matrices_in(tmp_path / "m.safetensors")
     assert list(checkpoint.matrices) == ["c.weight"]
     assert "pass analyze the matrix" in checkpoint.skipped[0]["reason"]
+
+
+def test_attention_of_transformerlens():
+    # The class by its name and package; the einsums are those of its forward.
+    family = type(
+        "Attention", (nn.Module,), {"__module__": "transformer_lens.components.attention"}
+    )
+    layer = family()
+    layer.W_Q = nn.Parameter(torch.randn(4, 24, 6))
+    layer.W_O = nn.Parameter(torch.randn(4, 6, 24))
+    layer.b_Q = nn.Parameter(torch.randn(4, 6))
+    matrices = found(nn.ModuleDict({"attn": layer}))
+    assert list(matrices) == ["attn.W_Q", "attn.W_O"]
+    x = torch.randn(3, 24)
+    query = torch.einsum("bm,nmh->bnh", x, layer.W_Q)
+    torch.testing.assert_close(x @ matrices["attn.W_Q"].tensor().T, query.reshape(3, -1))
+    out = torch.einsum("bnh,nhm->bm", query, layer.W_O)
+    torch.testing.assert_close(query.reshape(3, -1) @ matrices["attn.W_O"].tensor().T, out)
