@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rmtspec._arrays import as_array
 from rmtspec.errors import (
     InvalidOptionError,
     InvalidOptionTypeError,
@@ -81,10 +82,7 @@ def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
 
 def floats(values: ArrayLike, name: str) -> Float64Array:
     """Return `values` as a float64 array of the same shape; nan is allowed, complex is not."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise InvalidTypeError(f"`{name}` is not an array of numbers: {error}.") from None
+    array = as_array(values, name)
     if array.dtype.kind not in "fiub" and not is_float(array.dtype):
         raise InvalidTypeError(f"`{name}` has dtype {array.dtype}; expected real numbers.")
     return np.asarray(array, dtype=np.float64)
@@ -113,17 +111,7 @@ def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:
     """Return `values` as a real 2-D array, without a copy if it is one; entries are not checked."""
-    if values is None or isinstance(values, str | bytes) or hasattr(values, "__fspath__"):
-        raise InvalidTypeError(
-            f"`{name}` is {values!r}; expected a matrix of numbers. For the matrices of a file "
-            "call rmtspec.checkpoint.matrices_in(path)."
-        )
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidTypeError(
-            f"`{name}` cannot be read as an array: {str(error).rstrip('.')}."
-        ) from error
+    array = as_array(values, name)
     if array.dtype.kind == "c":
         raise InvalidTypeError(
             f"`{name}` is complex ({array.dtype}); expected real numbers. The laws used here are "

@@ -5,24 +5,45 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 #: Module and function that read the tensors of a file, by its suffix.
 _READERS = dict.fromkeys(
-    (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors")
+    (".pt", ".pth", ".bin", ".ckpt", ".jit"),
+    ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors"),
 )
 _DEVICES = "rmtspec.adapters.torch._pruning.eigensolver"
 #: Suffixes of files that only a framework can read.
 SUFFIXES = tuple(_READERS)
 
 
-def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, str]]]]:
+def suffix_of(file: Path) -> str:
+    """Return the suffix that tells a file's format, in lower case: ".pth" for "best.pth.tar"."""
+    last, before = file.suffix.lower(), Path(file.stem).suffix.lower()
+    return before if last == ".tar" and before in SUFFIXES else last
+
+
+def reader_of(suffix: str) -> Callable[..., tuple[list[Any], list[dict[str, str]]]]:
     """Return the function that lists a file's tensors, and why the others cannot be read.
+
+    It takes the path and, if it is known, the key of the state dict in the file.
 
     Raises MissingDependencyError where the framework is not installed.
     """
     module, function = _READERS[suffix]
-    reader: Callable[[Path], tuple[list[Any], list[dict[str, str]]]]
+    reader: Callable[..., tuple[list[Any], list[dict[str, str]]]]
     reader = getattr(import_module(module), function)
     return reader
+
+
+def array_of_tensor(tensor: Any, name: str) -> NDArray[Any]:
+    """Return the values of a torch tensor that the caller knows as `name`.
+
+    Raises InvalidTypeError for one that has no readable values (sparse, quantised, meta).
+    """
+    array: NDArray[Any]
+    array = import_module("rmtspec.adapters.torch._weights.arrays").array_of(tensor, name)
+    return array
 
 
 def calibration_on(folder: Path, text: Path, **options: Any) -> Any:

@@ -30,7 +30,7 @@ Errors are those of `rmtspec.errors`; `checks` holds the checks of options. The 
 from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike, cause, check_space, finished_file
-from rmtspec._frameworks import SUFFIXES
+from rmtspec._frameworks import SUFFIXES, suffix_of
 from rmtspec._records import versions
 from rmtspec._text import listed
 from rmtspec.checkpoint.listing import matrices_in
@@ -83,5 +83,6 @@ __all__ = [
     "format_dtype", "hidden_layers", "is_head", "least_budget", "listed", "looks_like",
     "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype", "narrowed",
     "pivoted", "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget",
-    "split", "step_share", "stored_tensors", "truncate", "versions", "weighted_energies",
+    "split", "step_share", "stored_tensors", "suffix_of", "truncate", "versions",
+    "weighted_energies",
 ]  # fmt: skip

@@ -197,7 +197,14 @@ class Why(StrEnum):
     VECTOR = "1 dimension: a vector has no spectrum"
     DEPTHWISE = "depthwise: each output has a kernel of its own, and a vector has no spectrum"
     DIMENSIONS = "{ndim} dimensions: neither a matrix nor a convolution kernel"
-    UNKNOWN_LAYER = "{ndim} dimensions in a {type}: no layer known here"
+    UNKNOWN_AXES = (
+        "{ndim} dimensions in a {type}, whose use is not known: say which axes are outputs, then "
+        "inputs, in a dict layer.matrix_axes, under the key {name!r}: 'h n d -> (n d) h'"
+    )
+    AXES_OF_FILE = (
+        "{ndim} dimensions of unknown use: neither a convolution's weight nor a stack of experts; "
+        "load it, and pass analyze the matrix that the model makes of it"
+    )
     NOT_A_TENSOR = "a {type}, not a tensor"
     BIAS = "a bias or a mask: added, not multiplied"
     BUFFER = "a buffer: computed, not trained"
@@ -223,6 +230,7 @@ class Why(StrEnum):
         "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
     )
     # Not read from its file.
+    BESIDE_WEIGHTS = "beside the weights, which are under the key {key!r}"
     SECOND_MATRIX = "a second matrix of this name"
     SECOND_ARRAY = "a second array of this name"
     NOT_NPY = "not in .npy format"

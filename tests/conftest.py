@@ -1,6 +1,8 @@
 """Shared by all tests: hypothesis profiles, the folder of data that is not in the repository."""
 
+import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Before NumPy loads: two workers with two BLAS threads each fight over two cores.
@@ -25,3 +27,15 @@ def data_folder() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no trained weights: {folder / 'models'} is no folder; set RMTSPEC_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def needs_packages() -> Callable[..., None]:
+    """Skip a test unless these packages, which no extra installs, are there."""
+
+    def check(*names: str) -> None:
+        absent = [name for name in names if importlib.util.find_spec(name) is None]
+        if absent:
+            pytest.skip(f"not installed: {', '.join(absent)} (requirements/bench.txt, models.txt)")
+
+    return check

@@ -151,9 +151,15 @@ class _Layout:
 
 
 @cache
+def _tables() -> dict[str, Any]:
+    """Return the content of fused.toml."""
+    text = resources.files("rmtspec.checkpoint").joinpath("fused.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+@cache
 def _layouts(section: str) -> tuple[_Layout, ...]:
     """Return the layouts of fused.toml for "matrices" or for "stacks"."""
-    text = resources.files("rmtspec.checkpoint").joinpath("fused.toml").read_text("utf-8")
     return tuple(
         _Layout(
             frozenset(types.split()), tuple(f".{name}" for name in names.split()),
@@ -161,7 +167,7 @@ def _layouts(section: str) -> tuple[_Layout, ...]:
             rule=_RULES[entry["rule"]] if "rule" in entry else None,
             across=entry.get("across", False),
         )
-        for entry in tomllib.loads(text)[section]
+        for entry in _tables()[section]
         for names, types in entry["types"].items()
     )  # fmt: skip
 
@@ -203,7 +209,24 @@ def parts_of(
     ]
     if fitting and all(parts == fitting[0] for parts in fitting):
         return fitting[0]
-    return _from_name(name, shape, shapes)
+    return _heads_apart(layer, shape, config) or _from_name(name, shape, shapes)
+
+
+def _heads_apart(layer: str, shape: tuple[int, ...], config: _Config) -> list[Part]:
+    """Return the matrix of an attention weight whose heads are an axis: (hidden, heads, size).
+
+    Its rows are the hidden units, whichever side these are on: fused.toml has the models.
+    """
+    for names, types in _tables()["heads_apart"].items():
+        ends = tuple(f".{name}" for name in names.split())
+        if len(shape) == 3 and layer.endswith(ends):
+            for own, section in _sections(config):
+                heads = _size(section, *_HEADS)
+                if own & set(types.split()) and shape[:2] == (_size(section, *_HIDDEN), heads):
+                    sides = (shape[0], shape[1] * shape[2])
+                    view = (None, None)
+                    return [Part("heads", Kind.ATTENTION, view=sides, box=view, shape=sides)]
+    return []
 
 
 def _sections(config: _Config) -> Iterator[tuple[set[str], _Config]]:

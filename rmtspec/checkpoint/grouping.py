@@ -18,7 +18,7 @@ _EMBEDDING = re.compile(
 )
 #: Matches last parts of the names of tensors that are not weights, with what they are instead.
 _NOT_WEIGHTS = (
-    (re.compile(r"(^|_)bias$"), Why.BIAS),
+    (re.compile(r"(^|_)bias(es)?$|^b_[A-Z]$"), Why.BIAS),
     (re.compile(
         r"^(position_ids|inv_freq|original_inv_freq|.*mask|(cos|sin)_cached|freqs_cis"
         r"|relative_position_index|running_mean|running_var|num_batches_tracked)$"
@@ -41,6 +41,8 @@ def group(
     for name, tensor in tensors.items():
         reason = _not_a_matrix(tensor) or _block_scaled(name, tensor, shapes)
         held = [] if reason else _matrices(tensor, config, shapes, parts)
+        if len(held) == 1 and held[0].kind == Kind.CONV and _of_unknown_axes(tensor):
+            held, reason = [], Why.AXES_OF_FILE.words(ndim=len(tensor.shape))
         if not held:
             skipped.append({"name": name, "reason": reason or Why.VECTOR.words()})
         for matrix in held:
@@ -69,6 +71,12 @@ def _matrices(
     if len(shape) == 2 and _EMBEDDING.search(_last(layer_of(name))):
         kind = Kind.EMBEDDING
     return [StoredMatrix(name, kind, tensor)]
+
+
+def _of_unknown_axes(tensor: StoredTensor) -> bool:
+    """Tell whether a tensor of 3 dimensions is not known to be a kernel: those are a "weight"."""
+    last = _last(tensor.name)
+    return len(tensor.shape) == 3 and not re.search(r"weight|kernel|conv|filter", last)
 
 
 def _not_a_matrix(tensor: StoredTensor) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec._files import cause
-from rmtspec._frameworks import reader_of
+from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
 from rmtspec._text import aligned
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
-from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, OptionError
 
 #: Next to the weights of a transformers model; says which tensors are fused.
 CONFIG = "config.json"
@@ -79,11 +79,15 @@ class Checkpoint:
         return aligned(f"Checkpoint {self.path.name}", counts)
 
 
-def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoint:
+def matrices_in(
+    path: str | os.PathLike[str], *, parts: bool = True, key: str | None = None
+) -> Checkpoint:
     """List the matrices in a weight file or a folder of them, each a callable that loads it.
 
-    Tensors of 2 dimensions are matrices. Those of 4 and 5, and those of 3 that are not a stack of
-    experts, are read as convolution kernels: output channels x everything else. Each expert of a
+    Tensors of 2 dimensions are matrices. Those of 4 and 5, and those of 3 that are called a weight
+    or a kernel and are not a stack of experts, are read as convolution kernels: output channels x
+    everything else. Attention weights with the heads as an axis are matrices where the
+    ``config.json`` names a known model; any other of 3 dimensions is skipped. Each expert of a
     stack is a matrix, and so are the q, k, v, gate and up of a fused tensor if its name or the
     ``config.json`` next to the weights says that it is fused. Vectors, biases, buffers, integer
     tensors and empty tensors are listed as skipped.
@@ -92,12 +96,16 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
     ----------
     path : path
         A .safetensors file (including float16, bfloat16 and float8), .npz or .npy; a .pt, .pth,
-        .bin or .ckpt file of torch.save (requires torch); a folder that holds an index
+        .pth.tar, .bin or .ckpt file of torch.save, also one of a training loop, or a TorchScript
+        archive (requires torch); a folder that holds an index
         (``model.safetensors.index.json``) and its shards, a single file, or .npy files; or the
         index itself. If a folder holds the same model in two formats, the .safetensors files are
         read.
     parts : bool
         Whether to divide fused tensors (qkv, gate_up); if False, each stays one matrix.
+    key : str, optional
+        Of a training checkpoint that torch.save wrote: where the state dict is ("model",
+        "ema.state_dict"). By default "state_dict", or else the only key that holds matrices.
 
     Returns
     -------
@@ -133,8 +141,14 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
     place = Path(path)
     try:
         sources = weight_files(place)
-        tensors, unread, metadata = _read(sources)
-    except FileError:
+        if key is not None and not all(suffix_of(file) in SUFFIXES for file in sources.files):
+            raise InvalidOptionError(
+                f"`key` is {key!r}",
+                "none, because only files of torch.save have keys",
+                f"{sources.files[0].name} holds its tensors by name at once; leave out `key`.",
+            )
+        tensors, unread, metadata = _read(sources, key)
+    except (FileError, OptionError):
         raise
     except OSError as error:
         raise FileError(
@@ -149,7 +163,7 @@ def matrices_in(path: str | os.PathLike[str], *, parts: bool = True) -> Checkpoi
 
 
 def _read(
-    sources: WeightFiles,
+    sources: WeightFiles, key: str | None
 ) -> tuple[dict[str, StoredTensor], list[dict[str, str]], dict[str, str]]:
     """Return the tensors of all files, what cannot be read in them, and their free text."""
     tensors: dict[str, StoredTensor] = {}
@@ -157,14 +171,16 @@ def _read(
     metadata: dict[str, str] = {}
     for file in sources.files:
         listed: Sequence[StoredTensor]
-        suffix = file.suffix.lower()
+        suffix = suffix_of(file)
         if suffix == ".safetensors":
             listed = stored_tensors(file)
             metadata = stored_metadata(file) | metadata
         elif suffix == ".npy":
             listed = [npy_tensor(file)]
         else:
-            listed, skipped = npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file)
+            listed, skipped = (
+                npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file, key)
+            )
             unread += skipped
         for tensor in listed:
             if tensors.setdefault(tensor.name, tensor) is not tensor:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from rmtspec._frameworks import SUFFIXES
+from rmtspec._frameworks import SUFFIXES, suffix_of
 from rmtspec._text import listed
 from rmtspec.errors import FileError
 
@@ -39,8 +39,8 @@ def weight_files(path: Path) -> WeightFiles:
         raise FileError(f"{path} does not exist; expected {EXPECTED}. Check the path.")
     if path.name.endswith(INDEX):
         return _indexed(path)
-    if path.suffix.lower() not in (*PLAIN, *SUFFIXES):
-        hint = _HINTS.get(path.suffix.lower(), "")
+    if suffix_of(path) not in (*PLAIN, *SUFFIXES):
+        hint = _HINTS.get(suffix_of(path), "")
         words = f"{path} has the suffix {path.suffix!r}; expected {EXPECTED}. {hint}"
         raise FileError(words.rstrip())
     if not path.is_file():

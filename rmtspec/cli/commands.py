@@ -94,6 +94,9 @@ _default = functools.partial(click.option, show_default=True)  # the help shows 
 _keep = click.option("--keep", type=float, help="Share to keep (rules energy and fraction).")
 _include = click.option("--include", metavar="RE", help="Only names that match this expression.")
 _exclude = click.option("--exclude", metavar="RE", help="No names that match this expression.")
+_key = click.option(
+    "--key", help="Where in a training checkpoint the weights are (model, ema.state_dict)."
+)
 _rng = click.option("--rng", type=int, show_default="0", help="Seed of the sign flips.")
 _jobs = _default("--jobs", "n_jobs", type=int, default=1, help="Processes; -1: all cores.")
 _threads = click.option(
@@ -136,15 +139,16 @@ def main() -> None:
 @_rng
 @_include
 @_exclude
+@_key
 def analyze(
     path: Path, out: Path | None, journal: Path | None, dry_run: bool, n_jobs: int,
-    threads: int | None, device: str | None, no_refine: bool, include: str | None,
+    key: str | None, threads: int | None, device: str | None, no_refine: bool, include: str | None,
     exclude: str | None, **numbers: Any,
 ) -> None:  # fmt: skip
     """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
 
-    PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder that holds an index and
-    its shards, a single file, or .npy files. Only one matrix is in memory at a time.
+    PATH is a .safetensors, .npz, .npy, .pt, .pth, .bin or .ckpt file, or a folder that holds an
+    index and its shards, a single file, or .npy files. Only one matrix is in memory at a time.
     """
     options = {name: value for name, value in numbers.items() if value is not None}
     options["refine"] = not no_refine
@@ -166,7 +170,7 @@ def analyze(
         raise click.UsageError("--dry-run does not analyse, so there is no report for --out.")
     if device is not None and n_jobs != 1:
         raise click.UsageError("--device works in one process; leave out --jobs.")
-    listed = checkpoint.matrices_in(path)
+    listed = checkpoint.matrices_in(path, key=key)
     chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
         skipped = [*listed.skipped, *left_out]
@@ -243,10 +247,11 @@ def analyze(
 @click.option("--alpha", type=float, show_default="0.2", help=_ALPHA_HELP)
 @click.option("--beta", type=float, show_default="0.1", help=_BETA_HELP)
 @click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
+@_key
 def prune(
-    path: Path, out: Path | None, ranks: tuple[str, ...], plan: Path | None, dry_run: bool,
-    threads: int | None, report_file: Path | None, calibration: Path | None, sequences: int,
-    **request: Any,
+    path: Path, out: Path | None, key: str | None, ranks: tuple[str, ...], plan: Path | None,
+    dry_run: bool, threads: int | None, report_file: Path | None, calibration: Path | None,
+    sequences: int, **request: Any,
 ) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
 
@@ -281,7 +286,7 @@ def prune(
         with _target("OUT"):
             empty_folder(out)
     _check_report(report_file, "--report")
-    listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
+    listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate", key=key)
     if calibration is None and "objective" in given:
         raise click.UsageError("--objective is given without --calibration; expected both.")
     operations = operations_of(selection.choose(listed.matrices)[0].values())

@@ -151,7 +151,7 @@ def spatial_split(
     ]
     scale = np.sqrt(np.divide(norms[1], norms[0], out=np.ones(rank), where=norms[0] > 0))
     scale[scale == 0.0] = 1.0
-    dtype = np.asarray(W).dtype
+    dtype = _checks.matrix(W).dtype
     first = (inner * scale[:, None]).astype(dtype)
     second = (outer / np.repeat(scale, kernel[1])).astype(dtype)
     product = second.astype(np.float64) @ _applied(first.astype(np.float64), kernel)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtspec import _checks
+from rmtspec._arrays import as_array
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
 from rmtspec.errors import (
@@ -94,7 +95,7 @@ class Spectrum:
     moments: EntryMoments | None
 
     def __init__(self, eigenvalues: ArrayLike, n: int) -> None:
-        given = np.asarray(eigenvalues)
+        given = as_array(eigenvalues, "eigenvalues")
         values = _checks.floats(given, "eigenvalues")
         if values.ndim != 1 or values.size == 0:
             raise InvalidValueError(

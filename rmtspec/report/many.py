@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rmtspec._arrays import is_model
 from rmtspec._records import versions
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.report.matrix_report import MatrixReport, report_on
@@ -161,7 +162,7 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
         kind = options.kind or getattr(value, "kind", None)
         if isinstance(value, Plain):
             options = dataclasses.replace(options, noise="mp")
-        if callable(value):
+        if callable(value) and not is_model(value):
             value = value()
         return report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX.value, options)
     except RmtspecError as error:

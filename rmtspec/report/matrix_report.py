@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtspec import _checks
@@ -117,6 +118,9 @@ class MatrixReport:
         pairs: list[tuple[str, object]] = [
             ("matrix", f"{spec.shape[0]} x {spec.shape[1]} {spec.dtype}, ratio {spec.ratio:.6g}")
         ]
+        if spec.numerical_rank < spec.p:
+            exact = "" if rank.rule == "exact" else "; rule='exact' keeps it whole"
+            pairs.append(("numerical rank", f"{spec.numerical_rank} of {spec.p}{exact}"))
         if not fit.reason:
             verdict = "accepted" if test.accepted else "rejected"
             pairs += [
@@ -230,7 +234,9 @@ def analyze(
     Parameters
     ----------
     W : array_like of shape (rows, columns), or Spectrum
-        The matrix, or its spectrum if that is known.
+        The matrix, or its spectrum if that is known. An array of NumPy, of torch (of any device
+        and float type, with or without gradient), JAX or CuPy, or a sparse matrix of SciPy; one
+        with masked entries is refused.
     name, kind : str
         Shown in the report.
     method, precision, eigensolver
@@ -285,6 +291,7 @@ def report_on(
     if isinstance(W, Spectrum):
         spec = W
     else:
+        W = _checks.matrix(W)  # once: a tensor of a device, or a sparse matrix, is copied
         spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
     fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
     test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
@@ -310,7 +317,7 @@ def _noise(
     if o.noise == "mp" or isinstance(W, Spectrum):
         why = "" if o.noise == "mp" else Why.ENTRIES_UNKNOWN.words()
         return plain_noise(spec, o.beta, o.rng, why=why, fit=fit, test=test), None
-    array = _checks.matrix(W)
+    array = np.asarray(W)
     noise = noise_of(array, o.noise, o.beta, o.rng)
     noise.bulk_pvalue  # noqa: B018  made now, so that the entries need not be kept
     if math.isnan(noise.n_components):

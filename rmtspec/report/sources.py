@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+from rmtspec._arrays import call_for, is_model
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum
 
@@ -16,6 +17,10 @@ def named_items(source: Any) -> tuple[int | None, Iterator[tuple[str, Any]]]:
         raise InvalidTypeError(
             f"`source` is one {type(source).__name__}; {expected}. For one matrix call "
             "rmtspec.analyze(W); for a stack of matrices pass list(stack)."
+        )
+    if is_model(source):  # nn.Sequential is iterable
+        raise InvalidTypeError(
+            f"`source` is a {type(source).__name__}; {expected}. {call_for(source)}"
         )
     if isinstance(source, str | bytes) or hasattr(source, "__fspath__"):
         raise InvalidTypeError(

@@ -42,7 +42,7 @@ from rmtspec.runs.journal import Journal
 from rmtspec.runs.pruned_tensors import outgoing_files
 from rmtspec.runs.targets import hidden_in, refuse_factors, targets_of, weights_in
 from rmtspec.runs.work_folder import FINISHED, WorkFolder, is_finished, work_folder, written_bytes
-from rmtspec.terms import Action
+from rmtspec.terms import Action, Why
 
 #: What the files of each mode are called in `--as`, reports and journals.
 FORMS = {"split": "factors", "truncate": "dense"}
@@ -348,6 +348,8 @@ def _check_copyable(listed: Checkpoint) -> None:
     for tensor in listed.tensors.values():
         check_holdable(tensor)
     for entry in listed.unread:
+        if Why.BESIDE_WEIGHTS in Why.of(entry["reason"]):  # an optimizer's state, an epoch
+            continue
         raise FileError(
             f"{listed.path} holds {entry['name']!r}, which cannot be copied to the new files: "
             f"{entry['reason']}. Remove or convert it, and save the file again."

@@ -29,6 +29,7 @@ SAME = {
     "--fit-cutoff": INSIDE,
     "--include": PATTERNS,
     "--exclude": PATTERNS,
+    "--key": ["model"],  # a .safetensors file has none
     "--dry-run": [],
 }
 FOLDERS = ["file", "missing/new"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from rmtspec.adapters.torch._storage.state_dict import read_state_dict
+from rmtspec.adapters.torch._storage.state_dict import StoredState, stored_state
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
 from rmtspec.adapting import DTYPES, StoredTensor, Why, cause, named_dtype
@@ -17,7 +17,12 @@ from rmtspec.errors import FileError
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor(StoredTensor):
-    """A tensor in a file of torch.save; calling it returns the array, mapped where possible."""
+    """A tensor in a file of torch.save; calling it returns the array, mapped where possible.
+
+    `key` is that of the state dict in the file, if it was given.
+    """
+
+    key: str | None
 
     def __call__(self) -> NDArray[Any]:
         """Return the tensor; each process opens the file once."""
@@ -28,17 +33,21 @@ class PickledTensor(StoredTensor):
             raise FileError(
                 f"{file} cannot be read: {cause(error)}. Was it changed meanwhile? Read it again."
             ) from error
-        tensor = _opened(self.path, stamp.st_size, stamp.st_mtime_ns).get(self.name)
-        if tensor is None or tuple(tensor.shape) != self.shape:
+        opened = _opened(self.path, stamp.st_size, stamp.st_mtime_ns, self.key)
+        tensor = opened.entries.get(self.name)
+        if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != self.shape:
             raise FileError(f"{file} was changed at {self.name!r} meanwhile. Read it again.")
         return to_numpy(tensor)
 
 
-def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str]]]:
-    """Return the tensors of a state dict, and "name" and "reason" of those that cannot be read."""
+def pickled_tensors(
+    file: Path, key: str | None = None
+) -> tuple[list[PickledTensor], list[dict[str, str]]]:
+    """Return the tensors of a state dict, and "name" and "reason" of all else in the file."""
     stamp = file.stat()
+    state = _opened(str(file), stamp.st_size, stamp.st_mtime_ns, key)
     tensors, skipped = [], []
-    for name, value in _opened(str(file), stamp.st_size, stamp.st_mtime_ns).items():
+    for name, value in state.entries.items():
         reason, short = unreadable(value, codes=True), ""
         if not reason:
             dtype = to_numpy(value.new_empty(0)).dtype
@@ -47,14 +56,16 @@ def pickled_tensors(file: Path) -> tuple[list[PickledTensor], list[dict[str, str
         if short:
             tensors.append(PickledTensor(
                 path=str(file), name=name, dtype=short, numpy_name=DTYPES[short],
-                shape=tuple(value.shape), nbytes=value.nbytes,
+                shape=tuple(value.shape), nbytes=value.nbytes, key=key,
             ))  # fmt: skip
         else:
             skipped.append({"name": name, "reason": reason})
+    beside = Why.BESIDE_WEIGHTS.words(key=state.key)
+    skipped += [{"name": name, "reason": beside} for name in state.others]
     return tensors, skipped
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: str, size: int, changed: int) -> dict[str, torch.Tensor]:
+def _opened(path: str, size: int, changed: int, key: str | None) -> StoredState:
     """Return the state dict of a file with this size and time of change, mapped."""
-    return read_state_dict(path)
+    return stored_state(path, key)

@@ -1,6 +1,7 @@
 """The matrices that each type of layer holds; which cannot be read or split, and why."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._weights.axes import Axes, axes_of
 from rmtspec.adapters.torch._weights.tensors import readable
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
 from rmtspec.adapting import Kind, Why
@@ -25,6 +27,8 @@ _KINDS: dict[type[nn.Module], Kind] = {
 _SAME_FORWARD = ("transformers.models.falcon.modeling_falcon.FalconLinear",)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _GATES = {"LSTM": "ifgo", "LSTMCell": "ifgo", "GRU": "rzn", "GRUCell": "rzn"}
+#: Matches the names of parameters that are added, whatever their shape: biases of experts.
+_BIAS = re.compile(r"(^|_)bias(es)?$|^b_[A-Z]$")
 #: The name of a model that is a single layer.
 ROOT = "(model)"
 
@@ -85,9 +89,11 @@ def matrices_in_module(
             name, Kind.PARAMETER, name, key, shape=tuple(parameter.shape), parameter=parameter
         )
         reason = unreadable(parameter)
-        if parameter.ndim < 2:
+        added = parameter.ndim > 1 and _BIAS.search(short) is not None
+        if parameter.ndim < 2 or added:
             if reason in ("", Why.META):
-                reason = (Why.VECTOR if parameter.ndim else Why.NUMBER).words()
+                shapes = Why.BIAS if added else Why.VECTOR if parameter.ndim else Why.NUMBER
+                reason = shapes.words()
             yield replace(base, name=key, kind="", reason=reason)
             continue
         for matrix in _parts(base, short, module, owner):
@@ -187,18 +193,32 @@ def _gates(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[Weight
 
 
 def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[WeightMatrix]:
-    """Yield what a module of unknown type may hold: a matrix, or a stack of experts."""
+    """Yield what a module of unknown type may hold: a matrix, or what its axes say, or experts."""
     family, (count, *sides) = type(module).__name__, base.parameter.shape
     name = base.name if short == "weight" else base.key
     base = replace(base, name=name, unsplittable=Why.READ_BY_LAYER.words(type=family))
-    if len(sides) == 1:
+    words = f"{base.key} {family}".lower()
+    if len(sides) > 1 and (axes := axes_of(module, short, 1 + len(sides))) is not None:
+        yield from _unfolded(base, axes)
+    elif len(sides) == 1:
         yield base
-    elif len(sides) == 2:
-        words = f"{base.key} {family}".lower()
-        if count > 1 and ("expert" in words or "moe" in words):
+    elif len(sides) == 2 and (count == 1 or "expert" in words or "moe" in words):
+        if count > 1:
             base = replace(base, kind=Kind.EXPERT)
         for index in range(count):
             yield _part(base, f"{name}[{index}]", index)
     else:
-        reason = Why.UNKNOWN_LAYER.words(ndim=base.parameter.ndim, type=family)
+        reason = Why.UNKNOWN_AXES.words(ndim=base.parameter.ndim, type=family, name=short)
         yield replace(base, unsplittable="", reason=reason)
+
+
+def _unfolded(base: WeightMatrix, axes: Axes) -> Iterator[WeightMatrix]:
+    """Yield the matrix, or the stack of matrices, that a layer makes of the axes of a weight."""
+    sides = base.parameter.shape
+    outputs, inputs = (math.prod(sides[i] for i in axis) for axis in (axes.outputs, axes.inputs))
+    base = replace(base, axes=axes, shape=(outputs, inputs))
+    if axes.stack is None:
+        yield replace(base, kind=Kind.ATTENTION)
+        return
+    for index in range(sides[axes.stack]):
+        yield replace(base, name=f"{base.name}[{index}]", part=index)

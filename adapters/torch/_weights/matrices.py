@@ -77,7 +77,11 @@ def weight_matrices(model: nn.Module) -> Iterator[NamedMatrix]:
     Embedding               number x dimension
     MultiheadAttention      q, k, v
     LSTM, GRU, RNN, cells   one per gate of each weight
-    other parameters        2-D: the matrix; 3-D: one per expert, the first dimension
+    experts, in a stack     one per expert, the first dimension
+    other parameters        2-D: the matrix, unless it is a bias; more: as the modelling code
+                            multiplies them, if that is known (attention of XLNet, Funnel and
+                            TransformerLens, layers per codebook), or as the layer's attribute
+                            `matrix_axes` says: ``{"w": "h n d -> (n d) h"}``
     ======================  =================================================================
 
     Examples

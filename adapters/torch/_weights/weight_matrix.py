@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rmtspec.adapters.torch._weights.axes import Axes
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapting import HEAD, Kind, Why
 from rmtspec.errors import InvalidValueError, RmtspecWarning
@@ -64,6 +65,7 @@ class WeightMatrix:
     factor_of: str = ""
     parameter: Any = field(default=None, repr=False)
     part: slice | int | None = field(default=None, repr=False)
+    axes: Axes | None = field(default=None, repr=False)
     transposed: bool = field(default=False, repr=False)
 
     def __call__(self) -> NDArray[Any]:
@@ -77,12 +79,13 @@ class WeightMatrix:
         if self.reason:
             raise SkippedMatrixError(self.reason)
         block = to_numpy(self._block())
-        matrix = block.reshape(block.shape[0], -1)
+        matrix = block.reshape(self.shape if self.axes else (block.shape[0], -1))
         return matrix.T if self.transposed else matrix
 
     def tensor(self) -> torch.Tensor:
         """Return the matrix as a view of the parameter through which gradients flow."""
-        matrix = self._block().flatten(1)
+        block = self._block()
+        matrix = block.reshape(self.shape) if self.axes else block.flatten(1)
         return matrix.mT if self.transposed else matrix
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -144,5 +147,8 @@ class WeightMatrix:
         return tuple(dict.fromkeys((self.name, self.layer, self.key)))
 
     def _block(self) -> torch.Tensor:
-        block: torch.Tensor = self.parameter if self.part is None else self.parameter[self.part]
-        return block
+        block: torch.Tensor = self.parameter
+        if self.axes is not None:
+            stack = () if self.axes.stack is None else (self.axes.stack,)
+            block = block.permute(*stack, *self.axes.outputs, *self.axes.inputs)
+        return block if self.part is None else block[self.part]

