@@ -22,8 +22,10 @@ DENSE_ENTRIES = 2**27
 _CPU = 1
 
 
-def as_array(values: Any, name: str) -> NDArray[Any]:
+def as_array(values: Any, name: str, *, matrix: bool = True) -> NDArray[Any]:
     """Return `values` as an array, a view where possible; dtype and shape are not checked.
+
+    Where no `matrix` is expected, errors do not point to what serves other holders of matrices.
 
     Raises
     ------
@@ -44,9 +46,8 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
     if sparse is not None and sparse.issparse(values):
         return _dense(values, name)
     if hint := call_for(values):
-        raise InvalidTypeError(
-            f"`{name}` is {_shown(values)}; expected a matrix of numbers. {hint}"
-        )
+        expected = f"a matrix of numbers. {hint}" if matrix else "real numbers."
+        raise InvalidTypeError(f"`{name}` is {_shown(values)}; expected {expected}")
     try:
         if hasattr(values, "__dlpack__") and _elsewhere(values):
             return np.from_dlpack(values, device="cpu", copy=True)

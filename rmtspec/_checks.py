@@ -82,7 +82,7 @@ def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
 
 def floats(values: ArrayLike, name: str) -> Float64Array:
     """Return `values` as a float64 array of the same shape; nan is allowed, complex is not."""
-    array = as_array(values, name)
+    array = as_array(values, name, matrix=False)
     if array.dtype.kind not in "fiub" and not is_float(array.dtype):
         raise InvalidTypeError(f"`{name}` has dtype {array.dtype}; expected real numbers.")
     return np.asarray(array, dtype=np.float64)

@@ -139,7 +139,8 @@ class Calibration:
         note = ""
         if rows < _ROWS_PER_COLUMN * columns:
             note = Why.FEW_ROWS.words(rows=rows, columns=columns)
-        return Weights(moment, weight, None if held_out is None else held_out[group], note, rows)
+        other = None if held_out is None else held_out[group]
+        return Weights(moment, weight, other, note=note, rows=rows)
 
     @classmethod
     def joined(cls, parts: Sequence["Calibration"]) -> "Calibration":

@@ -194,7 +194,7 @@ def test_drawn_values_are_finite():
         (lambda law: law.rvs(rng="a"), InvalidTypeError, "`rng` is 'a'.*seed"),
         (lambda law: law.rvs(rng=-1), InvalidValueError, "`rng` is -1.*seed"),
         (lambda law: law.logpdf(1j), InvalidTypeError, "`x` has dtype complex.*real numbers"),
-        (lambda law: law.isf("a"), InvalidTypeError, "`q` has dtype.*real numbers"),
+        (lambda law: law.isf("a"), InvalidTypeError, "`q` is 'a'; expected real numbers"),
     ],
 )
 @pytest.mark.parametrize("law", [TracyWidom(), rmtspec.MarchenkoPastur(0.5)])
@@ -403,9 +403,9 @@ def test_a_beta_that_is_no_whole_number(beta):
 
 @pytest.mark.parametrize("bad", ["a", [1j], [None]])
 def test_points_that_are_no_numbers(bad):
-    with pytest.raises(TypeError, match=r"`x` has dtype"):
+    with pytest.raises(TypeError, match=r"`x` .*expected real numbers"):
         TracyWidom(1).cdf(bad)
-    with pytest.raises(TypeError, match="`p` has dtype"):
+    with pytest.raises(TypeError, match=r"`p` .*expected real numbers"):
         TracyWidom(1).ppf(bad)
 
 
