@@ -10,6 +10,8 @@ _READERS = dict.fromkeys(
     (".pt", ".pth", ".bin", ".ckpt"), ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors")
 )
 _DEVICES = "rmtspec.adapters.torch._pruning.eigensolver"
+#: Adapters that analyse, prune and merge a model's own file, by its suffix.
+_ADAPTERS = {".onnx": "rmtspec.adapters.onnx"}
 #: Suffixes of files that only a framework can read.
 SUFFIXES = tuple(_READERS)
 
@@ -23,6 +25,15 @@ def reader_of(suffix: str) -> Callable[[Path], tuple[list[Any], list[dict[str, s
     reader: Callable[[Path], tuple[list[Any], list[dict[str, str]]]]
     reader = getattr(import_module(module), function)
     return reader
+
+
+def adapter_of(path: Path) -> Any | None:
+    """Return the adapter for models in files of this suffix; None if there is none.
+
+    Raises MissingDependencyError where the framework is not installed.
+    """
+    module = _ADAPTERS.get(path.suffix.lower())
+    return None if module is None else import_module(module)
 
 
 def calibration_on(folder: Path, text: Path, **options: Any) -> Any:

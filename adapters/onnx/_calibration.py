@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from rmtspec.adapters.onnx._file import external_place, opened, tensors_of
 from rmtspec.adapters.onnx._weights import GraphMatrix, weight_matrices
@@ -100,7 +100,9 @@ def calibrate(
         }
         for held in sums
     }
-    bad = [name for name in layers if not all(np.isfinite(m).all() for m in moments[False][keys[name]])]
+    bad = [
+        name for name in layers if not all(np.isfinite(m).all() for m in moments[False][keys[name]])
+    ]
     if bad:
         raise InvalidValueError(f"The inputs of {listed(bad, most=5)} are not finite numbers.")
     return Calibration(
@@ -148,7 +150,7 @@ def _source(matrix: GraphMatrix) -> str:
 
 def _key(matrix: GraphMatrix) -> str:
     if matrix.kind == Kind.LINEAR:
-        return f"{_source(matrix)} ({'columns' if matrix.use.index == 0 else 'rows'})"
+        return f"{_source(matrix)} ({'columns' if matrix.use.place == 0 else 'rows'})"
     return f"{_source(matrix)} (patches of {matrix.layer})"
 
 
@@ -202,9 +204,9 @@ def _rows(matrix: GraphMatrix, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Yield the inputs of a layer in pieces of shape (groups, count, columns)."""
     if matrix.kind != Kind.LINEAR:
         for sample in values:
-            yield _patches(matrix.use.node, sample, tuple(matrix.held.tensor.dims))
+            yield _patches(matrix.use.node, sample, tuple(matrix.source.tensor.dims))
         return
-    if matrix.use.index == 0:  # the weight is on the left: each column is an input
+    if matrix.use.place == 0:  # the weight is on the left: each column is an input
         values = np.moveaxis(values, -2, -1) if values.ndim > 1 else values
     yield values.reshape(1, -1, values.shape[-1])
 

@@ -47,7 +47,8 @@ def opened(model: ModelProto | PathLike) -> ModelProto:
                 f"{file} has over 2 GB, more than ONNX can hold in one file. Save it with "
                 "external data: onnx.save(..., save_as_external_data=True)."
             )
-        read = ModelProto.FromString(file.read_bytes())
+        read = ModelProto()
+        read.ParseFromString(file.read_bytes())
     except FileError:
         raise
     except OSError as error:

@@ -24,7 +24,7 @@ def split_node(
     There is one pair of factors for each group of a convolution. `fresh` makes a name unique.
     """
     graph, node, index, _ = matrix.use
-    name, tensor = matrix.layer, matrix.held.tensor
+    name, tensor = matrix.layer, matrix.source.tensor
     inner_name, outer_name = fresh(f"{name}.inner"), fresh(f"{name}.outer")
     between = fresh(f"{node.output[0]}.inner")
     inner, outer = _arrays(matrix, factors)
@@ -54,7 +54,7 @@ def split_node(
     graph.initializer.append(numpy_helper.from_array(inner, inner_name))
     graph.initializer.append(numpy_helper.from_array(outer, outer_name))
     return {
-        "name": matrix.held.name, "kind": str(matrix.kind), "rank": factors[0].inner.shape[0],
+        "name": matrix.source.name, "kind": str(matrix.kind), "rank": factors[0].inner.shape[0],
         "shape": [len(factors) * matrix.shape[0], matrix.shape[1]], "between": between,
         "inner": inner_name, "outer": outer_name, "node": node.name,
     }  # fmt: skip
@@ -66,7 +66,7 @@ def _arrays(matrix: GraphMatrix, factors: Sequence[SplitFactors]) -> tuple[Array
     inner = np.concatenate([f.inner for f in factors])
     outer = np.concatenate([f.outer for f in factors])
     if node.op_type == "Conv":
-        dims = tuple(matrix.held.tensor.dims)
+        dims = tuple(matrix.source.tensor.dims)
         ones = (1,) * (len(dims) - 2)
         return inner.reshape(len(inner), *dims[1:]), outer.reshape(*outer.shape, *ones)
     if node.op_type == "Gemm":

@@ -81,7 +81,9 @@ def plan(
     if calibration is None or asked.budget is None:
         return task.plan(report)
     matrices = [task.subject.matrices[name] for name in task.candidates(report)]
-    known = known_weights(read, dict(zip(task.candidates(report), matrices, strict=True)), calibration)
+    known = known_weights(
+        read, dict(zip(task.candidates(report), matrices, strict=True)), calibration
+    )
     return task.plan(report, task.curves(report, known))
 
 
@@ -158,9 +160,7 @@ def apply_plan(
     parts: dict[str, list[tuple[GraphMatrix, SplitFactors]]] = {}
     for row in checked.cut:
         matrix = matrices[row["name"]]
-        low: Any = cut(
-            row, matrix(), known.get(row["name"]), calibrated=calibration is not None
-        )
+        low: Any = cut(row, matrix(), known.get(row["name"]), calibrated=calibration is not None)
         if row["action"] == Action.TRUNCATE:
             matrix.write(low.matrix)
         else:
@@ -169,7 +169,7 @@ def apply_plan(
     entries, gone = [], set()
     for pairs in parts.values():
         entries.append(split_node(pairs[0][0], [factors for _, factors in pairs], names))
-        gone.add(pairs[0][0].held.name)
+        gone.add(pairs[0][0].source.name)
     drop_unread(made, gone)
     record(made, entries)
     return made, checked
@@ -213,7 +213,7 @@ def _check(plan: Plan, matrices: dict[str, GraphMatrix]) -> None:
         if row["action"] == Action.NARROW or row.get("form", Form.PLAIN) != Form.PLAIN:
             raise InvalidValueError(
                 f"The plan has {row['name']!r} with the form {row.get('form')!r}; expected "
-                "'plain' and the action \"split\" or \"truncate\"."
+                '\'plain\' and the action "split" or "truncate".'
             )
     for name, matrix in matrices.items():
         if matrix.layer in layers and name not in split:

@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
     graph: GraphProto
     node: NodeProto
-    index: int
+    place: int
     top: bool
 
 
@@ -50,7 +50,7 @@ class GraphMatrix(Target):
 
     Attributes
     ----------
-    held : Held
+    source : Held
         The tensor it is in, and the nodes that read it.
     part : tuple
         Which part of the tensor it is.
@@ -58,24 +58,24 @@ class GraphMatrix(Target):
         Whether that part is columns x rows.
     """
 
-    held: Held = field(repr=False)
+    source: Held = field(repr=False)
     part: tuple[int | slice, ...] = ()
     transposed: bool = False
 
     @property
     def use(self) -> Use:
         """The node that reads it."""
-        return self.held.uses[0]
+        return self.source.uses[0]
 
     def __call__(self) -> NDArray[Any]:
         """Return the array of shape (rows, columns)."""
-        block = array_of(self.held.tensor)[self.part]
+        block = array_of(self.source.tensor)[self.part]
         matrix = block.reshape(block.shape[0], -1)
         return matrix.T if self.transposed else matrix
 
     def write(self, matrix: NDArray[Any]) -> None:
         """Overwrite the matrix in the graph."""
-        tensor = self.held.tensor
+        tensor = self.source.tensor
         whole = np.array(array_of(tensor))
         block = whole[self.part]
         whole[self.part] = (matrix.T if self.transposed else matrix).reshape(block.shape)
@@ -130,7 +130,7 @@ def weight_matrices(model: ModelProto | PathLike) -> Iterator[tuple[str, GraphMa
         held, reason = Held(entry["name"], TensorProto()), "split already: merge the model first"
         yield entry["name"], GraphMatrix(
             layer=entry["name"], kind=entry["kind"], shape=tuple(entry["shape"]), itemsize=0,
-            held=held, reason=reason,
+            source=held, reason=reason,
         )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _matrices(name: str, held: Held) -> Iterator[tuple[str, GraphMatrix]]:
     tensor, dims = held.tensor, tuple(held.tensor.dims)
     nodes = tuple(dict.fromkeys(_shown(use.node) for use in held.uses))
     base = GraphMatrix(
-        layer=name, kind=Kind.PARAMETER, shape=dims, itemsize=itemsize_of(tensor), held=held,
+        layer=name, kind=Kind.PARAMETER, shape=dims, itemsize=itemsize_of(tensor), source=held,
         aliases=tuple(use.node.name for use in held.uses if use.node.name), reason=_unread(held),
     )  # fmt: skip
     if base.reason:
@@ -209,7 +209,7 @@ def _matrices(name: str, held: Held) -> Iterator[tuple[str, GraphMatrix]]:
         left = ""
         if node.op_type == "Gemm" and (index == 0 or values.get("transA", 0)):
             left = "a Gemm with the weight on its left, or a transposed input"
-            turned = index == 0 and bool(values.get("transA", 0)) or turned
+            turned = (index == 0 and bool(values.get("transA", 0))) or turned
         yield name, replace(
             base, kind=Kind.LINEAR, transposed=turned, unsplittable=left,
             shape=sides[::-1] if turned else sides,
@@ -240,7 +240,7 @@ def _matrices(name: str, held: Held) -> Iterator[tuple[str, GraphMatrix]]:
 
 
 def _gates(name: str, base: GraphMatrix, operator: str) -> Iterator[tuple[str, GraphMatrix]]:
-    directions, rows, columns = base.held.tensor.dims
+    directions, rows, columns = base.source.tensor.dims
     each = rows // len(_GATES[operator])
     base = replace(base, unsplittable=Why.READ_BY_LAYER.words(type=operator))
     for direction in range(directions):

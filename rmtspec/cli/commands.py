@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import printable
+from rmtspec.cli import graph_files
 from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show, show_costs
@@ -86,9 +87,7 @@ _FOLDER_HELP = "Folder to write into; made if its parent exists."
 _LEVELS_HELP = "Levels matched with the eigenvalues: (k - 1/2) / p, or k / p."
 _MODE_HELP = "Write two factors for each matrix, or their product in its place."
 
-
 _default = functools.partial(click.option, show_default=True)  # the help shows the default
-
 
 #: Options that two commands share.
 _keep = click.option("--keep", type=float, help="Share to keep (rules energy and fraction).")
@@ -143,8 +142,8 @@ def analyze(
 ) -> None:  # fmt: skip
     """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
 
-    PATH is a .safetensors, .npz, .npy, .pt, .pth or .bin file, or a folder that holds an index and
-    its shards, a single file, or .npy files. Only one matrix is in memory at a time.
+    PATH is a .safetensors, .npz, .npy, .pt, .pth, .bin or .onnx file, or a folder that holds an
+    index and its shards, a single file, or .npy files. Only one matrix is in memory at a time.
     """
     options = {name: value for name, value in numbers.items() if value is not None}
     options["refine"] = not no_refine
@@ -166,6 +165,16 @@ def analyze(
         raise click.UsageError("--dry-run does not analyse, so there is no report for --out.")
     if device is not None and n_jobs != 1:
         raise click.UsageError("--device works in one process; leave out --jobs.")
+    if graph_files.takes(path):
+        unfit = {
+            "--resume": journal,
+            "--dry-run": dry_run,
+            "--device": device,
+            "--threads": threads,
+        }
+        options |= {"include": include, "exclude": exclude, "n_jobs": n_jobs}
+        graph_files.analyze(path, out, unfit, **options)
+        return
     listed = checkpoint.matrices_in(path)
     chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
@@ -250,7 +259,8 @@ def prune(
 ) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
 
-    If it is killed at any point, the same command resumes where it stopped.
+    If it is killed at any point, the same command resumes where it stopped. From an
+    .onnx file a new .onnx file is made, in one go.
     """
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run works without it.")
@@ -277,10 +287,14 @@ def prune(
     asked = {name: value for name, value in given.items() if name not in apart}
     asked["calibrated"] = calibration is not None
     selection = PlanOptions(**asked, more=more).selection()
+    _check_report(report_file, "--report")
+    if graph_files.takes(path):
+        made = None if dry_run else out
+        graph_files.prune(path, made, calibration, report_file, {"--threads": threads}, given)
+        return
     if out is not None and not is_finished(out):
         with _target("OUT"):
             empty_folder(out)
-    _check_report(report_file, "--report")
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate")
     if calibration is None and "objective" in given:
         raise click.UsageError("--objective is given without --calibration; expected both.")
@@ -342,10 +356,13 @@ def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) 
 @click.argument("folder", metavar="IN", type=_PATH)
 @click.argument("out", type=_PATH)
 def merge(folder: Path, out: Path) -> None:
-    """Multiply the factors in IN, written by prune, into dense weights in OUT, a new folder."""
+    """Multiply the factors in IN, from prune, into dense weights in OUT, a new folder or .onnx."""
     from rmtspec._files import empty_folder
     from rmtspec.runs.merge import merge_checkpoint
 
+    if graph_files.takes(folder):
+        graph_files.merge(folder, out)
+        return
     with _target("OUT"):
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
