@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from rmtspec.adapters.onnx._file import external_place, opened, tensors_of
+from rmtspec.adapters.onnx._file import external_base, forget_base, opened, tensors_of
 from rmtspec.adapters.onnx._weights import GraphMatrix, weight_matrices
 from rmtspec.adapting import (
     Calibration,
@@ -170,10 +170,11 @@ def _runner(model: ModelProto, names: list[str]) -> Callable[[Any], dict[str, ND
     watched.CopyFrom(model)
     del watched.graph.output[:]
     watched.graph.output.extend(ValueInfoProto(name=name) for name in outputs)
+    forget_base(watched)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     outside = [t for t in tensors_of(model.graph) if t.data_location == TensorProto.EXTERNAL]
-    for folder in {str(external_place(tensor)[0].parent) for tensor in outside}:
+    for folder in {str(external_base(tensor)) for tensor in outside}:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, folder)
     try:

@@ -17,6 +17,8 @@ from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 _MOST = 2**31 - 2**24
 #: Tensors below this many bytes stay in the graph when the others move to a data file.
 _SMALL = 1024
+#: Key of the folder in the external data of a tensor, while it is in memory.
+_BASE = "basepath"
 _BLOCK = 2**24
 #: Folders of models that were read here. Data of tensors are mapped from no other folder, whatever
 #: a model says about itself.
@@ -61,7 +63,7 @@ def opened(model: ModelProto | PathLike) -> ModelProto:
     for tensor in tensors_of(read.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             entries = {e.key: e.value for e in tensor.external_data}
-            _set_external(tensor, entries | {"basepath": str(folder)})
+            _set_external(tensor, entries | {_BASE: str(folder)})
             _FOLDERS.add(str(folder))
             external_place(tensor)
     return read
@@ -101,6 +103,25 @@ def itemsize_of(tensor: TensorProto) -> int:
         return 0
 
 
+def external_base(tensor: TensorProto) -> Path:
+    """Return the folder of the model that a tensor with external data belongs to."""
+    base = next((e.value for e in tensor.external_data if e.key == _BASE), "")
+    if base not in _FOLDERS:
+        raise InvalidValueError(
+            f"The data of {tensor.name!r} are in another file, whose folder is not known. Pass the "
+            "path of the .onnx file instead of the loaded model."
+        )
+    return Path(base)
+
+
+def forget_base(model: ModelProto) -> None:
+    """Remove what `opened` noted in the tensors with external data, which others do not read."""
+    for tensor in tensors_of(model.graph):
+        kept = [entry for entry in tensor.external_data if entry.key != _BASE]
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept)
+
+
 def external_place(tensor: TensorProto) -> tuple[Path, int, int]:
     """Return the file with the data of a tensor, and their offset and length in it.
 
@@ -111,12 +132,7 @@ def external_place(tensor: TensorProto) -> tuple[Path, int, int]:
     FileError
         The file is missing, too short, or not in the folder of the model.
     """
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    if entries.get("basepath") not in _FOLDERS:
-        raise InvalidValueError(
-            f"The data of {tensor.name!r} are in another file, whose folder is not known. Pass the "
-            "path of the .onnx file instead of the loaded model."
-        )
+    base, entries = external_base(tensor), {e.key: e.value for e in tensor.external_data}
     given = entries.get("location", "")
     parts = (*PurePosixPath(given).parts, *PureWindowsPath(given).parts)
     if not given or ".." in parts or PurePosixPath(given).root or PureWindowsPath(given).anchor:
@@ -124,7 +140,7 @@ def external_place(tensor: TensorProto) -> tuple[Path, int, int]:
             f"The data of {tensor.name!r} are said to be in {given!r}; expected a file in the "
             "folder of the model. Nothing was read from there."
         )
-    file = Path(entries["basepath"], given)
+    file = base / given
     try:
         size = file.stat().st_size
         offset = int(entries.get("offset") or 0)

@@ -132,7 +132,9 @@ def _merge_one(model: ModelProto, entry: dict[str, Any]) -> None:
     except (ValueError, IndexError) as error:
         raise FileError(f"The two nodes of {entry['name']!r} do not fit: {error}.") from None
     dense.output[0] = second.output[0]
-    dense.name = str(entry.get("node", ""))
+    dense.ClearField("name")
+    if entry.get("node"):
+        dense.name = str(entry["node"])
     _replace(graph, [first, second], [dense])
     for side in ("inner", "outer"):
         graph.initializer.remove(tensors[entry[side]])
