@@ -17,6 +17,8 @@ from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 _MOST = 2**31 - 2**24
 #: Tensors below this many bytes stay in the graph when the others move to a data file.
 _SMALL = 1024
+#: Models of up to this many bytes are returned whole, with the data that were in other files.
+EMBEDDED = 2**30
 #: Key of the folder in the external data of a tensor, while it is in memory.
 _BASE = "basepath"
 _BLOCK = 2**24
@@ -120,6 +122,18 @@ def forget_base(model: ModelProto) -> None:
         kept = [entry for entry in tensor.external_data if entry.key != _BASE]
         del tensor.external_data[:]
         tensor.external_data.extend(kept)
+
+
+def embed(model: ModelProto) -> None:
+    """Take external data into the model, unless there are too many of them."""
+    outside = [t for t in tensors_of(model.graph) if t.data_location == TensorProto.EXTERNAL]
+    if sum(external_place(tensor)[2] for tensor in outside) > EMBEDDED:
+        return
+    for tensor in outside:
+        content = b"".join(_blocks(tensor))
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+        tensor.raw_data = content
 
 
 def external_place(tensor: TensorProto) -> tuple[Path, int, int]:

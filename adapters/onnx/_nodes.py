@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from rmtspec.adapters.onnx._file import array_of, graphs_of, opened
+from rmtspec.adapters.onnx._file import array_of, embed, graphs_of, opened
 from rmtspec.adapters.onnx._weights import RECORD, GraphMatrix, splits_of
 from rmtspec.adapting import PathLike, SplitFactors
 from rmtspec.errors import FileError
@@ -96,6 +96,7 @@ def merge(model: ModelProto | PathLike) -> ModelProto:
     kept = [prop for prop in merged.metadata_props if prop.key != RECORD]
     del merged.metadata_props[:]
     merged.metadata_props.extend(kept)
+    embed(merged)
     return merged
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from onnx import ModelProto
 
 from rmtspec.adapters.onnx._calibration import Batches, calibrate, known_weights
-from rmtspec.adapters.onnx._file import graphs_of, opened
+from rmtspec.adapters.onnx._file import embed, graphs_of, opened
 from rmtspec.adapters.onnx._nodes import drop_unread, record, split_node
 from rmtspec.adapters.onnx._weights import GraphMatrix, weight_matrices
 from rmtspec.adapting import (
@@ -110,7 +110,7 @@ def prune(
     Returns
     -------
     model : onnx.ModelProto
-        Weights that are left where they were, in external data, are found as long as those stay.
+        Over 1 GiB of external data are not taken into it: `save` copies them from their file.
     report : Plan
         The plan as carried out, with measured errors.
 
@@ -172,6 +172,7 @@ def apply_plan(
         gone.add(pairs[0][0].source.name)
     drop_unread(made, gone)
     record(made, entries)
+    embed(made)
     return made, checked
 
 

@@ -15,7 +15,9 @@ def spiked(rows, columns, seed=0, dtype=np.float32):
     return (made / np.sqrt(columns)).astype(dtype)
 
 
-def graph_of(nodes, tensors, *, inputs=("x",), outputs=("y",), dtype=np.float32, ir=10, sides=None, **types):
+def graph_of(
+    nodes, tensors, *, inputs=("x",), outputs=("y",), dtype=np.float32, ir=10, sides=None, **types
+):
     """Return a model of nodes and arrays by name; `sides` are dimensions of inputs and outputs."""
     sides = {"x": 2, "y": 2, **(sides or {})}
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -25,7 +25,13 @@ def external(folder, model=None):
     return file
 
 
-def test_external_data_are_mapped_and_written_beside_the_new_file(tmp_path):
+def test_small_external_data_are_taken_into_the_pruned_model(tmp_path):
+    pruned, _ = ro.prune(external(tmp_path), include="gemm", ranks={"gemm": 64})
+    assert_allclose(run(pruned, **IMAGES), run(several(), **IMAGES), rtol=CLOSE, atol=CLOSE)
+
+
+def test_large_external_data_are_mapped_and_written_beside_the_new_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmtspec.adapters.onnx._file.EMBEDDED", 1000)
     (tmp_path / "in").mkdir()
     file = external(tmp_path / "in")
     found = dict(ro.weight_matrices(file))
@@ -59,7 +65,9 @@ def test_missing_or_short_data_are_named(tmp_path):
     with pytest.raises(FileError, match=r"net.bin is truncated: 'left' ends at byte"):
         ro.analyze(file)
     (tmp_path / "net.bin").unlink()
-    with pytest.raises(FileError, match=r"net.bin, with the data of 'conv', cannot be read: no suc"):
+    with pytest.raises(
+        FileError, match=r"net.bin, with the data of 'conv', cannot be read: no suc"
+    ):
         ro.analyze(file)
 
 

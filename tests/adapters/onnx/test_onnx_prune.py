@@ -121,7 +121,9 @@ def test_the_errors_are_those_of_the_torch_adapter(tmp_path):
 
 def test_an_embedding_is_split_only_on_request():
     model = graph_of(
-        [node("Gather", ["table", "x"], ["y"])], {"table": spiked(300, 64)}, x=TensorProto.INT64,
+        [node("Gather", ["table", "x"], ["y"])],
+        {"table": spiked(300, 64)},
+        x=TensorProto.INT64,
         sides={"y": 3},
     )
     ids = np.array([[3, 5, 299]])
