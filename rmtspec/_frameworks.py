@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the command starts without NumPy
+    from numpy.typing import NDArray
+
 
 #: Module and function that read the tensors of a file, by its suffix.
 _READERS = dict.fromkeys(
@@ -13,6 +15,8 @@ _READERS = dict.fromkeys(
     ("rmtspec.adapters.torch._storage.pickled", "pickled_tensors"),
 )
 _DEVICES = "rmtspec.adapters.torch._pruning.eigensolver"
+#: Adapters that analyse, prune and merge a model's own file, by its suffix.
+_ADAPTERS = {".onnx": "rmtspec.adapters.onnx"}
 #: Suffixes of files that only a framework can read.
 SUFFIXES = tuple(_READERS)
 
@@ -36,7 +40,7 @@ def reader_of(suffix: str) -> Callable[..., tuple[list[Any], list[dict[str, str]
     return reader
 
 
-def array_of_tensor(tensor: Any, name: str) -> NDArray[Any]:
+def array_of_tensor(tensor: Any, name: str) -> "NDArray[Any]":
     """Return the values of a torch tensor that the caller knows as `name`.
 
     Raises InvalidTypeError for one that has no readable values (sparse, quantised, meta).
@@ -44,6 +48,15 @@ def array_of_tensor(tensor: Any, name: str) -> NDArray[Any]:
     array: NDArray[Any]
     array = import_module("rmtspec.adapters.torch._weights.arrays").array_of(tensor, name)
     return array
+
+
+def adapter_of(path: Path) -> Any | None:
+    """Return the adapter for models in files of this suffix; None if there is none.
+
+    Raises MissingDependencyError where the framework is not installed.
+    """
+    module = _ADAPTERS.get(path.suffix.lower())
+    return None if module is None else import_module(module)
 
 
 def calibration_on(folder: Path, text: Path, **options: Any) -> Any:

@@ -15,7 +15,9 @@ from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import printable
+from rmtspec.cli import graph_files
 from rmtspec.cli.memory import return_freed_memory
+from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show, show_costs
 from rmtspec.cli.wording import Command, in_flags, spoken
@@ -27,48 +29,7 @@ _MODELS = ("auto", "mp", "equalized", "signflip")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
 
-class _FilePath(click.Path):
-    """A path; an empty one, as an unset variable leaves it, is not the current folder."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if value == "":
-            self.fail("the path is empty; expected the name of a file or folder.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class _Gate(click.ParamType[Any]):
-    """noise, none or a number."""
-
-    name = "[noise|none|NUMBER]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if value == "noise":
-            return value
-        if value == "none":
-            return None
-        with contextlib.suppress(ValueError):
-            if 0.0 < float(value) < 1.0:
-                return float(value)
-        expected = "noise, none, or a number in (0, 1)"
-        raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
-
-
-class _Multiple(click.ParamType[Any]):
-    """A whole number from 1, or auto."""
-
-    name = "[auto|NUMBER]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if value == "auto" or isinstance(value, int):
-            return value
-        with contextlib.suppress(ValueError):
-            if int(value) >= 1:
-                return int(value)
-        expected = "auto, or a whole number from 1"
-        raise click.BadParameter(f"{value!r}; expected {expected}.", param=param, ctx=ctx)
-
-
-_PATH = _FilePath(path_type=Path)
+_PATH = FilePath(path_type=Path)
 _CALIBRATION_HELP = (
     "A text to run the model in the folder IN on, block by block if it can be, or a .safetensors "
     "file that Calibration.save wrote: with --budget, rank goes where the loss falls most."
@@ -86,9 +47,7 @@ _FOLDER_HELP = "Folder to write into; made if its parent exists."
 _LEVELS_HELP = "Levels matched with the eigenvalues: (k - 1/2) / p, or k / p."
 _MODE_HELP = "Write two factors for each matrix, or their product in its place."
 
-
 _default = functools.partial(click.option, show_default=True)  # the help shows the default
-
 
 #: Options that two commands share.
 _keep = click.option("--keep", type=float, help="Share to keep (rules energy and fraction).")
@@ -147,8 +106,8 @@ def analyze(
 ) -> None:  # fmt: skip
     """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
 
-    PATH is a .safetensors, .npz, .npy, .pt, .pth, .bin or .ckpt file, or a folder that holds an
-    index and its shards, a single file, or .npy files. Only one matrix is in memory at a time.
+    PATH is a .safetensors, .npz, .npy, .pt, .pth, .bin, .ckpt or .onnx file, or a folder that holds
+    an index and its shards, a single file, or .npy files. Only one matrix is in memory at a time.
     """
     options = {name: value for name, value in numbers.items() if value is not None}
     options["refine"] = not no_refine
@@ -170,6 +129,17 @@ def analyze(
         raise click.UsageError("--dry-run does not analyse, so there is no report for --out.")
     if device is not None and n_jobs != 1:
         raise click.UsageError("--device works in one process; leave out --jobs.")
+    if graph_files.takes(path):
+        unfit = {
+            "--resume": journal,
+            "--dry-run": dry_run,
+            "--device": device,
+            "--threads": threads,
+            "--key": key,
+        }
+        options |= {"include": include, "exclude": exclude, "n_jobs": n_jobs}
+        graph_files.analyze(path, out, unfit, **options)
+        return
     listed = checkpoint.matrices_in(path, key=key)
     chosen, left_out, _ = selection.choose(listed.matrices)
     if not chosen:
@@ -213,8 +183,8 @@ def analyze(
 @_keep
 @click.option(
     "--gate",
-    type=_Gate(),
-    metavar=_Gate.name,
+    type=Gate(),
+    metavar=Gate.name,
     show_default="noise, without a plan",
     help=_GATE_HELP,
 )
@@ -231,7 +201,7 @@ def analyze(
     help="Sequences of 512 tokens to take from such a text.",
 )
 @click.option("--objective", type=click.Choice(["loss", "outputs"]), help=_OBJECTIVE_HELP)
-@click.option("--rank-multiple", type=_Multiple(), metavar=_Multiple.name, help=_MULTIPLE_HELP)
+@click.option("--rank-multiple", type=Multiple(), metavar=Multiple.name, help=_MULTIPLE_HELP)
 @click.option("--rank", "ranks", metavar="NAME=K", multiple=True, help="This rank for this name.")
 @click.option("--plan", type=_PATH, help="Carry out the plan in this .json file.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing; OUT is optional.")
@@ -255,7 +225,8 @@ def prune(
 ) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
 
-    If it is killed at any point, the same command resumes where it stopped.
+    If it is killed at any point, the same command resumes where it stopped. From an
+    .onnx file a new .onnx file is made, in one go.
     """
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run works without it.")
@@ -271,7 +242,7 @@ def prune(
     given = {name: value for name, value in request.items() if value is not None}
     if click.get_current_context().get_parameter_source("gate") is not ParameterSource.DEFAULT:
         given["gate"] = request["gate"]  # None, for none, is a value
-    given["ranks"] = _ranks(ranks)
+    given["ranks"] = ranks_of(ranks)
     given["mode"] = {"factors": "split", "dense": "truncate"}[given["mode"]]
     if plan is not None:
         given["plan"] = Report.from_json(plan)
@@ -282,10 +253,17 @@ def prune(
     asked = {name: value for name, value in given.items() if name not in apart}
     asked["calibrated"] = calibration is not None
     selection = PlanOptions(**asked, more=more).selection()
+    _check_report(report_file, "--report")
+    if graph_files.takes(path):
+        made = None if dry_run else out
+        graph_files.prune(
+            path, made, calibration, report_file,
+            unfit={"--threads": threads, "--key": key}, options=given,
+        )  # fmt: skip
+        return
     if out is not None and not is_finished(out):
         with _target("OUT"):
             empty_folder(out)
-    _check_report(report_file, "--report")
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate", key=key)
     if calibration is None and "objective" in given:
         raise click.UsageError("--objective is given without --calibration; expected both.")
@@ -347,10 +325,13 @@ def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) 
 @click.argument("folder", metavar="IN", type=_PATH)
 @click.argument("out", type=_PATH)
 def merge(folder: Path, out: Path) -> None:
-    """Multiply the factors in IN, written by prune, into dense weights in OUT, a new folder."""
+    """Multiply the factors in IN, from prune, into dense weights in OUT, a new folder or .onnx."""
     from rmtspec._files import empty_folder
     from rmtspec.runs.merge import merge_checkpoint
 
+    if graph_files.takes(folder):
+        graph_files.merge(folder, out)
+        return
     with _target("OUT"):
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
@@ -428,18 +409,3 @@ def _usable(device: str | None) -> str | None:
         left = OptionError(f"{error.problem}.", hint="Computing on the CPU.")
         click.echo(in_flags(left, analyze), err=True)
         return None
-
-
-def _ranks(given: tuple[str, ...]) -> dict[str, int]:
-    """Return the ranks given as `--rank NAME=K` by name."""
-    ranks: dict[str, int] = {}
-    for words in given:
-        name, equals, rank = words.rpartition("=")
-        if not equals or not rank.strip().isdecimal():
-            raise click.BadParameter(
-                f"{words!r}; expected NAME=K, a name and a whole number.", param_hint="--rank"
-            )
-        if name in ranks:
-            raise click.BadParameter(f"{name!r} has two ranks. Leave one out.", param_hint="--rank")
-        ranks[name] = int(rank)
-    return ranks

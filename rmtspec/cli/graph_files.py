@@ -1,0 +1,86 @@
+"""The commands on a file that holds a whole model: an adapter reads it, prunes it and writes it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rmtspec._frameworks import adapter_of
+from rmtspec.cli.progress import progress_bar
+from rmtspec.cli.tables import show
+
+
+def takes(path: Path) -> bool:
+    """Tell whether an adapter reads such a file; raise if what that needs is not installed."""
+    return adapter_of(path) is not None
+
+
+def analyze(path: Path, out: Path | None, unfit: Mapping[str, Any], **options: Any) -> None:
+    """Show the report on a model, and write it to `out` if given.
+
+    `unfit` are options by flag that must not be given for such a file.
+    """
+    adapter = _adapter(path, unfit)
+    with progress_bar() as progress:
+        report = adapter.analyze(path, progress=progress, **options)
+    if out is not None:
+        report.save(out)
+    show(report)
+    if out is not None:
+        click.echo(f"Report written to {out}")
+
+
+def prune(
+    path: Path, out: Path | None, calibration: Path | None, report: Path | None,
+    unfit: Mapping[str, Any], options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Plan the pruning of a model, show the plan, and write the result to `out` if given."""
+    adapter = _adapter(path, unfit)
+    if out is not None:
+        _check_new(path, out)
+    known = None
+    if calibration is not None:
+        from rmtspec.planning.calibration import Calibration
+
+        known = Calibration.load(calibration)
+        known.check_objective(options.get("objective"))
+    given = {name: value for name, value in options.items() if name not in ("plan", "objective")}
+    plan = options.get("plan")
+    with progress_bar() as progress:
+        if plan is None:
+            plan = adapter.plan(path, calibration=known, progress=progress, **given)
+        done = plan
+        if out is not None:
+            model, done = adapter.apply_plan(path, plan, calibration=known)
+            adapter.save(model, out)
+    show(done)
+    if report is not None:
+        done.save(report)
+        click.echo(f"Report written to {report}")
+    click.echo("Nothing written (--dry-run)" if out is None else f"Written to {out}")
+
+
+def merge(path: Path, out: Path) -> None:
+    """Write the model with the factors multiplied out."""
+    _check_new(path, out)
+    adapter = _adapter(path, {})
+    adapter.save(adapter.merge(path), out)
+    click.echo(f"Written to {out}")
+
+
+def _adapter(path: Path, unfit: Mapping[str, Any]) -> Any:
+    for flag, value in unfit.items():
+        if value not in (None, False):
+            raise click.UsageError(f"{flag} does not work on {path.suffix} files. Leave it out.")
+    return adapter_of(path)
+
+
+def _check_new(path: Path, out: Path) -> None:
+    """Refuse a place that is there already, or a file of another kind."""
+    if out.suffix.lower() != path.suffix.lower():
+        raise click.BadParameter(
+            f"{out}; expected the name of a new {path.suffix} file.", param_hint="OUT"
+        )
+    if out.exists():
+        raise click.BadParameter(f"{out} exists. Name another file.", param_hint="OUT")
