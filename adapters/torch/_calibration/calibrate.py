@@ -123,12 +123,13 @@ def calibrate(
     >>> stats = rt.calibrate(model, [torch.randn(200, 64) for _ in range(4)])
     >>> stats
     Calibration
-      objective  loss
-      layers     3, with 3 different inputs
-      rows       600 of each input
-      held out   200 rows of each input
-      gradients  labels sampled from the model's own softmax, 600 losses, 3 layers
-      size       0.2 MiB
+      objective     loss
+      layers        3, with 3 different inputs
+      rows          600 of each input
+      held out      200 rows of each input
+      gradients     labels sampled from the model's own softmax, 600 losses, 3 layers
+      hidden units  can leave; hidden layers: 1
+      size          0.2 MiB
     >>> smaller, report = rt.prune(model, calibration=stats, budget=0.6)
     """
     options = CalibrationOptions(
