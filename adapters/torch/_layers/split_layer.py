@@ -228,16 +228,14 @@ class SplitLayer(nn.Module, abc.ABC):
         with torch.no_grad():
             layer.weight.copy_(weight)
         matrices, _ = _of_weight(layer)
-        rank = max(_numerical_rank(matrix()) for matrix in matrices)
-        form = Form.PIVOTED if self.form == Form.PIVOTED else Form.PLAIN
-        made = self.from_factors(layer, [split(m(), rank) for m in matrices], form)
-        if rank == self.rank and form == self.form:  # the parameters stay the same objects
+        made = self.from_factors(layer, self._exact([m() for m in matrices]), self.form)
+        if made.rank == self.rank:  # the parameters stay the same objects
             with torch.no_grad():
                 own = self.state_dict(keep_vars=True)
                 for name, tensor in made.state_dict().items():
                     own[name].copy_(tensor)
             return
-        self.inner, self.outer, self.rank = made.inner, made.outer, rank
+        self.inner, self.outer, self.rank = made.inner, made.outer, made.rank
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -310,6 +308,11 @@ class SplitLayer(nn.Module, abc.ABC):
             f"A {type(layer).__name__} has no form 'spatial'; expected a Conv2d without groups."
         )
 
+    def _exact(self, matrices: list[NDArray[Any]]) -> list[SplitFactors]:
+        """Return factors of the matrices, in the layer's form, that lose nothing."""
+        rank = max(map(numerical_rank, matrices))
+        return [split(matrix, rank) for matrix in matrices]
+
     def _arranged(self, inner: NDArray[Any], outer: NDArray[Any]) -> list[tuple[Any, NDArray[Any]]]:
         """Return each factor module with the values of its weight, from the matrix's factors."""
         return [(self.inner, inner), (self.outer, outer)]
@@ -327,7 +330,7 @@ def factors_are_used(module: nn.Module, inputs: Any, output: Any) -> None:
     """
 
 
-def _numerical_rank(matrix: NDArray[Any]) -> int:
+def numerical_rank(matrix: NDArray[Any]) -> int:
     """Return the rank of a matrix, but for the rounding of its dtype; at least 1."""
     values = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False)
     epsilon = float(np.finfo(matrix.dtype).eps) if matrix.dtype.name != "bfloat16" else 2.0**-7

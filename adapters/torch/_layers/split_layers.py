@@ -1,5 +1,6 @@
 """The split layers (Linear, convolutions, Embedding), each made of two thinner plain modules."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -7,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._layers.split_layer import SplitLayer
-from rmtspec.adapting import Kind
+from rmtspec.adapters.torch._layers.split_layer import SplitLayer, numerical_rank
+from rmtspec.adapting import Form, Kind, SplitFactors, split
 
 
 class SplitLinear(SplitLayer):
@@ -158,6 +159,16 @@ class SplitConv2d(_SplitConv):
                 nn.Conv2d(sides[axis], sides[axis + 1], padding=padding, bias=bias, **given, **more)
             )
         return made[0], made[1]
+
+    def _exact(self, matrices: list[NDArray[Any]]) -> list[SplitFactors]:
+        if self.form != Form.SPATIAL:
+            return super()._exact(matrices)
+        (out, inside, height, width), (kernel,) = self.dense_shape, matrices
+        turned: NDArray[Any] = kernel.reshape(out, inside * height, width).swapaxes(0, 1)
+        turned = turned.reshape(inside * height, out * width)
+        made = split(turned, numerical_rank(turned))
+        outer = made.inner.reshape(made.rank, out, width).swapaxes(0, 1).reshape(out, -1)
+        return [dataclasses.replace(made, inner=made.outer.T, outer=outer)]
 
 
 class SplitConv3d(_SplitConv):

@@ -1,6 +1,7 @@
 """Kernels that become two, along one axis each: the same function, chosen where they lose less."""
 
 import copy
+import csv
 import json
 
 import pytest
@@ -114,6 +115,34 @@ def test_saved_loaded_and_merged(stats, tmp_path):
     torch.testing.assert_close(net(x), smaller(x), rtol=1e-4, atol=1e-5)
     last = smaller.to(memory_format=torch.channels_last)
     torch.testing.assert_close(last(x), loaded(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_written_into_the_weight_becomes_two_kernels(stats):
+    layer = rt.prune(Net(), calibration=stats, budget=0.5)[0].third
+    rank, kernels, weight = layer.rank, [*layer.parameters()], layer.weight.clone()
+    layer.weight.mul_(2.0)
+    assert (layer.form, layer.rank) == ("spatial", rank)
+    assert all(one is other for one, other in zip(kernels, layer.parameters(), strict=True))
+    torch.testing.assert_close(layer.weight, 2.0 * weight, rtol=1e-4, atol=1e-5)
+    layer.weight.copy_(Net().third.weight)  # as many channels as it takes
+    assert (layer.form, layer.rank) == ("spatial", 96)
+    torch.testing.assert_close(+layer.weight, Net().third.weight.data, rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 32, 7, 9)
+    torch.testing.assert_close(layer(x), layer.merged()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_reports_are_saved_in_every_format(stats, tmp_path):
+    _, report = rt.prune(Net(), calibration=stats, budget=0.5)
+    assert "kernel" not in report.rows[0]
+    for suffix in ("csv", "json", "html"):
+        report.save(tmp_path / f"r.{suffix}")
+    with (tmp_path / "r.csv").open() as file:
+        found = {row["name"]: row["kernel"] for row in csv.DictReader(file)}
+    assert (found["first"], found["third"]) == ("", "[3, 5]")
+    frame = report.to_pandas().set_index("name")
+    assert frame.loc["third", "kernel"] == [3, 5]
+    assert frame.loc["first", "kernel"] != frame.loc["first", "kernel"]  # nan
 
 
 @pytest.mark.filterwarnings("ignore:The refit made")  # its last batch is too few
