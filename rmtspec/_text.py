@@ -1,6 +1,7 @@
 """Text for people: aligned lines, counts of what was skipped, text that is safe on a terminal."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,12 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
         (printable(reason), f"{len(names)} ({listed(names, most=3)})")
         for reason, names in by_reason.items()
     ]
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return the key that sorts names by the numbers in them: "layers.2" before "layers.10"."""
+    pieces = re.findall(r"[0-9]{1,18}|[^0-9]+", name)
+    return [(False, int(p), "") if p[0] in "0123456789" else (True, 0, p) for p in pieces]
 
 
 def listed(names: Iterable[str], *, most: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rmtspec._files import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
-from rmtspec._text import aligned
+from rmtspec._text import aligned, natural
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
@@ -18,6 +18,8 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensor
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
 from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, OptionError
 
+#: Formats in which the order of the tensors is not that of the layers.
+_UNORDERED = (".safetensors", ".npy")
 #: Next to the weights of a transformers model; says which tensors are fused.
 CONFIG = "config.json"
 
@@ -35,7 +37,8 @@ class Checkpoint:
     tensors : dict of str to StoredTensor
         All tensors, including those that are not matrices.
     matrices : dict of str to StoredMatrix
-        The matrices that can be analysed, as `rmtspec.analyze_many` takes them.
+        The matrices that can be analysed, as `rmtspec.analyze_many` takes them: as the file has
+        them, or where it sorts them (.safetensors, .npy) by name, layers.2 before layers.10.
     skipped : list of dict
         "name" and "reason" of the other tensors, and of everything in `unread`.
     unread : list of dict
@@ -63,6 +66,7 @@ class Checkpoint:
         if parts == self.parts:
             return self
         matrices, skipped = group(self.tensors, self.config, parts=parts)
+        matrices = _in_order(matrices, self.files)
         skipped = [*self.unread, *skipped]
         return dataclasses.replace(self, matrices=matrices, skipped=skipped, parts=parts)
 
@@ -157,7 +161,8 @@ def matrices_in(
     config = _config(sources.folder)
     matrices, skipped = group(tensors, config, parts=parts)
     return Checkpoint(
-        path=place, files=sources.files, tensors=tensors, matrices=matrices,
+        path=place, files=sources.files, tensors=tensors,
+        matrices=_in_order(matrices, sources.files),
         skipped=[*unread, *skipped], unread=unread, metadata=metadata, config=config, parts=parts,
     )  # fmt: skip
 
@@ -198,6 +203,13 @@ def _read(
                 f"but {actual}. Download or save the checkpoint again."
             )
     return tensors, unread, metadata
+
+
+def _in_order(matrices: dict[str, StoredMatrix], files: Sequence[Path]) -> dict[str, StoredMatrix]:
+    """Return the matrices in the order in which people count, if the files have none of theirs."""
+    if not all(suffix_of(file) in _UNORDERED for file in files):
+        return matrices
+    return dict(sorted(matrices.items(), key=lambda item: natural(item[1].tensor.name)))
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from rmtspec._text import printable
 from rmtspec.cli import graph_files
 from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
-from rmtspec.cli.progress import progress_bar
-from rmtspec.cli.tables import show, show_costs
-from rmtspec.cli.wording import Command, in_flags, spoken
+from rmtspec.cli.progress import interruptible, progress_bar
+from rmtspec.cli.tables import show
+from rmtspec.cli.wording import Command, in_flags
 from rmtspec.errors import FileError, InvalidValueError, OptionError
 
 _RULES = ("bema", "noise", "gavish-donoho", "screenot", "energy", "fraction", "exact")
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("path", type=_PATH)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_PATH)
 @click.option("--out", type=_PATH, help=_REPORT_HELP.format("report"))
 @click.option(
     "--resume", "journal", metavar="FILE", type=_PATH, help="Keep a journal here, or resume it."
@@ -100,7 +100,7 @@ def main() -> None:
 @_exclude
 @_key
 def analyze(
-    path: Path, out: Path | None, journal: Path | None, dry_run: bool, n_jobs: int,
+    paths: tuple[Path, ...], out: Path | None, journal: Path | None, dry_run: bool, n_jobs: int,
     key: str | None, threads: int | None, device: str | None, no_refine: bool, include: str | None,
     exclude: str | None, **numbers: Any,
 ) -> None:  # fmt: skip
@@ -108,63 +108,39 @@ def analyze(
 
     PATH is a .safetensors, .npz, .npy, .pt, .pth, .bin, .ckpt or .onnx file, or a folder that holds
     an index and its shards, a single file, or .npy files. Only one matrix is in memory at a time.
+    Several paths make one report, with the name of its file before that of each matrix.
     """
     options = {name: value for name, value in numbers.items() if value is not None}
     options["refine"] = not no_refine
-    from joblib import effective_n_jobs
-
-    from rmtspec import checkpoint
-    from rmtspec.planning.selection import Selection, nothing_in
+    from rmtspec.cli.scan import estimate, labels_of, scan
+    from rmtspec.planning.selection import Selection
+    from rmtspec.report.joined import joined
     from rmtspec.report.options import AnalysisOptions, check_jobs
-    from rmtspec.runs import dry_run as costs
-    from rmtspec.runs.analyze import analyze_checkpoint
 
     AnalysisOptions.of(options)
     check_jobs(n_jobs)
-    selection = Selection(include, exclude)
+    Selection(include, exclude)
     _check_report(out, "--out")
+    labels = labels_of(paths)
     if out is not None and journal is not None and out.resolve() == journal.resolve():
         raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
+    if len(paths) > 1 and journal is not None:
+        raise click.UsageError("--resume keeps the journal of one PATH; expected one.")
     if dry_run and out is not None:
         raise click.UsageError("--dry-run does not analyse, so there is no report for --out.")
     if device is not None and n_jobs != 1:
         raise click.UsageError("--device works in one process; leave out --jobs.")
-    if graph_files.takes(path):
-        unfit = {
-            "--resume": journal,
-            "--dry-run": dry_run,
-            "--device": device,
-            "--threads": threads,
-            "--key": key,
-        }
-        options |= {"include": include, "exclude": exclude, "n_jobs": n_jobs}
-        graph_files.analyze(path, out, unfit, **options)
-        return
-    listed = checkpoint.matrices_in(path, key=key)
-    chosen, left_out, _ = selection.choose(listed.matrices)
-    if not chosen:
-        skipped = [*listed.skipped, *left_out]
-        raise click.ClickException(spoken(nothing_in(path, skipped, selection.unmet)))
+    how: dict[str, Any] = {
+        "include": include, "exclude": exclude, "key": key, "journal": journal, "n_jobs": n_jobs,
+        "threads": threads, "device": device if dry_run else _usable(device),
+    }  # fmt: skip
     if dry_run:
-        processes = effective_n_jobs(n_jobs)
-        how: dict[str, Any] = {"n_jobs": processes, "threads": threads}
-        both = [costs.dry_run(listed, selection, noise=noise, **how) for noise in ("mp", "auto")]
-        show_costs(both[numbers["noise"] != "mp"], both[numbers["noise"] == "mp"])
+        for path in paths:
+            estimate(path, how, numbers["noise"])
         return
-    device = _usable(device)
-    operations = costs.operations_of(chosen.values())
-    hint = (
-        f"The results so far are in {journal}: the same command resumes from them."
-        if journal is not None
-        else "With --resume FILE a scan can be resumed."
-    )
-    with _hint(hint), progress_bar(operations) as progress:
-        report = analyze_checkpoint(
-            listed, include=include, exclude=exclude, journal=journal, n_jobs=n_jobs,
-            threads=threads, device=device, progress=progress, **options,
-        )  # fmt: skip
-    if not report.rows:
-        raise click.ClickException(spoken(nothing_in(path, report.skipped, selection.unmet)))
+    runs = [scan(path, how, options) for path in paths]
+    reports = {label: run() for label, run in zip(labels, runs, strict=True)}
+    report = joined(reports) if len(paths) > 1 else reports[labels[0]]
     if out is not None:
         report.save(out)
     show(report)
@@ -274,7 +250,7 @@ def prune(
     with _calibrated(listed, calibration, beside, **how) as stats:
         if stats is not None:
             given["calibration"] = stats
-        with _hint(hint), progress_bar(operations, ("analysing", "writing")) as progress:
+        with interruptible(hint), progress_bar(operations, ("analysing", "writing")) as progress:
             done = prune_checkpoint(
                 listed, out, dry_run=dry_run, report=report_file, threads=threads,
                 progress=progress, **given,
@@ -374,16 +350,6 @@ def _target(argument: str) -> Iterator[None]:
         raise
     except (FileError, InvalidValueError) as error:
         raise click.BadParameter(printable(str(error)), param_hint=argument) from None
-
-
-@contextlib.contextmanager
-def _hint(words: str) -> Iterator[None]:
-    """Tell a user who interrupts the work how to resume it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"\n{printable(words)}" if words else "", err=True)
-        raise
 
 
 def _check_report(file: Path | None, argument: str) -> None:

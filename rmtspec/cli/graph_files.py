@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,25 +10,21 @@ from rmtspec._frameworks import adapter_of
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show
 
+if TYPE_CHECKING:
+    from rmtspec.report.report import Report
+
 
 def takes(path: Path) -> bool:
     """Tell whether an adapter reads such a file; raise if what that needs is not installed."""
     return adapter_of(path) is not None
 
 
-def analyze(path: Path, out: Path | None, unfit: Mapping[str, Any], **options: Any) -> None:
-    """Show the report on a model, and write it to `out` if given.
-
-    `unfit` are options by flag that must not be given for such a file.
-    """
-    adapter = _adapter(path, unfit)
+def analyze(path: Path, **options: Any) -> "Report":
+    """Return the report on a model."""
+    adapter: Any = adapter_of(path)
     with progress_bar() as progress:
-        report = adapter.analyze(path, progress=progress, **options)
-    if out is not None:
-        report.save(out)
-    show(report)
-    if out is not None:
-        click.echo(f"Report written to {out}")
+        report: Report = adapter.analyze(path, progress=progress, **options)
+    return report
 
 
 def prune(
@@ -36,7 +32,8 @@ def prune(
     unfit: Mapping[str, Any], options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Plan the pruning of a model, show the plan, and write the result to `out` if given."""
-    adapter = _adapter(path, unfit)
+    refuse(path, unfit)
+    adapter: Any = adapter_of(path)
     if out is not None:
         _check_new(path, out)
     known = None
@@ -64,16 +61,16 @@ def prune(
 def merge(path: Path, out: Path) -> None:
     """Write the model with the factors multiplied out."""
     _check_new(path, out)
-    adapter = _adapter(path, {})
+    adapter: Any = adapter_of(path)
     adapter.save(adapter.merge(path), out)
     click.echo(f"Written to {out}")
 
 
-def _adapter(path: Path, unfit: Mapping[str, Any]) -> Any:
+def refuse(path: Path, unfit: Mapping[str, Any]) -> None:
+    """Refuse options, by flag, that were given and mean nothing for such a file."""
     for flag, value in unfit.items():
         if value not in (None, False):
             raise click.UsageError(f"{flag} does not work on {path.suffix} files. Leave it out.")
-    return adapter_of(path)
 
 
 def _check_new(path: Path, out: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import click
 
+from rmtspec._text import printable
+
 
 @contextlib.contextmanager
 def progress_bar(
@@ -37,6 +39,16 @@ def progress_bar(
             bar.update(task, completed=work.share, description=work.step, words=work.words())
 
         yield step
+
+
+@contextlib.contextmanager
+def interruptible(hint: str) -> Iterator[None]:
+    """Tell a user who interrupts the work how to resume it; nothing if the hint is empty."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\n{printable(hint)}" if hint else "", err=True)
+        raise
 
 
 class _Work:

@@ -122,7 +122,7 @@ def test_bytes_whose_scales_are_beside_are_no_entries(tmp_path):
     }
     checkpoint = listed(tmp_path, tensors)
     # One number for all of it leaves the spectrum's shape; what has more than 8 bits is itself.
-    assert list(checkpoint.matrices) == ["one.weight", "none.weight", "wide.weight"]
+    assert list(checkpoint.matrices) == ["none.weight", "one.weight", "wide.weight"]
     why = {entry["name"]: entry["reason"] for entry in checkpoint.skipped}
     assert why["blocks.weight"] == (
         "quantised, its scales are in blocks.weight_scale_inv: convert it to BF16 first"

@@ -299,3 +299,29 @@ def test_what_to_do_with_files_that_are_not_read(tmp_path, name, hint):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(FileError, match=f"has the suffix .*{hint}"):
         matrices_in(tmp_path / name)
+
+
+def test_layers_are_in_the_order_in_which_people_count(tmp_path):
+    names = [f"layers.{k}.{part}.weight" for k in (0, 1, 2, 10, 100) for part in ("down", "up")]
+    mixed = [names[i] for i in (4, 9, 0, 7, 2, 1, 5, 3, 8, 6)]
+    first, second = dict.fromkeys(mixed[:5], noise(3, 2)), dict.fromkeys(mixed[5:], noise(3, 2))
+    folder = write_sharded(tmp_path / "model", {FIRST: first, SECOND: second})
+    listed = matrices_in(folder)
+    assert list(listed.matrices) == names
+    assert list(listed.with_parts(False).matrices) == names
+    assert list(listed.with_parts(False).with_parts(True).matrices) == names
+    single = tmp_path / "arrays"
+    single.mkdir()
+    for name in mixed:
+        np.save(single / f"{name}.npy", noise(3, 2))
+    assert list(matrices_in(single).matrices) == names
+    np.savez(tmp_path / "m.npz", **{name: noise(3, 2) for name in mixed})
+    assert list(matrices_in(tmp_path / "m.npz").matrices) == mixed  # its own order
+
+
+def test_numbers_in_names_of_any_length(tmp_path):
+    names = ["w9" + "0" * 5000, "w10", "w" + "1" * 5000, "w\u0663", "w"]
+    listed = matrices_in(
+        write_safetensors(tmp_path / "m.safetensors", dict.fromkeys(names, noise(3, 2)))
+    )
+    assert set(listed.matrices) == set(names)

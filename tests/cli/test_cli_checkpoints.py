@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from checkpoints import contents, noise, planted, write_sharded
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from rmtspec import cli
+from rmtspec.runs import analyze as analyze_run
 
 SHARDS = {
     "model-00001-of-00002.safetensors": {"a.weight": planted(), "a.bias": noise(120)},
@@ -163,3 +165,52 @@ def test_options_that_do_not_go_together_are_wrong_usage(folder, monkeypatch, ar
     found = run("analyze", folder, *arguments)
     assert found.exit_code == 2
     assert message in found.output
+
+
+def test_several_paths_make_one_report(folder, tmp_path):
+    np.save(tmp_path / "one.npy", planted(seed=4))
+    np.savez(tmp_path / "two.npz", **{"fc.weight": planted(seed=5), "fc.bias": noise(9)})
+    paths = [folder, tmp_path / "one.npy", tmp_path / "two.npz"]
+    done = run("analyze", *paths, "--out", tmp_path / "all.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    found = rows(tmp_path / "all.json")
+    names = ["model/a.weight", "model/b.weight", "one", "two/fc.weight"]
+    assert [row["name"] for row in found] == names
+    assert all(name in done.stdout for name in names)
+    assert "4 analysed, 2 skipped" in done.stdout
+    assert "(model/a.bias, two/fc.bias)" in done.stdout
+    apart = []
+    for path in paths:
+        run("analyze", path, "--out", tmp_path / "each.json")
+        apart += rows(tmp_path / "each.json")
+    assert [{**row, "name": ""} for row in found] == [{**row, "name": ""} for row in apart]
+    costs = run("analyze", *paths, "--dry-run")
+    assert costs.exit_code == 0
+    assert costs.stdout.count("floating-point operations") == 3
+
+
+def test_labels_of_several_paths(tmp_path):
+    for name in ("a/w.npz", "b/w.npz", "b/w.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for path in ("a/w.npz", "b/w.npz"):
+        np.savez(tmp_path / path, v=planted())
+    np.save(tmp_path / "b/w.npy", planted())
+    for paths, labels in (
+        (["a/w.npz", "b/w.npz"], [f"{tmp_path}/a/w.npz/v", f"{tmp_path}/b/w.npz/v"]),
+        (["b/w.npz", "b/w.npy"], ["w.npz/v", "w.npy/w"]),
+    ):
+        run("analyze", *(tmp_path / p for p in paths), "--out", tmp_path / "r.json")
+        assert [row["name"] for row in rows(tmp_path / "r.json")] == labels
+
+
+def test_several_paths_that_cannot_be_done(folder, tmp_path, monkeypatch):
+    for words, message in (
+        ([folder, folder], "is given twice"),
+        ([folder, tmp_path, "--resume", tmp_path / "j"], "--resume keeps the journal of one PATH"),
+        ([], "Missing argument 'PATH...'"),
+    ):
+        done = run("analyze", *words)
+        assert (done.exit_code, message in done.stderr, done.stdout) == (2, True, "")
+    monkeypatch.setattr(analyze_run, "analyze_checkpoint", pytest.fail)  # before any work
+    done = run("analyze", folder, tmp_path / "none.npy")
+    assert (done.exit_code, "none.npy does not exist" in done.stderr) == (1, True)

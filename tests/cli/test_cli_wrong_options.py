@@ -179,7 +179,7 @@ def test_python_m_rmtspec_is_the_command():
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("Usage: rmtspec analyze [OPTIONS] PATH\n")
+    assert done.stderr.startswith("Usage: rmtspec analyze [OPTIONS] PATH...\n")
     assert "--jobs is 0; expected a whole number other than 0." in done.stderr
 
 

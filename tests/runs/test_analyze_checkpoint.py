@@ -31,7 +31,7 @@ SHARDS = {
         "h.0.attn.bias": noise(1, 1, 8, 8),
     },
 }
-NAMES = ["small.weight", "fc.weight", "conv.weight", "low.weight", "wide.weight"]
+NAMES = ["conv.weight", "fc.weight", "low.weight", "small.weight", "wide.weight"]
 LARGEST_FIRST = [
     "fc.weight",
     "wide.weight",
@@ -70,7 +70,7 @@ def test_the_report_is_that_of_analyze_many(folder, tmp_path):
     for options in ({}, {"journal": tmp_path / "j"}, {"journal": tmp_path / "j"}):
         found = scan(folder, beta=0.01, **options)
         assert timeless(found) == timeless(expected)
-        assert [row["name"] for row in found.rows] == NAMES  # as in the files
+        assert [row["name"] for row in found.rows] == NAMES
         assert list(found.matrices) == NAMES
         for name, matrix in found.matrices.items():
             same = expected.matrices[name].spectrum.eigenvalues
