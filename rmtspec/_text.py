@@ -33,6 +33,11 @@ def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
     ]
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number and its noun: "1 matrix", "1,200 matrices"; `many` if it is not one + s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Return the key that sorts names by the numbers in them: "layers.2" before "layers.10"."""
     pieces = re.findall(r"[0-9]{1,18}|[^0-9]+", name)

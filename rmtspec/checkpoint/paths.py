@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from rmtspec._frameworks import SUFFIXES, suffix_of
-from rmtspec._text import listed
+from rmtspec._text import counted, listed
 from rmtspec.errors import FileError
 
 #: Suffixes of files that are read without a framework.
@@ -82,8 +82,9 @@ def _snapshot(folder: Path) -> Path:
     if len(known) != 1:
         words = listed(known, most=4) if known else "none"
         raise FileError(
-            f"{folder} is a folder of the Hugging Face cache with {len(known)} snapshots, {words}; "
-            "expected one, or the one that refs/main names. Name a folder in snapshots."
+            f"{folder} is a folder of the Hugging Face cache with "
+            f"{counted(len(known), 'snapshot')}, {words}; expected one, or the one that "
+            "refs/main names. Name a folder in snapshots."
         )
     return snapshots / known[0]
 
@@ -149,7 +150,7 @@ def _indexed(index: Path) -> WeightFiles:
     missing = [file for file, place in files.items() if not place.is_file()]
     if missing:
         raise FileError(
-            f"{folder} is incomplete: {index.name} lists {len(files)} files, but "
+            f"{folder} is incomplete: {index.name} lists {counted(len(files), 'file')}, but "
             f"{listed(missing, most=4)} {'is' if len(missing) == 1 else 'are'} missing. "
             "Download or copy what is missing."
         )

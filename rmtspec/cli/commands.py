@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from rmtspec import __version__
-from rmtspec._text import printable
+from rmtspec._text import counted, printable
 from rmtspec.cli import graph_files
 from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
@@ -311,7 +311,7 @@ def merge(folder: Path, out: Path) -> None:
     with _target("OUT"):
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
-    count = "1 matrix" if len(merged) == 1 else f"{len(merged)} matrices"
+    count = counted(len(merged), "matrix", "matrices")
     click.echo(f"{count} multiplied out. Written to {out}")
 
 

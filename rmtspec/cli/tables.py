@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rmtspec._text import grouped
+from rmtspec._text import counted, grouped
 from rmtspec.cli.progress import duration
 from rmtspec.cli.wording import spoken
 
@@ -63,7 +63,7 @@ def show_costs(costs: "DryRun", other: "DryRun") -> None:
     table(header, lines, numeric=("matrices", "break-even", "operations", "time"))
     several = f" with {costs.n_jobs} processes" if costs.n_jobs > 1 else ""
     click.echo(
-        f"{len(costs.rows)} matrices, {costs.parameters:,} parameters, "
+        f"{counted(len(costs.rows), 'matrix', 'matrices')}, {costs.parameters:,} parameters, "
         f"{costs.operations:.3g} floating-point operations"
     )
     click.echo(

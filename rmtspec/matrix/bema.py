@@ -12,7 +12,7 @@ from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import aligned, counted
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import upper_quantile
@@ -108,7 +108,9 @@ class BulkFit:
     def __repr__(self) -> str:
         if self.reason:
             return aligned("BulkFit", [("reason", self.reason), ("n, p", f"{self.n}, {self.p}")])
-        removed = f", {self.n_removed} spikes removed in {self.iterations} fits"
+        removed = (
+            f", {counted(self.n_removed, 'spike')} removed in {counted(self.iterations, 'fit')}"
+        )
         how = self.refinement + (removed if self.refinement == "refined" else "")
         pairs: list[tuple[str, object]] = [
             ("variance", self.variance),

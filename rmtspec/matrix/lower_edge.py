@@ -9,7 +9,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import aligned, counted
 from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import upper_quantile
@@ -69,7 +69,7 @@ class LowerEnd:
             ("threshold", self.threshold),
             ("below", f"{self.n_below} of {self.p}"),
             zero,
-            ("options", f"beta {self.beta:g}, {self.n_components} components left out"),
+            ("options", f"beta {self.beta:g}, {counted(self.n_components, 'component')} left out"),
         ]
         return aligned("LowerEnd", pairs)
 
@@ -189,7 +189,8 @@ def _law_of(
     ratio = (spec.p - removed) / (spec.n - removed)
     if not math.isclose(fit.ratio, ratio, rel_tol=1e-9):
         raise InvalidValueError(
-            f"`fit` is a law of ratio {fit.ratio:.6g}, and without {removed} components `spec` has "
+            f"`fit` is a law of ratio {fit.ratio:.6g}, and without "
+            f"{counted(removed, 'component')} `spec` has "
             f"({spec.p} - {removed}) / ({spec.n} - {removed}) = {ratio:.6g}; expected the law of "
             "these eigenvalues. Pass its number of components as `n_components`."
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike, file_target, finished_file
-from rmtspec._text import aligned
+from rmtspec._text import aligned, counted
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
@@ -253,13 +253,14 @@ class Calibration:
             span = f"{min(held):,}" if min(held) == max(held) else f"{min(held):,} to {max(held):,}"
             pairs.append(("held out", f"{span} rows of each input"))
         if self.gradient:
-            words = f"{self.gradient}, {self.losses:,} losses, {len(self.output_weights)} layers"
-            pairs.append(("gradients", words))
+            losses = counted(self.losses, "loss", "losses")
+            layers = counted(len(self.output_weights), "layer")
+            pairs.append(("gradients", f"{self.gradient}, {losses}, {layers}"))
         if self.hidden_units:
             words = f"can leave; hidden layers: {len(self.hidden_units)}"
             pairs.append(("hidden units", words))
         if self.without_gradient:
-            pairs.append(("without gradient", f"{len(self.without_gradient)} layers"))
+            pairs.append(("without gradient", counted(len(self.without_gradient), "layer")))
         pairs.append(("size", f"{self.nbytes / 2**20:,.1f} MiB"))
         return aligned("Calibration", pairs)
 

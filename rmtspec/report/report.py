@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rmtspec._files import PathLike, json_text, read_json, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import grouped, nearest, printable, text
+from rmtspec._text import counted, grouped, nearest, printable, text
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report.frame import data_frame
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
@@ -222,7 +222,7 @@ class Report:
         more = sum(row["parameters_before"] - row["parameters_after"] for row in failing)
         if more and not self.totals:
             count = sum(row["saves"] for row in failing)
-            ones = "1 matrix" if count == 1 else f"{count} matrices"
+            ones = counted(count, "matrix", "matrices")
             judged = not self._by_fit and any("verdict" in row for row in failing)
             why = "not known to have a noise-like bulk" if judged else "whose fit is rejected"
             words += f"; {ones} {why} would save {more:,} more"

@@ -6,7 +6,7 @@ from typing import Any
 
 import joblib
 
-from rmtspec._text import aligned, grouped
+from rmtspec._text import aligned, counted, grouped
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.stored import StoredMatrix, named_dtype
 from rmtspec.errors import InvalidValueError
@@ -65,10 +65,11 @@ class DryRun:
         return sorted(groups.values(), key=lambda group: -group["operations"])
 
     def __repr__(self) -> str:
+        processes = counted(self.n_jobs, "process", "processes")
         pairs: list[tuple[str, object]] = [
             ("matrices", len(self.rows)), ("parameters", f"{self.parameters:,}"),
             ("operations", f"{self.operations:.3g}"),
-            ("seconds", f"{self.seconds:.3g} (estimated, {self.n_jobs} processes)"),
+            ("seconds", f"{self.seconds:.3g} (estimated, {processes})"),
             ("memory", f"{self.memory / 1e9:.2g} GB (estimated)"),
         ]  # fmt: skip
         pairs += [("skipped", f"{names}: {reason}") for reason, names in grouped(self.skipped)]

@@ -10,7 +10,7 @@ from typing import Any
 from rmtspec import _checks
 from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
 from rmtspec._records import plain, versions
-from rmtspec._text import grouped
+from rmtspec._text import counted, grouped
 from rmtspec.checkpoint.companions import copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
@@ -364,9 +364,10 @@ def _check_same(decided: Plan, work: WorkFolder) -> None:
         work.journal.add({"cut": cut})
     elif earlier != cut:
         raise FileError(
-            f"{work.path} holds the work of another plan, which cuts {len(earlier)} matrices; this "
-            f"one cuts {len(cut)}, or others. Call it the same way to resume; otherwise name "
-            f"another folder, or delete {work.path}."
+            f"{work.path} holds the work of another plan, which cuts "
+            f"{counted(len(earlier), 'matrix', 'matrices')}; this one cuts {len(cut)}, or others. "
+            "Call it the same way to resume; otherwise name another folder, or delete "
+            f"{work.path}."
         )
 
 

@@ -219,7 +219,7 @@ def test_a_matrix_instead_of_a_spectrum():
 
 def test_repr_and_dict():
     fit = fit_of(ensembles.spiked(200, 100, [5.0], rng=0), beta=0.01)
-    assert "refined, 1 spikes removed" in repr(fit)
+    assert "refined, 1 spike removed" in repr(fit)
     row = fit.to_dict()
     assert row["n_spikes"] == 1
     assert row["spikes"] == fit.spikes.tolist()

@@ -118,8 +118,8 @@ def test_the_command_reads_no_tensor(tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     for path, words in (
         (index, "4 matrices, 9,520 parameters, 7.65e+05 floating-point operations"),
-        (tmp_path / "w.npz", "1 matrices, 2,400 parameters"),
-        (tmp_path / "w.npy", "1 matrices, 2,400 parameters"),
+        (tmp_path / "w.npz", "1 matrix, 2,400 parameters"),
+        (tmp_path / "w.npy", "1 matrix, 2,400 parameters"),
     ):
         done = run("analyze", path, "--dry-run")
         assert (done.exit_code, done.stderr) == (0, "")
@@ -152,5 +152,5 @@ def test_a_header_alone_is_enough(tmp_path, monkeypatch):
         np.lib.format.write_array_header_2_0(stream, header)
         stream.truncate(stream.tell() + 2**36)
     done = run("analyze", path, "--dry-run")
-    assert "1 matrices, 34,359,738,368 parameters, 1.17e+15 floating-point" in done.stdout
+    assert "1 matrix, 34,359,738,368 parameters, 1.17e+15 floating-point" in done.stdout
     assert f"{cost(2**20, 2**15).memory / 1e9 + 0.2:.1f} GB of memory" in done.stdout

@@ -37,7 +37,10 @@ def state_dict_in(
             f"{file} holds a {type(content).__name__}, not a state dict of tensors. Save "
             "model.state_dict() in it."
         )
-    shown = [f"{name!r} ({len(state)} entries)" for name, state in found.items()]
+    shown = [
+        f"{name!r} ({len(state)} {'entry' if len(state) == 1 else 'entries'})"
+        for name, state in found.items()
+    ]
     if key is not None and key not in found:
         raise FileError(
             f"{file} has no state dict under the key {key!r}; expected one of "
