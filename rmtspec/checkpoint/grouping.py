@@ -14,7 +14,7 @@ from rmtspec.terms import Kind, Why
 _Shapes = Mapping[str, tuple[int, ...]]
 #: Matches the last part of the name of a layer that looks rows up.
 _EMBEDDING = re.compile(
-    r"embed(?!_out)|(^|_)(emb|wte|wpe)(_|$)|^shared$|^relative_attention_bias$", re.IGNORECASE
+    r"embed(?!_out)|(^|_)(embd?|wte|wpe)(_|$)|^shared$|^relative_attention_bias$", re.IGNORECASE
 )
 #: Matches last parts of the names of tensors that are not weights, with what they are instead.
 _NOT_WEIGHTS = (

@@ -11,6 +11,7 @@ from typing import Any
 from rmtspec._files import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
 from rmtspec._text import aligned, natural
+from rmtspec.checkpoint.gguf_reader import gguf_tensors
 from rmtspec.checkpoint.grouping import group
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
@@ -99,7 +100,8 @@ def matrices_in(
     Parameters
     ----------
     path : path
-        A .safetensors file (including float16, bfloat16 and float8), .npz or .npy; a .pt, .pth,
+        A .safetensors file (including float16, bfloat16 and float8), .npz or .npy; a .gguf file,
+        which is dequantised (requires gguf), with its parts if it is numbered; a .pt, .pth,
         .pth.tar, .bin or .ckpt file of torch.save, also one of a training loop, or a TorchScript
         archive (requires torch); a folder that holds an index
         (``model.safetensors.index.json``) and its shards, a single file, or .npy files; or the
@@ -182,6 +184,10 @@ def _read(
             metadata = stored_metadata(file) | metadata
         elif suffix == ".npy":
             listed = [npy_tensor(file)]
+        elif suffix == ".gguf":
+            listed, skipped, about = gguf_tensors(file)
+            unread += skipped
+            metadata = about | metadata
         else:
             listed, skipped = (
                 npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file, key)

@@ -10,7 +10,7 @@ from rmtspec._text import counted, listed
 from rmtspec.errors import FileError
 
 #: Suffixes of files that are read without a framework.
-PLAIN = (".safetensors", ".npz", ".npy")
+PLAIN = (".safetensors", ".npz", ".npy", ".gguf")
 INDEX = ".index.json"
 #: "model-00001-of-00008.safetensors"
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
@@ -45,7 +45,18 @@ def weight_files(path: Path) -> WeightFiles:
         raise FileError(words.rstrip())
     if not path.is_file():
         raise FileError(f"{path} is not a regular file; expected {EXPECTED}. Save it as one.")
-    return WeightFiles((path,), path.parent, None)
+    return WeightFiles(_with_its_shards(path), path.parent, None)
+
+
+def _with_its_shards(path: Path) -> tuple[Path, ...]:
+    """Return a file, or all of a numbered set of GGUF files, which has no index."""
+    match = _NUMBERED.match(path.stem) if path.suffix.lower() == ".gguf" else None
+    if match is None:
+        return (path,)
+    pattern = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf", re.I)
+    names = sorted(file.name for file in path.parent.iterdir() if pattern.fullmatch(file.name))
+    _check_numbers(path.parent, names)
+    return tuple(path.parent / name for name in names)
 
 
 EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(SUFFIXES)} file or a folder of them"
@@ -54,7 +65,6 @@ EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(SUFFIXES)} file or a folder of the
 _IN_TRANSFORMERS = "then save_pretrained writes a folder that is read here."
 #: What to do with files that are not read.
 _HINTS = {
-    ".gguf": f"transformers reads it, from_pretrained(..., gguf_file=...), {_IN_TRANSFORMERS}",
     ".onnx": "Name the weights that it was exported from.",
     ".h5": "Save its arrays with numpy.savez.",
     ".keras": "Save its arrays, model.get_weights(), with numpy.savez.",
@@ -92,7 +102,7 @@ def _snapshot(folder: Path) -> Path:
 def _in_folder(folder: Path) -> WeightFiles:
     # Not `is_file`, so that a broken link is reported as missing.
     names = sorted(child.name for child in folder.iterdir() if not child.is_dir())
-    for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt"):
+    for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt", ".gguf"):
         files = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
         indices = [n for n in names if n.endswith(suffix + INDEX)]
         if suffix in SUFFIXES:
@@ -110,7 +120,8 @@ def _in_folder(folder: Path) -> WeightFiles:
         files = [name for name in _USUAL if name in files][:1] or files
         if files:
             _check_numbers(folder, files)
-            if len(files) > 1 and suffix in (*SUFFIXES, ".npz"):
+            one_model = suffix == ".gguf" and _one_set(files)
+            if len(files) > 1 and suffix in (*SUFFIXES, ".npz", ".gguf") and not one_model:
                 raise FileError(
                     f"{folder} has {len(files)} {suffix} files and no index: "
                     f"{listed(files, most=4)}. Name one of them."
@@ -159,6 +170,12 @@ def _indexed(index: Path) -> WeightFiles:
         raise _damaged(index, f"it lists {wrong[0]!r}; expected .safetensors or .bin files")
     names = {name: files[file] for name, file in places.items()}
     return WeightFiles(tuple(files.values()), folder, names)
+
+
+def _one_set(names: list[str]) -> bool:
+    """Tell whether all files are of one numbered set."""
+    sets = [_NUMBERED.match(name.rpartition(".")[0]) for name in names]
+    return len({match and (match["stem"], match["count"]) for match in sets}) == 1 and all(sets)
 
 
 def _check_numbers(folder: Path, names: list[str]) -> None:

@@ -47,6 +47,13 @@ class StoredTensor(abc.ABC):
     def __call__(self) -> NDArray[Any]:
         """Return the tensor; bytes (uint8, one dimension) if numpy has no such dtype."""
 
+    def steps(self) -> NDArray[Any] | None:
+        """Return the distance of neighbouring values at each entry of a quantised tensor.
+
+        None if it is not quantised, or its values are not equidistant.
+        """
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class MappedTensor(StoredTensor):
@@ -65,15 +72,7 @@ class MappedTensor(StoredTensor):
 
     def __call__(self) -> NDArray[Any]:
         """Return the tensor, memory-mapped; bytes if numpy has no such dtype."""
-        raw: NDArray[Any] = np.empty(0, np.uint8)
-        if self.nbytes:  # an empty tensor cannot be mapped
-            try:
-                raw = np.memmap(self.path, np.uint8, "r", self.begin, (self.nbytes,))
-            except (OSError, ValueError) as error:
-                raise FileError(
-                    f"{self.path} cannot be read at {self.name!r}: {error}. Has it changed in the "
-                    "meantime? Read it again."
-                ) from error
+        raw = mapped(self.path, self.name, self.begin, self.nbytes)
         if not self.numpy_name:
             return raw
         order: Any = self.order
@@ -191,8 +190,28 @@ class StoredMatrix:
         FileError
             The file is damaged, or has changed since it was listed.
         """
-        tensor = self.tensor()
+        return self._of(self.tensor())
+
+    def rounding(self) -> tuple[str, NDArray[Any]] | None:
+        """Return how the matrix was quantised, and the step at each entry; None if not known."""
+        steps = self.tensor.steps()
+        return None if steps is None else (self.tensor.dtype, self._of(steps))
+
+    def _of(self, tensor: NDArray[Any]) -> NDArray[Any]:
         return tensor.reshape(self.sides) if self.part is None else self.part.of(tensor)
+
+
+def mapped(path: str, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:
+    """Return the bytes of the tensor called `name` in a file, memory-mapped."""
+    if not nbytes:  # an empty tensor cannot be mapped
+        return np.empty(0, np.uint8)
+    try:
+        return np.memmap(path, np.uint8, "r", begin, (nbytes,))
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"{path} cannot be read at {name!r}: {error}. Has it changed in the meantime? Read it "
+            "again."
+        ) from error
 
 
 def named_dtype(name: str) -> np.dtype[Any]:

@@ -106,8 +106,9 @@ def analyze(
 ) -> None:  # fmt: skip
     """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
 
-    PATH is a .safetensors, .npz, .npy, .pt, .pth, .bin, .ckpt or .onnx file, or a folder that holds
-    an index and its shards, a single file, or .npy files. Only one matrix is in memory at a time.
+    PATH is a .safetensors, .npz, .npy, .gguf, .pt, .pth, .bin, .ckpt or .onnx file, or a folder
+    that holds an index and its shards, a single file, or .npy files. Only one matrix is in memory
+    at a time.
     Several paths make one report, with the name of its file before that of each matrix.
     """
     options = {name: value for name, value in numbers.items() if value is not None}
@@ -301,7 +302,10 @@ def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) 
 @click.argument("folder", metavar="IN", type=_PATH)
 @click.argument("out", type=_PATH)
 def merge(folder: Path, out: Path) -> None:
-    """Multiply the factors in IN, from prune, into dense weights in OUT, a new folder or .onnx."""
+    """Write the weights of IN as plain numbers in OUT, a new folder or .onnx file.
+
+    Factors in IN, which prune wrote, are multiplied out; a .gguf file is dequantised.
+    """
     from rmtspec._files import empty_folder
     from rmtspec.runs.merge import merge_checkpoint
 
@@ -312,7 +316,8 @@ def merge(folder: Path, out: Path) -> None:
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
     count = counted(len(merged), "matrix", "matrices")
-    click.echo(f"{count} multiplied out. Written to {out}")
+    done = "dequantised" if folder.suffix.lower() == ".gguf" else "multiplied out"
+    click.echo(f"{count} {done}. Written to {out}")
 
 
 @main.command()

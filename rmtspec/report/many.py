@@ -9,6 +9,7 @@ from typing import Any
 from rmtspec._arrays import is_model
 from rmtspec._records import versions
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
+from rmtspec.matrix.rounding_level import rounding_level
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -87,6 +88,7 @@ class Plain:
 
     def __init__(self, matrix: Any) -> None:
         self.kind = getattr(matrix, "kind", None)
+        self.rounding = getattr(matrix, "rounding", None)
         self._matrix = matrix
 
     def __call__(self) -> Any:
@@ -162,9 +164,15 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
         kind = options.kind or getattr(value, "kind", None)
         if isinstance(value, Plain):
             options = dataclasses.replace(options, noise="mp")
+        rounding = getattr(value, "rounding", None)
         if callable(value) and not is_model(value):
             value = value()
-        return report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX.value, options)
+        report = report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX, options)
+        quantised = rounding() if callable(rounding) else None
+        if quantised is not None:
+            level = rounding_level(report.spectrum, *quantised)
+            report = dataclasses.replace(report, rounding=level)
+        return report
     except RmtspecError as error:
         return Skipped(str(error), unread=isinstance(error, FileError))
     except Exception as error:

@@ -23,6 +23,7 @@ from rmtspec.matrix.noise import noise_of, plain_noise
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
 from rmtspec.matrix.rank import RankDecision, RankOptions, decide
+from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.plot.esd import plot_esd
 from rmtspec.report.options import AnalysisOptions
@@ -65,6 +66,8 @@ class MatrixReport:
         these applies.
     seconds : float
         Wall time of the analysis.
+    rounding : RoundingLevel or None
+        How far up the rounding of a quantised file reaches; None for any other matrix.
     """
 
     name: str
@@ -79,6 +82,7 @@ class MatrixReport:
     reliable: bool
     reason: str
     seconds: float
+    rounding: RoundingLevel | None = None
 
     @property
     def components(self) -> Components | None:
@@ -138,6 +142,10 @@ class MatrixReport:
         pairs.append(("verdict", f"{noise.verdict}: {noise.reason}"))
         if noise.remarks:
             pairs.append(("remarks", noise.remarks))
+        if self.rounding is not None:
+            level = self.rounding
+            words = f"{level.n_below} of {spec.p} singular values within it"
+            pairs.append(("rounding", f"{level.method}, up to {level.edge:.6g}: {words}"))
         if self.lower_end.n_below > 0:
             pairs.append(("below the bulk", f"{self.lower_end.n_below} values smaller than noise"))
         if rank.rank or not fit.reason:
@@ -192,6 +200,10 @@ COLUMNS: dict[str, Callable[[MatrixReport], Any]] = {
     "noise_variance_high": lambda m: m.noise_variance and m.noise_variance.high,
     "lower_threshold": lambda m: m.lower_end.threshold,
     "n_below": lambda m: m.lower_end.n_below,
+    "quantised": lambda m: m.rounding and m.rounding.method,
+    "rounding_variance": lambda m: m.rounding and m.rounding.variance,
+    "rounding_edge": lambda m: m.rounding and m.rounding.edge,
+    "n_below_rounding": lambda m: m.rounding and m.rounding.n_below,
     "rank": lambda m: m.rank.rank,
     "rule": lambda m: m.rank.rule,
     "keep": lambda m: m.rank.keep,

@@ -13,12 +13,14 @@ from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
+from rmtspec.checkpoint.gguf_export import is_gguf
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_record import fit_of, record_of
 from rmtspec.matrix.noise_variance import NoiseVariance
+from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of
@@ -117,6 +119,8 @@ def analyze_checkpoint(
     if not chosen:
         raise InvalidValueError(nothing_in(listed.path, skipped, selection.unmet))
     settings |= selection.settings
+    if is_gguf(listed):
+        settings["metadata"] = listed.metadata
     run = functools.partial(
         outcomes, chosen, analysis, n_jobs=n_jobs, threads=threads, progress=progress
     )
@@ -181,6 +185,8 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
         return {"name": name, "skipped": outcome.reason}
     spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
     entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
+    if outcome.rounding is not None:
+        entry["rounding"] = outcome.rounding.to_dict()
     if outcome.noise.model != "mp":  # the plain fit follows from the spectrum
         variance = outcome.noise_variance
         entry["noise"] = _packed(record_of(outcome.noise))
@@ -230,6 +236,7 @@ def _from_entry(
     try:
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
         spectrum, known = Spectrum.from_dict(_spectrum(stored)), _known(entry)
+        rounding = RoundingLevel(**entry["rounding"]) if "rounding" in entry else None
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
@@ -239,7 +246,7 @@ def _from_entry(
         options = dataclasses.replace(options, noise="mp")
     kind = options.kind or matrix.kind
     report = report_on(spectrum, entry["name"], kind, options, known=known)
-    return dataclasses.replace(report, seconds=seconds)
+    return dataclasses.replace(report, seconds=seconds, rounding=rounding)
 
 
 def _on_device(device: Any, n_jobs: int | None) -> Any:

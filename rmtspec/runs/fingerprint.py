@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from rmtspec.checkpoint.gguf_reader import GgufTensor
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.stored import StoredTensor, ZippedTensor
 
@@ -35,7 +36,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 def _sample(tensor: StoredTensor) -> bytes:
     if isinstance(tensor, ZippedTensor):
         return tensor.checksum.to_bytes(4, "little")
-    flat = tensor().reshape(-1, order="A")  # in memory order, without a copy if possible
+    content = tensor.raw() if isinstance(tensor, GgufTensor) else tensor()
+    flat = content.reshape(-1, order="A")  # in memory order, without a copy if possible
     raw = np.ascontiguousarray(flat).view(np.uint8)
     if raw.size <= _SAMPLED:
         return raw.tobytes()

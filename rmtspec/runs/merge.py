@@ -19,6 +19,7 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.runs.dequantised import dequantised
 from rmtspec.runs.stored_forms import Computed, decode, joined_kernel, pivoted_outer, widened
 from rmtspec.terms import Form
 
@@ -41,7 +42,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     ----------
     folder : path
         A folder written by `rmtspec.prune_checkpoint` with factors, or by `save` of the torch
-        adapter, with or without splits. It is only read.
+        adapter, with or without splits; or a GGUF file, whose weights are dequantised, under their
+        names in transformers if it is of the family of Llama or Qwen. It is only read.
     out : path
         A folder that does not exist yet or is empty. It receives ``model.safetensors``, or as many
         shards as `folder` has and their index, and the other files of `folder` (configs,
@@ -50,7 +52,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     Returns
     -------
     list of str
-        Names of the tensors that were multiplied out.
+        Names of the tensors that were multiplied out, or dequantised.
 
     Raises
     ------
@@ -87,6 +89,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
         given = type(folder).__name__
         raise InvalidTypeError(f"`folder` is a {given}; expected the path of a folder.")
     place = Path(folder)
+    if place.suffix.lower() == ".gguf":
+        return dequantised(place, out)
     manifest = Manifest.read(place)
     empty_folder(out)
     check_outside(out, place)

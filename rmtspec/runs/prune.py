@@ -12,6 +12,7 @@ from rmtspec._files import PathLike, check_outside, check_space, check_writable,
 from rmtspec._records import plain, versions
 from rmtspec._text import counted, grouped
 from rmtspec.checkpoint.companions import copy_companions
+from rmtspec.checkpoint.gguf_export import in_transformers, write_config
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
@@ -191,7 +192,7 @@ def prune_checkpoint(
     # Splitting takes layers whole; a stack of experts stays one tensor in either mode.
     truncates = asked.mode == Action.TRUNCATE
     listed = path if isinstance(path, Checkpoint) else matrices_in(path)
-    listed = listed.with_parts(truncates)
+    listed = in_transformers(listed.with_parts(truncates))
     refuse_factors(listed)
     _check_copyable(listed)
     weights = weights_in(listed, calibration, objective)
@@ -326,6 +327,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
         row.update(measured if isinstance(measured, dict) else {"weight_error": measured})
     write_index(work.content, stem, named)
     copy_companions(task.listed.path, work.content)
+    write_config(task.listed, work.content)
     if task.form == "factors":
         splits = tuple(
             SplitEntry(

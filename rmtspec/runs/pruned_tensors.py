@@ -66,8 +66,8 @@ def outgoing_files(
             outgoing += _factors(cuts[name][0])
         else:
             outgoing.append(_truncated(tensor, cuts[name]))
-    if any(path.endswith(".npy") for path in files):
-        return _packed([tensor for each in files.values() for tensor in each])
+    if any(path.endswith((".npy", ".gguf")) for path in files):
+        return in_shards([tensor for each in files.values() for tensor in each])
     return list(files.values())
 
 
@@ -162,7 +162,7 @@ def _truncated(tensor: StoredTensor, cuts: list[_Cut]) -> Outgoing:
     )  # fmt: skip
 
 
-def _packed(tensors: list[Outgoing]) -> list[list[Outgoing]]:
+def in_shards(tensors: list[Outgoing]) -> list[list[Outgoing]]:
     """Return files of at most `SHARD_BYTES`, or of a single tensor that is larger."""
     files: list[list[Outgoing]] = []
     size = 0
