@@ -19,8 +19,8 @@ from rmtspec.terms import Why
 #: Types that are not quantised, with the name of the dtype.
 _PLAIN = {"F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "F64": "<f8", "I8": "|i1", "I16": "<i2",
           "I32": "<i4", "I64": "<i8"}  # fmt: skip
-#: Entries that are dequantised at a time.
-_ENTRIES = 2**20
+#: Entries that are dequantised at a time: the gguf package makes several arrays of that size.
+_ENTRIES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class GgufTensor(StoredTensor):
         """Return the distance of neighbouring values at each entry; None if it is not known."""
         if self.dtype not in EQUIDISTANT or not self.shape:
             return None
-        steps = steps_in(self.dtype, self.raw().reshape(-1, _block(self.dtype)[1]))
+        steps = steps_in(self.dtype, np.asarray(self.raw()).reshape(-1, _block(self.dtype)[1]))
         each = math.prod(self.shape) // max(steps.size, 1)
         return self._ordered(steps.reshape(-1).repeat(each).reshape(self.shape))
 
@@ -69,13 +69,13 @@ class GgufTensor(StoredTensor):
         from gguf import GGMLQuantizationType, dequantize
 
         kind, (per_block, size) = GGMLQuantizationType[self.dtype], _block(self.dtype)
-        blocks = self.raw().reshape(-1, size)
+        blocks = np.asarray(self.raw()).reshape(-1, size)
         values = np.empty((len(blocks), per_block), np.float32)
         count = _ENTRIES // per_block
         with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale shows as not finite
             for start in range(0, len(blocks), count):
                 part = slice(start, start + count)
-                values[part] = dequantize(blocks[part], kind)
+                values[part] = dequantize(blocks[part].reshape(1, -1), kind).reshape(-1, per_block)
         return values
 
     def _ordered(self, values: NDArray[Any]) -> NDArray[Any]:
