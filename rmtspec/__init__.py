@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from rmtspec.report.matrix_report import analyze as analyze
     from rmtspec.report.report import Report as Report
     from rmtspec.runs.analyze import analyze_checkpoint as analyze_checkpoint
+    from rmtspec.runs.extract_lora import extract_lora as extract_lora
     from rmtspec.runs.merge import merge_checkpoint as merge_checkpoint
     from rmtspec.runs.prune import prune_checkpoint as prune_checkpoint
+    from rmtspec.runs.resize_lora import resize_lora as resize_lora
 
 __version__ = "0.1.0"
 
@@ -89,12 +91,14 @@ _HOME = {
     "compare_rules": "report.compare_rules",
     "components": "matrix.components",
     "correlation_traps": "matrix.traps",
+    "extract_lora": "runs.extract_lora",
     "fit_gamma": "matrix.gamma_fit",
     "fit_noise": "matrix.noise",
     "fit_test": "matrix.fit_test",
     "merge_checkpoint": "runs.merge",
     "noise_variance": "matrix.noise_variance",
     "prune_checkpoint": "runs.prune",
+    "resize_lora": "runs.resize_lora",
     "rounding_noise": "matrix.rounding",
     "spectrum": "matrix.spectrum",
     "split": "matrix.split",

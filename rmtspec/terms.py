@@ -229,6 +229,11 @@ class Why(StrEnum):
         "weight_norm, spectral_norm or pruning computes this weight before each forward; "
         "call torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove first"
     )
+    # Of two checkpoints.
+    UNCHANGED = "unchanged"
+    ONLY_IN = "only in {place}"
+    OTHER_SHAPE = "its shape was {before} and is {after}"
+    CHANGED_OTHERWISE = "changed, but no matrix of a layer: an adapter of LoRA cannot hold it"
     # Not read from its file.
     BESIDE_WEIGHTS = "beside the weights, which are under the key {key!r}"
     SECOND_MATRIX = "a second matrix of this name"

@@ -13,6 +13,7 @@ from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
 from rmtspec._text import aligned, natural
 from rmtspec.checkpoint.gguf_reader import gguf_tensors
 from rmtspec.checkpoint.grouping import group
+from rmtspec.checkpoint.lora import Pair, adapter_config, matrices_of, pairs_in
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
@@ -50,6 +51,8 @@ class Checkpoint:
         Content of the ``config.json`` next to the weights; empty if there is none.
     parts : bool
         Whether fused tensors (qkv, gate_up) are divided into their parts.
+    pairs : dict of str to Pair
+        The pairs of factors of an adapter of LoRA, each of which is one matrix; else empty.
     """
 
     path: Path
@@ -61,12 +64,13 @@ class Checkpoint:
     metadata: dict[str, str]
     config: dict[str, Any]
     parts: bool
+    pairs: dict[str, Pair] = dataclasses.field(default_factory=dict)
 
     def with_parts(self, parts: bool) -> "Checkpoint":
         """Return the same with fused tensors divided, or whole; no file is read again."""
         if parts == self.parts:
             return self
-        matrices, skipped = group(self.tensors, self.config, parts=parts)
+        matrices, skipped = _grouped(self.tensors, self.config, parts, self.pairs)
         matrices = _in_order(matrices, self.files)
         skipped = [*self.unread, *skipped]
         return dataclasses.replace(self, matrices=matrices, skipped=skipped, parts=parts)
@@ -89,7 +93,8 @@ def matrices_in(
 ) -> Checkpoint:
     """List the matrices in a weight file or a folder of them, each a callable that loads it.
 
-    Tensors of 2 dimensions are matrices. Those of 4 and 5, and those of 3 that are called a weight
+    Tensors of 2 dimensions are matrices, and so is the product of each pair of factors of an
+    adapter of LoRA, with its scale. Those of 4 and 5, and those of 3 that are called a weight
     or a kernel and are not a stack of experts, are read as convolution kernels: output channels x
     everything else. Attention weights with the heads as an axis are matrices where the
     ``config.json`` names a known model; any other of 3 dimensions is skipped. Each expert of a
@@ -161,11 +166,13 @@ def matrices_in(
             f"{place} cannot be read: {cause(error)}. Check its permissions."
         ) from error
     config = _config(sources.folder)
-    matrices, skipped = group(tensors, config, parts=parts)
+    pairs = pairs_in(tensors, adapter_config(sources.folder))
+    matrices, skipped = _grouped(tensors, config, parts, pairs)
     return Checkpoint(
         path=place, files=sources.files, tensors=tensors,
         matrices=_in_order(matrices, sources.files),
         skipped=[*unread, *skipped], unread=unread, metadata=metadata, config=config, parts=parts,
+        pairs=pairs,
     )  # fmt: skip
 
 
@@ -209,6 +216,16 @@ def _read(
                 f"but {actual}. Download or save the checkpoint again."
             )
     return tensors, unread, metadata
+
+
+def _grouped(
+    tensors: dict[str, StoredTensor], config: dict[str, Any], parts: bool, pairs: dict[str, Pair]
+) -> tuple[dict[str, StoredMatrix], list[dict[str, str]]]:
+    """Return the matrices, a pair of factors as one, and the tensors that are none."""
+    factors = {tensor.name for pair in pairs.values() for tensor in (pair.reading, pair.writing)}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in factors}
+    matrices, skipped = group(rest, config, parts=parts)
+    return matrices_of(pairs) | matrices, skipped
 
 
 def _in_order(matrices: dict[str, StoredMatrix], files: Sequence[Path]) -> dict[str, StoredMatrix]:

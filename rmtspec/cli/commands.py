@@ -1,4 +1,4 @@
-"""The command line: `rmtspec analyze`, `prune`, `merge`, `reproduce` and `demo`.
+"""The command line: `rmtspec analyze`, `prune`, `merge`, `reproduce`, `demo`, and those on LoRA.
 
 Exit status: 0 for success; 1 if the input cannot be used or nothing in it can be analysed; 2 for
 wrong usage; 130 if interrupted.
@@ -15,13 +15,14 @@ from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import counted, printable
-from rmtspec.cli import graph_files
+from rmtspec.cli import graph_files, lora_commands
 from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
+from rmtspec.cli.places import check_report, target
 from rmtspec.cli.progress import interruptible, progress_bar
 from rmtspec.cli.tables import show
 from rmtspec.cli.wording import Command, in_flags
-from rmtspec.errors import FileError, InvalidValueError, OptionError
+from rmtspec.errors import OptionError
 
 _RULES = ("bema", "noise", "gavish-donoho", "screenot", "energy", "fraction", "exact")
 #: Those of `rmtspec.fit_noise`.
@@ -121,7 +122,7 @@ def analyze(
     AnalysisOptions.of(options)
     check_jobs(n_jobs)
     Selection(include, exclude)
-    _check_report(out, "--out")
+    check_report(out, "--out")
     labels = labels_of(paths)
     if out is not None and journal is not None and out.resolve() == journal.resolve():
         raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
@@ -230,7 +231,7 @@ def prune(
     asked = {name: value for name, value in given.items() if name not in apart}
     asked["calibrated"] = calibration is not None
     selection = PlanOptions(**asked, more=more).selection()
-    _check_report(report_file, "--report")
+    check_report(report_file, "--report")
     if graph_files.takes(path):
         made = None if dry_run else out
         graph_files.prune(
@@ -239,7 +240,7 @@ def prune(
         )  # fmt: skip
         return
     if out is not None and not is_finished(out):
-        with _target("OUT"):
+        with target("OUT"):
             empty_folder(out)
     listed = checkpoint.matrices_in(path, parts=given["mode"] == "truncate", key=key)
     if calibration is None and "objective" in given:
@@ -312,12 +313,16 @@ def merge(folder: Path, out: Path) -> None:
     if graph_files.takes(folder):
         graph_files.merge(folder, out)
         return
-    with _target("OUT"):
+    with target("OUT"):
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
     count = counted(len(merged), "matrix", "matrices")
     done = "dequantised" if folder.suffix.lower() == ".gguf" else "multiplied out"
     click.echo(f"{count} {done}. Written to {out}")
+
+
+main.add_command(lora_commands.extract_lora)
+main.add_command(lora_commands.resize_lora)
 
 
 @main.command()
@@ -330,7 +335,7 @@ def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> N
     """Draw a figure of the paper and write its numbers next to it."""
     from rmtspec.reproduce import reproduce_figure as draw
 
-    with _target("--out"):
+    with target("--out"):
         written = draw(figure, n=n, out=out, seed=seed, seeds=seeds)
     for file in written:
         click.echo(str(file))
@@ -342,30 +347,8 @@ def demo(out: Path) -> None:
     """Show on two matrices what this package does, in under a minute."""
     from rmtspec.demo.tour import run_demo
 
-    with _target("--out"):
+    with target("--out"):
         run_demo(out, say=click.echo)
-
-
-@contextlib.contextmanager
-def _target(argument: str) -> Iterator[None]:
-    """Report a place that cannot be written to as wrong usage of the argument that names it."""
-    try:
-        yield
-    except OptionError:
-        raise
-    except (FileError, InvalidValueError) as error:
-        raise click.BadParameter(printable(str(error)), param_hint=argument) from None
-
-
-def _check_report(file: Path | None, argument: str) -> None:
-    """Raise now what writing the report would raise after all the work."""
-    if file is not None:
-        from rmtspec._files import check_writable
-        from rmtspec.report.report import check_suffix
-
-        with _target(argument):
-            check_suffix(file)
-            check_writable(file)
 
 
 def _usable(device: str | None) -> str | None:

@@ -22,7 +22,13 @@ _ON_REQUEST = (Kind.PARAMETER, Kind.RECURRENT)
 
 
 def refuse_factors(listed: Checkpoint) -> None:
-    """Raise if the checkpoint is a model that has already been split."""
+    """Raise if the checkpoint is an adapter, or a model that has already been split."""
+    if listed.pairs:
+        raise FileError(
+            f"{listed.path} is an adapter of LoRA, whose matrices are products of factors already; "
+            "expected a model. Lower its ranks with rmtspec resize-lora, or merge it into its "
+            "model and prune that."
+        )
     for folder in {Path(file).parent for file in listed.files}:
         if (folder / MANIFEST).exists() and any(f.name.startswith("rmtspec") for f in listed.files):
             raise FileError(

@@ -551,7 +551,9 @@ def test_reproduce_wrong_usage(tmp_path, monkeypatch, words, message):
 
 def test_entry_point_is_a_click_group():
     assert isinstance(cli.main, click.Group)
-    assert sorted(cli.main.commands) == ["analyze", "demo", "merge", "prune", "reproduce"]
+    assert sorted(cli.main.commands) == [
+        "analyze", "demo", "extract-lora", "merge", "prune", "reproduce", "resize-lora"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["mlp-784-1000-10-mnist", "resnet20-cifar10"])

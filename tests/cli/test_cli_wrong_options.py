@@ -70,6 +70,23 @@ WRONG = {
     },
     "demo": {"--out": FOLDERS},
     "merge small": {},
+    "extract-lora m.safetensors tuned.safetensors new": {
+        "--rank": [*WHOLE, "-1", "3 --budget .5"],
+        "--budget": INSIDE,
+        "--include": PATTERNS,
+        "--exclude": PATTERNS,
+        "--noise": ["gamma", ""],
+        "--beta": INSIDE,
+        "--rng": ["-1", "1.5", "x"],
+        "--dry-run": [],
+        "--report": REPORTS,
+    },
+    "resize-lora lora.safetensors new": {
+        "--rank": [*WHOLE, "-1"],
+        "--keep": [*SHARES, "0"],
+        "--dry-run": [],
+        "--report": REPORTS,
+    },
 }
 CASES = [
     (command, flag, value)
@@ -85,6 +102,9 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     planted = ensembles.spiked(120, 90, [5, 20], rng=0).astype("float32")
     save_file({"fc.weight": planted}, place / "m.safetensors")
+    save_file({"fc.weight": planted * 1.5}, place / "tuned.safetensors")
+    factors = {"fc.lora_A.weight": planted[:2], "fc.lora_B.weight": planted[:, :2]}
+    save_file(factors, place / "lora.safetensors")
     rmtspec.prune_checkpoint(place / "m.safetensors", None, dry_run=True).save(place / "plan.json")
     rmtspec.prune_checkpoint(place / "m.safetensors", place / "small", bulk_keep=0.0)
     (place / "file").write_text("x")
@@ -107,7 +127,7 @@ def test_a_wrong_value_is_told_in_the_words_of_the_command(
     monkeypatch.chdir(place)
     before = sorted(place.rglob("*"))
     words = [*command.split(), flag, *value.split(" ")]
-    if flag == "--keep" and "--rule" not in words:
+    if flag == "--keep" and words[0] != "resize-lora" and "--rule" not in words:
         words += ["--rule", "energy"]
     done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
     assert (done.exit_code, done.stdout) == (2, "")
