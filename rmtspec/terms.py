@@ -235,6 +235,7 @@ class Why(StrEnum):
     OTHER_SHAPE = "its shape was {before} and is {after}"
     CHANGED_OTHERWISE = "changed, but no matrix of a layer: an adapter of LoRA cannot hold it"
     # Not read from its file.
+    OPTIMIZER_STATE = "state of the optimizer, not weights"
     BESIDE_WEIGHTS = "beside the weights, which are under the key {key!r}"
     SECOND_MATRIX = "a second matrix of this name"
     SECOND_ARRAY = "a second array of this name"

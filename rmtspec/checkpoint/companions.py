@@ -9,7 +9,7 @@ from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.paths import INDEX, PLAIN
 
 #: Suffixes of files that may hold the same weights in another format.
-_WEIGHTS = (*PLAIN, *SUFFIXES, ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
+_WEIGHTS = (*PLAIN, *SUFFIXES, ".onnx", ".ot", ".tflite", ".mlmodel")
 
 
 def companions(path: Path, read: Iterable[Path] = ()) -> tuple[list[Path], list[str]]:

@@ -11,8 +11,10 @@ from typing import Any
 from rmtspec._files import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
 from rmtspec._text import aligned, natural
+from rmtspec.checkpoint.flax_reader import flax_tensors
 from rmtspec.checkpoint.gguf_reader import gguf_tensors
 from rmtspec.checkpoint.grouping import group
+from rmtspec.checkpoint.keras_reader import keras_tensors
 from rmtspec.checkpoint.lora import Pair, adapter_config, matrices_of, pairs_in
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
@@ -106,7 +108,8 @@ def matrices_in(
     ----------
     path : path
         A .safetensors file (including float16, bfloat16 and float8), .npz or .npy; a .gguf file,
-        which is dequantised (requires gguf), with its parts if it is numbered; a .pt, .pth,
+        which is dequantised (requires gguf), with its parts if it is numbered; a .h5 or .keras file
+        of Keras (requires h5py) or a .msgpack file of Flax, with outputs as rows; a .pt, .pth,
         .pth.tar, .bin or .ckpt file of torch.save, also one of a training loop, or a TorchScript
         archive (requires torch); a folder that holds an index
         (``model.safetensors.index.json``) and its shards, a single file, or .npy files; or the
@@ -191,6 +194,9 @@ def _read(
             metadata = stored_metadata(file) | metadata
         elif suffix == ".npy":
             listed = [npy_tensor(file)]
+        elif suffix in (".h5", ".keras", ".msgpack"):
+            listed, skipped = (flax_tensors if suffix == ".msgpack" else keras_tensors)(file)
+            unread += skipped
         elif suffix == ".gguf":
             listed, skipped, about = gguf_tensors(file)
             unread += skipped

@@ -10,8 +10,12 @@ from rmtspec._text import counted, listed
 from rmtspec.errors import FileError
 
 #: Suffixes of files that are read without a framework.
-PLAIN = (".safetensors", ".npz", ".npy", ".gguf")
+PLAIN = (".safetensors", ".npz", ".npy", ".gguf", ".h5", ".keras", ".msgpack")
 INDEX = ".index.json"
+#: Formats that a folder is searched for last.
+_LAST = (".h5", ".keras", ".msgpack")
+#: Files that tell a folder of Orbax.
+_ORBAX = ("manifest.ocdbt", "_CHECKPOINT_METADATA", "_METADATA")
 #: "model-00001-of-00008.safetensors"
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 #: Weight files of a folder without an index; the first that exists is used.
@@ -62,13 +66,9 @@ def _with_its_shards(path: Path) -> tuple[Path, ...]:
 EXPECTED = f"a {', '.join(PLAIN)}, {', '.join(SUFFIXES)} file or a folder of them"
 
 
-_IN_TRANSFORMERS = "then save_pretrained writes a folder that is read here."
 #: What to do with files that are not read.
 _HINTS = {
     ".onnx": "Name the weights that it was exported from.",
-    ".h5": "Save its arrays with numpy.savez.",
-    ".keras": "Save its arrays, model.get_weights(), with numpy.savez.",
-    ".msgpack": f"transformers reads it, from_pretrained(..., from_flax=True), {_IN_TRANSFORMERS}",
     ".zip": "Unpack it, and name the file or folder in it.",
     ".gz": "Unpack it, and name the file or folder in it.",
     ".tar": "Unpack it, and name the file or folder in it.",
@@ -102,7 +102,7 @@ def _snapshot(folder: Path) -> Path:
 def _in_folder(folder: Path) -> WeightFiles:
     # Not `is_file`, so that a broken link is reported as missing.
     names = sorted(child.name for child in folder.iterdir() if not child.is_dir())
-    for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt", ".gguf"):
+    for suffix in (".safetensors", ".bin", ".npy", ".npz", ".pt", ".pth", ".ckpt", ".gguf", *_LAST):
         files = [n for n in names if n.lower().endswith(suffix) and not n.startswith(".")]
         indices = [n for n in names if n.endswith(suffix + INDEX)]
         if suffix in SUFFIXES:
@@ -121,12 +121,17 @@ def _in_folder(folder: Path) -> WeightFiles:
         if files:
             _check_numbers(folder, files)
             one_model = suffix == ".gguf" and _one_set(files)
-            if len(files) > 1 and suffix in (*SUFFIXES, ".npz", ".gguf") and not one_model:
+            if len(files) > 1 and suffix in (*SUFFIXES, ".npz", ".gguf", *_LAST) and not one_model:
                 raise FileError(
                     f"{folder} has {len(files)} {suffix} files and no index: "
                     f"{listed(files, most=4)}. Name one of them."
                 )
             return WeightFiles(tuple(folder / name for name in files), folder, None)
+    if any((folder / name).exists() for name in _ORBAX):
+        raise FileError(
+            f"{folder} is a checkpoint of Orbax, which is not read; expected {EXPECTED}. Restore "
+            "it, and pass its arrays to rmtspec.analyze_many, or save them as .msgpack."
+        )
     inner = sorted(
         child.name
         for child in folder.iterdir()

@@ -22,7 +22,12 @@ _ON_REQUEST = (Kind.PARAMETER, Kind.RECURRENT)
 
 
 def refuse_factors(listed: Checkpoint) -> None:
-    """Raise if the checkpoint is an adapter, or a model that has already been split."""
+    """Raise if the checkpoint is an adapter, has been split, or cannot be written again."""
+    if any(file.suffix.lower() in (".h5", ".keras", ".msgpack") for file in listed.files):
+        raise FileError(
+            f"{listed.path} is read for analysis only, since Keras and Flax load no factors; "
+            "expected weights of another format. Prune the model in PyTorch or as an .onnx file."
+        )
     if listed.pairs:
         raise FileError(
             f"{listed.path} is an adapter of LoRA, whose matrices are products of factors already; "

@@ -355,7 +355,8 @@ def test_npz_two_members_of_one_name(tmp_path):
 
 def test_paths_that_are_no_weight_file(tmp_path):
     expected = (
-        r"expected a .safetensors, .npz, .npy, .gguf, .pt, .pth, .bin, .ckpt, .jit file or a folder"
+        r"expected a .safetensors, .npz, .npy, .gguf, .h5, .keras, .msgpack, .pt, .pth, .bin, "
+        r".ckpt, .jit file or a folder"
     )
     with pytest.raises(FileError, match=f"does not exist; {expected} of them. Check the path"):
         matrices_in(tmp_path / "missing.npy")

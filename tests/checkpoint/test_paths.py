@@ -291,7 +291,7 @@ def test_the_snapshot_that_main_names(cached):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("m.onnx", "exported from"), ("m.h5", "numpy.savez"),
+        ("m.onnx", "exported from"),
         ("m.zip", "Unpack it"), ("m.pkl", "never run"), ("config.json", "an index of shards"),
     ],
 )  # fmt: skip
