@@ -49,7 +49,7 @@ class GgufTensor(StoredTensor):
         """Return its bytes as stored, memory-mapped."""
         return mapped(self.path, self.name, self.begin, self.stored_bytes)
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the values: float32 if quantised, and otherwise as stored."""
         if not self.quantised:
             values = np.require(self.raw().view(named_dtype(self.numpy_name)), requirements="A")

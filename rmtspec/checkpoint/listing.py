@@ -17,7 +17,8 @@ from rmtspec.checkpoint.lora import Pair, adapter_config, matrices_of, pairs_in
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
-from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
+from rmtspec.checkpoint.stamps import Stamp
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged, stamped
 from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, OptionError
 
 #: Formats in which the order of the tensors is not that of the layers.
@@ -74,6 +75,10 @@ class Checkpoint:
         matrices = _in_order(matrices, self.files)
         skipped = [*self.unread, *skipped]
         return dataclasses.replace(self, matrices=matrices, skipped=skipped, parts=parts)
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if a file was rewritten since it was listed."""
+        check_unchanged(self.tensors.values())
 
     def __iter__(self) -> Iterator[tuple[str, StoredMatrix]]:
         return iter(self.matrices.items())
@@ -185,6 +190,7 @@ def _read(
     metadata: dict[str, str] = {}
     for file in sources.files:
         listed: Sequence[StoredTensor]
+        stamp = Stamp.of(file)  # before the header: a change while it is read is noticed too
         suffix = suffix_of(file)
         if suffix == ".safetensors":
             listed = stored_tensors(file)
@@ -200,7 +206,7 @@ def _read(
                 npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file, key)
             )
             unread += skipped
-        for tensor in listed:
+        for tensor in stamped(listed, stamp):
             if tensors.setdefault(tensor.name, tensor) is not tensor:
                 raise FileError(
                     f"{file} and {Path(tensors[tensor.name].path).name} both hold a tensor named "

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged
 from rmtspec.errors import FileError
 from rmtspec.terms import Kind
 
@@ -64,10 +64,14 @@ class LoraProduct(StoredTensor):
 
     pair: Pair
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the product, in float32."""
         outer, inner = self.pair.factors()
         return (outer @ inner).astype(np.float32)
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if a file of the factors was rewritten since it was listed."""
+        check_unchanged((self.pair.reading, self.pair.writing))
 
 
 def pairs_in(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> dict[str, Pair]:

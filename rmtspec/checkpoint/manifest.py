@@ -11,7 +11,8 @@ from rmtspec import _records
 from rmtspec._files import PathLike, cause, finished_folder, json_text, read_json
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import MappedTensor
+from rmtspec.checkpoint.stamps import Stamp
+from rmtspec.checkpoint.stored import MappedTensor, stamped
 from rmtspec.errors import FileError
 from rmtspec.terms import Form
 
@@ -143,7 +144,8 @@ class Manifest:
         for name in self.weight_files:
             file = Path(folder, name)
             try:
-                stored = stored_tensors(file)
+                stamp = Stamp.of(file)
+                stored = stamped(stored_tensors(file), stamp)
             except FileError:
                 raise
             except OSError as error:

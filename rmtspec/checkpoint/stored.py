@@ -4,12 +4,14 @@ import abc
 import math
 import zipfile
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.errors import FileError
 
 #: What reading a damaged zip archive may raise; RuntimeError for an encrypted member.
@@ -34,6 +36,8 @@ class StoredTensor(abc.ABC):
         Its sides.
     nbytes : int
         Size of its entries in bytes.
+    stamp : Stamp or None
+        Of the file when its header was read; None if nothing compares it.
     """
 
     path: str
@@ -42,10 +46,28 @@ class StoredTensor(abc.ABC):
     numpy_name: str
     shape: tuple[int, ...]
     nbytes: int
+    stamp: Stamp | None = field(default=None, kw_only=True, compare=False)
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the tensor; bytes (uint8, one dimension) if numpy has no such dtype.
+
+        Raises
+        ------
+        FileError
+            The file is damaged, or has changed since it was listed.
+        """
+        if self.stamp is not None:
+            self.stamp.check(self.path, elsewhere=True)
+        return self._load()
 
     @abc.abstractmethod
-    def __call__(self) -> NDArray[Any]:
-        """Return the tensor; bytes (uint8, one dimension) if numpy has no such dtype."""
+    def _load(self) -> NDArray[Any]:
+        """Return what `__call__` returns, without comparing the stamp."""
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if the file that holds it was rewritten since it was listed."""
+        if self.stamp is not None:
+            self.stamp.check(self.path)
 
     def steps(self) -> NDArray[Any] | None:
         """Return the distance of neighbouring values at each entry of a quantised tensor.
@@ -53,6 +75,9 @@ class StoredTensor(abc.ABC):
         None if it is not quantised, or its values are not equidistant.
         """
         return None
+
+
+Tensor = TypeVar("Tensor", bound=StoredTensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +95,7 @@ class MappedTensor(StoredTensor):
         """The byte after its last one."""
         return self.begin + self.nbytes
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the tensor, memory-mapped; bytes if numpy has no such dtype."""
         raw = mapped(self.path, self.name, self.begin, self.nbytes)
         if not self.numpy_name:
@@ -88,7 +113,7 @@ class ZippedTensor(StoredTensor):
     member: str
     checksum: int
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the tensor, unpacked into memory."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
@@ -199,6 +224,17 @@ class StoredMatrix:
 
     def _of(self, tensor: NDArray[Any]) -> NDArray[Any]:
         return tensor.reshape(self.sides) if self.part is None else self.part.of(tensor)
+
+
+def stamped(tensors: Iterable[Tensor], stamp: Stamp) -> list[Tensor]:
+    """Return tensors of a file with the stamp that it had before its header was read."""
+    return [replace(tensor, stamp=stamp) for tensor in tensors]
+
+
+def check_unchanged(tensors: Iterable[StoredTensor]) -> None:
+    """Raise `FileError` if a file that holds one of the tensors was rewritten since its listing."""
+    for path, stamp in {(t.path, t.stamp) for t in tensors if t.stamp is not None}:
+        stamp.check(path)
 
 
 def mapped(path: str, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:

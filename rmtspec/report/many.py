@@ -15,7 +15,7 @@ from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
 from rmtspec.report.sources import named_items
-from rmtspec.terms import Kind
+from rmtspec.terms import Kind, Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,10 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
             level = rounding_level(report.spectrum, *quantised)
             report = dataclasses.replace(report, rounding=level)
         return report
+    except FileError as error:
+        return Skipped(Why.UNREAD.words(error=error), unread=True)
     except RmtspecError as error:
-        return Skipped(str(error), unread=isinstance(error, FileError))
+        return Skipped(str(error))
     except Exception as error:
         error.add_note(f"This happened with the matrix {name!r}.")
         raise

@@ -15,7 +15,7 @@ from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
 from rmtspec.checkpoint.gguf_export import is_gguf
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
-from rmtspec.checkpoint.stored import StoredMatrix
+from rmtspec.checkpoint.stored import StoredMatrix, check_unchanged
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_record import fit_of, record_of
@@ -85,8 +85,8 @@ def analyze_checkpoint(
     Raises
     ------
     FileError
-        The files cannot be read, or the journal is in use or belongs to another checkpoint or to
-        other options.
+        The files cannot be read or were rewritten meanwhile, or the journal is in use or belongs
+        to another checkpoint or to other options.
     InvalidValueError, InvalidTypeError
         An option is not valid, or there is nothing to analyse.
 
@@ -165,12 +165,14 @@ def outcomes(
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
     for index, outcome in each(work, marked(items, plain), n_jobs=n_jobs, threads=threads):
-        name = missing[index][0]
+        name, matrix = missing[index]
+        matrix.tensor.check_unchanged()  # before the journal takes what may come from another file
         results[name] = outcome
         if journal is not None and not (isinstance(outcome, Skipped) and outcome.unread):
             journal.add(_entry(name, outcome))
         if progress is not None:
             progress(len(results), len(matrices), name)
+    check_unchanged(matrix.tensor for matrix in matrices.values())
     return [(name, results[name]) for name in matrices]
 
 

@@ -312,6 +312,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
             continue
 
         def note(tensor: Outgoing, name: str = name) -> None:
+            task.listed.check_unchanged()  # else what was written may be of two checkpoints
             measured = {key: value for key, value in tensor.errors.items() if key not in errors}
             for matrix, error in measured.items():
                 errors[matrix] = error
@@ -322,6 +323,7 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
         sha256 = write_safetensors(file, tensors, text, written=written.get(name, ()), note=note)
         complete[name] = {"bytes": file.stat().st_size, "sha256": sha256}
         work.journal.add({"file": name, **complete[name]})
+    task.listed.check_unchanged()
     for row in decided.rows:
         measured = errors.get(row["name"], {})
         row.update(measured if isinstance(measured, dict) else {"weight_error": measured})

@@ -24,7 +24,7 @@ class PickledTensor(StoredTensor):
 
     key: str | None
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the tensor; each process opens the file once."""
         file = Path(self.path)
         try:
