@@ -20,6 +20,10 @@ ZIP_ERRORS = (
 )  # fmt: skip
 
 
+#: NumPy's arrays have no more; such a tensor is only copied.
+_MOST_DIMENSIONS = 32
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor(abc.ABC):
     """A tensor in a file of any format; calling it returns the array.
@@ -98,7 +102,7 @@ class MappedTensor(StoredTensor):
     def _load(self) -> NDArray[Any]:
         """Return the tensor, memory-mapped; bytes if numpy has no such dtype."""
         raw = mapped(self.path, self.name, self.begin, self.nbytes)
-        if not self.numpy_name:
+        if not self.numpy_name or len(self.shape) > _MOST_DIMENSIONS:
             return raw
         order: Any = self.order
         # Formats do not guarantee aligned entries; unaligned ones are copied once.
