@@ -20,6 +20,7 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensor
 from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged, stamped
 from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, OptionError
+from rmtspec.terms import Why
 
 #: Formats in which the order of the tensors is not that of the layers.
 _UNORDERED = (".safetensors", ".npy")
@@ -196,7 +197,13 @@ def _read(
             listed = stored_tensors(file)
             metadata = stored_metadata(file) | metadata
         elif suffix == ".npy":
-            listed = [npy_tensor(file)]
+            try:
+                listed = [npy_tensor(file)]
+            except FileError as error:
+                if len(sources.files) == 1:
+                    raise
+                listed = []
+                unread.append({"name": file.stem, "reason": Why.UNREAD.words(error=error)})
         elif suffix == ".gguf":
             listed, skipped, about = gguf_tensors(file)
             unread += skipped

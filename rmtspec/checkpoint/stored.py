@@ -1,7 +1,10 @@
 """Tensors and matrices in files: what the headers say about them, and how to load one."""
 
 import abc
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -11,12 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec.checkpoint.memory import lacking
 from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.errors import FileError
 
-#: What reading a damaged zip archive may raise; RuntimeError for an encrypted member.
+#: What reading a damaged zip archive, or a damaged header of .npy, may raise; RuntimeError for an
+#: encrypted member, the errors of Python's parser for a header, which is text of Python.
 ZIP_ERRORS = (
-    OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError
+    OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    RuntimeError, SyntaxError, tokenize.TokenError, ArithmeticError, TypeError, AttributeError,
+    MemoryError, struct.error,
 )  # fmt: skip
 
 
@@ -119,6 +126,11 @@ class ZippedTensor(StoredTensor):
 
     def _load(self) -> NDArray[Any]:
         """Return the tensor, unpacked into memory."""
+        if words := lacking(self.nbytes):
+            raise FileError(
+                f"{self.path} holds {self.name!r}, which is too large for the memory: {words}. "
+                "Read it on a computer with more, or free some."
+            )
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
                 array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)

@@ -87,13 +87,14 @@ def refuse_unread(report: "Report") -> None:
     """End the command with an error if matrices that were asked for could not be read."""
     from rmtspec.terms import Why
 
-    unread = [entry for entry in report.skipped if Why.UNREAD in Why.of(entry["reason"])]
+    failed = {Why.UNREAD, Why.MEMORY}
+    unread = [entry for entry in report.skipped if failed.intersection(Why.of(entry["reason"]))]
     if unread:
         count = len(report.rows) + len(unread)
         raise click.ClickException(
             f"{len(unread)} of {counted(count, 'matrix', 'matrices')} could not be read, the "
-            f"first of them {printable(unread[0]['name'])}: the report lacks them. Bring the files "
-            "back, or copy them again, and run the same command."
+            f"first of them {printable(unread[0]['name'])}: the report lacks them. Their reasons "
+            "are above; bring the files back, or copy them again, and run the same command."
         )
 
 

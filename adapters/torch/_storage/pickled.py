@@ -53,6 +53,10 @@ def pickled_tensors(
             dtype = to_numpy(value.new_empty(0)).dtype
             short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
             reason = Why.UNSUPPORTED.words(dtype=value.dtype, hint="")
+            if value.nbytes > max(stamp.st_size, value.untyped_storage().nbytes()):
+                stored = value.untyped_storage().nbytes()
+                reason = Why.EXPANDED.words(shape=tuple(value.shape), stored=stored)
+                short = ""
         if short:
             tensors.append(PickledTensor(
                 path=str(file), name=name, dtype=short, numpy_name=DTYPES[short],
