@@ -1,7 +1,6 @@
 """Listing weight files: the matrices of a checkpoint of any size, each loaded on demand."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from rmtspec._files import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
+from rmtspec._reading import bounded_json
 from rmtspec._text import aligned, natural
 from rmtspec.checkpoint.gguf_reader import gguf_tensors
 from rmtspec.checkpoint.grouping import group
@@ -251,7 +251,9 @@ def _in_order(matrices: dict[str, StoredMatrix], files: Sequence[Path]) -> dict[
 def _config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json, empty if there is none: then nothing is divided."""
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = bounded_json(folder / CONFIG)
+    except FileError:
+        raise
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

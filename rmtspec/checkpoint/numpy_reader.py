@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from rmtspec._reading import open_regular
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, MappedTensor, ZippedTensor
 from rmtspec.errors import FileError
@@ -22,7 +23,7 @@ _DEFLATES = 1032
 
 def npy_tensor(file: Path) -> MappedTensor:
     """Return the array of a .npy file, named after the file, or raise if the file is damaged."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         start = stream.read(8)
         stream.seek(0)
         if not start.startswith(_MAGIC):

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rmtspec._reading import open_regular
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError
 
@@ -48,7 +49,7 @@ def stored_metadata(file: Path) -> dict[str, str]:
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
     """Return the header, the offset of the first tensor, and the size of the file."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         start = stream.read(8)

@@ -391,7 +391,7 @@ def test_a_file_one_may_not_read(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(type(path), "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(FileError, match=r"cannot be read: permission denied"):
         matrices_in(path)
 

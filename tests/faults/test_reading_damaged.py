@@ -40,7 +40,7 @@ def npy(header, data=bytes(48)):
 def test_a_damaged_header_in_a_folder_and_in_an_archive(tmp_path, header):
     np.save(tmp_path / "good.npy", planted(40, 30))
     (tmp_path / "bad.npy").write_bytes(npy(header))
-    with pytest.raises(FileError, match="bad.npy"):
+    with pytest.raises(FileError, match=r"bad\.npy"):
         matrices_in(tmp_path / "bad.npy")
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("bad.npy", npy(header))

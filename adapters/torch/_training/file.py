@@ -4,14 +4,13 @@ import io
 import os
 import pickle
 import re
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 import rmtspec
-from rmtspec.adapting import PathLike, cause, finished_file
+from rmtspec.adapting import PathLike, cause, finished_file, open_regular
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Raised for an object that cannot be written, or cannot be read without running code.
@@ -94,7 +93,7 @@ def _content(path: PathLike) -> dict[str, Any]:
     if not isinstance(path, str | os.PathLike):
         raise InvalidTypeError(f"The path is {path!r}; expected text or a pathlib.Path.")
     try:
-        with Path(path).open("rb") as stream:
+        with open_regular(path) as stream:
             content: Any = _loaded(stream, path)
     except FileError:
         raise
