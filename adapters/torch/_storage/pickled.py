@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from rmtspec.adapters.torch._storage.checksums import check_file
 from rmtspec.adapters.torch._storage.state_dict import StoredState, stored_state
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
@@ -33,6 +34,7 @@ class PickledTensor(StoredTensor):
             raise FileError(
                 f"{file} cannot be read: {cause(error)}. Was it changed meanwhile? Read it again."
             ) from error
+        check_file(self.path, stamp.st_size, stamp.st_mtime_ns)
         opened = _opened(self.path, stamp.st_size, stamp.st_mtime_ns, self.key)
         tensor = opened.entries.get(self.name)
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != self.shape:
