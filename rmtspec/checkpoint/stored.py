@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec._files import cause
+from rmtspec._reading import open_regular
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.errors import FileError
@@ -80,6 +82,10 @@ class StoredTensor(abc.ABC):
         if self.stamp is not None:
             self.stamp.check(self.path)
 
+    def matrix(self, part: "Part") -> NDArray[Any]:
+        """Return the matrix that is a part of it."""
+        return part.of(self())
+
     def steps(self) -> NDArray[Any] | None:
         """Return the distance of neighbouring values at each entry of a quantised tensor.
 
@@ -107,14 +113,38 @@ class MappedTensor(StoredTensor):
         return self.begin + self.nbytes
 
     def _load(self) -> NDArray[Any]:
-        """Return the tensor, memory-mapped; bytes if numpy has no such dtype."""
-        raw = mapped(self.path, self.name, self.begin, self.nbytes)
+        """Return the tensor; bytes if numpy has no such dtype."""
+        raw = self.piece(0, self.nbytes)
         if not self.numpy_name or len(self.shape) > _MOST_DIMENSIONS:
             return raw
         order: Any = self.order
-        # Formats do not guarantee aligned entries; unaligned ones are copied once.
-        entries = np.require(raw.view(named_dtype(self.numpy_name)), requirements="A")
-        return entries.reshape(self.shape, order=order)
+        return raw.view(named_dtype(self.numpy_name)).reshape(self.shape, order=order)
+
+    def piece(self, start: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return some of its bytes, from the byte `start` of the tensor on."""
+        return read_bytes(self.path, self.name, self.begin + start, nbytes)
+
+    def matrix(self, part: "Part") -> NDArray[Any]:
+        """Return a part of it; of a stack of many, no more than the range that holds it is read."""
+        if self.order != "C":
+            return part.of(self())
+        if self.stamp is not None:
+            self.stamp.check(self.path, elsewhere=True)
+        dtype = named_dtype(self.numpy_name)
+        spans = [
+            (0, side) if span is None else span
+            for span, side in zip(part.box, part.view, strict=True)
+        ]
+        steps = [math.prod(part.view[i + 1 :]) for i in range(len(part.view))]
+        first = sum(start * step for (start, _), step in zip(spans, steps, strict=True))
+        last = sum((stop - 1) * step for (_, stop), step in zip(spans, steps, strict=True))
+        raw = self.piece(first * dtype.itemsize, (last + 1 - first) * dtype.itemsize)
+        box = np.lib.stride_tricks.as_strided(
+            raw.view(dtype),
+            shape=tuple(stop - start for start, stop in spans),
+            strides=tuple(step * dtype.itemsize for step in steps),
+        )
+        return box.reshape(part.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +254,15 @@ class StoredMatrix:
         return named_dtype(self.tensor.numpy_name).itemsize
 
     def __call__(self) -> NDArray[Any]:
-        """Return the matrix, memory-mapped if the format allows it.
+        """Return the matrix.
 
         Raises
         ------
         FileError
             The file is damaged, or has changed since it was listed.
         """
-        return self._of(self.tensor())
+        part = self.part
+        return self.tensor().reshape(self.sides) if part is None else self.tensor.matrix(part)
 
     def rounding(self) -> tuple[str, NDArray[Any]] | None:
         """Return how the matrix was quantised, and the step at each entry; None if not known."""
@@ -253,17 +284,32 @@ def check_unchanged(tensors: Iterable[StoredTensor]) -> None:
         stamp.check(path)
 
 
-def mapped(path: str, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:
-    """Return the bytes of the tensor called `name` in a file, memory-mapped."""
-    if not nbytes:  # an empty tensor cannot be mapped
-        return np.empty(0, np.uint8)
+def read_bytes(path: str, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:
+    """Return the bytes of the tensor called `name` in a file, from the byte `begin` on.
+
+    They are read, not mapped: a file that shrinks while a mapping of it is used kills the process.
+    """
+    content = np.empty(nbytes, np.uint8)
+    if not nbytes:
+        return content
     try:
-        return np.memmap(path, np.uint8, "r", begin, (nbytes,))
+        with open_regular(path) as stream:
+            stream.seek(begin)
+            count = stream.readinto(content.data)
+    except FileError:
+        raise
     except (OSError, ValueError) as error:
+        reason = cause(error) if isinstance(error, OSError) else str(error)
         raise FileError(
-            f"{path} cannot be read at {name!r}: {error}. Has it changed in the meantime? Read it "
+            f"{path} cannot be read at {name!r}: {reason}. Has it changed in the meantime? Read it "
             "again."
         ) from error
+    if count < nbytes:
+        raise FileError(
+            f"{path} cannot be read at {name!r}: it ends {nbytes - count} bytes before the tensor "
+            "does. Has it changed in the meantime? Read it again."
+        )
+    return content
 
 
 def named_dtype(name: str) -> np.dtype[Any]:
