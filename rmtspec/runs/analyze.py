@@ -151,7 +151,8 @@ def outcomes(
     """
     results: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
-        if entry.get("name") in matrices and ("spectrum" in entry or "skipped" in entry):
+        named = isinstance(entry.get("name"), str) and entry["name"] in matrices
+        if named and ("spectrum" in entry or "skipped" in entry):
             results[entry["name"]] = _from_entry(entry, matrices[entry["name"]], options)
             if progress is not None:
                 progress(len(results), len(matrices), entry["name"])
@@ -237,17 +238,23 @@ def _from_entry(
         return Skipped(str(entry["skipped"]))
     try:
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
+        if type(stored["n"]) is not int or not 1 <= stored["n"] <= max(matrix.sides):
+            raise ValueError(f"n is {stored['n']!r} for a matrix of {matrix.sides}")
         spectrum, known = Spectrum.from_dict(_spectrum(stored)), _known(entry)
+        rows, columns = matrix.sides
+        left = rows - spectrum.dropped_rows, columns - spectrum.dropped_columns
+        if spectrum.shape != matrix.sides or (spectrum.n, spectrum.p) != (max(left), min(left)):
+            raise ValueError(f"a spectrum of {spectrum.shape} for a matrix of {matrix.sides}")
         rounding = RoundingLevel(**entry["rounding"]) if "rounding" in entry else None
-    except (KeyError, TypeError, ValueError) as error:
+        if known is None:  # the plain fit follows from the spectrum
+            options = dataclasses.replace(options, noise="mp")
+        kind = options.kind or matrix.kind
+        report = report_on(spectrum, entry["name"], kind, options, known=known)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
-    if known is None:  # the plain fit follows from the spectrum
-        options = dataclasses.replace(options, noise="mp")
-    kind = options.kind or matrix.kind
-    report = report_on(spectrum, entry["name"], kind, options, known=known)
     return dataclasses.replace(report, seconds=seconds, rounding=rounding)
 
 
