@@ -1,6 +1,7 @@
 """Single flipped bits where data must survive: an error, or the same values; never others."""
 
 import random
+import zipfile
 
 import pytest
 import torch
@@ -94,7 +95,6 @@ def test_a_training_has_checksums_whatever_is_set(tmp_path):
         torch.save({"w": torch.ones(9, 8)}, tmp_path / "plain.pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    import zipfile
 
     assert zipfile.ZipFile(tmp_path / "t.pt").testzip() is None
     assert rt.read_state_dict(tmp_path / "plain.pt")["w"].shape == (9, 8)  # nothing to compare
@@ -110,6 +110,23 @@ def test_a_state_dict_of_torch(tmp_path):
     with pytest.raises(FileError, match=r"damaged: Bad CRC-32 for file '.*data/0'"):
         matrices_in(path).matrices["fc.weight"]()
     with pytest.raises(FileError, match="Bad CRC-32"):
+        rt.read_state_dict(path)
+
+
+@pytest.mark.parametrize("packing", [8, 12, 14, 99])
+def test_a_state_dict_that_says_it_is_packed(tmp_path, packing):
+    path = tmp_path / "m.pt"
+    torch.save({"fc.weight": torch.from_numpy(planted(40, 30))}, path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        at = next(m for m in archive.infolist() if m.filename.endswith("data/0")).header_offset
+    for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        found = content.index(mark, at if mark == b"PK\x03\x04" else 0)
+        while mark == b"PK\x01\x02" and b"data/0" not in content[found : found + 80]:
+            found = content.index(mark, found + 1)
+        content[found + place] = packing
+    path.write_bytes(bytes(content))
+    with pytest.raises(FileError, match="damaged"):
         rt.read_state_dict(path)
 
 

@@ -2,7 +2,10 @@
 
 import functools
 import io
+import lzma
+import struct
 import zipfile
+import zlib
 from typing import BinaryIO
 
 from rmtspec.adapting import PathLike, open_regular
@@ -27,7 +30,8 @@ def check_archive(stream: BinaryIO, path: PathLike) -> None:
                         while content.read(_BLOCK):  # at the end zipfile compares the checksum
                             pass
     except (
-        zipfile.BadZipFile, ValueError, LookupError, EOFError, OSError, RuntimeError
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, LookupError,
+        EOFError, OSError, RuntimeError, MemoryError,
     ) as error:  # fmt: skip
         stream.seek(0)
         if stream.read(2) == b"PK":
