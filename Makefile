@@ -8,12 +8,13 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-truth bench-checkpoint bench-compression docs build clean
+.PHONY: help demo test test-all fuzz lint bench bench-truth bench-checkpoint bench-compression docs build clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
 	@echo "make test      install, then run the tests (without the slow ones)"
 	@echo "make test-all  all tests"
+	@echo "make fuzz      damaged files of every format, EXAMPLES=$(EXAMPLES) of each; an hour"
 	@echo "make lint      style, types, layer contract"
 	@echo "make bench     timings against named peers"
 	@echo "make bench-truth  levels, power and cost of counting, real layers; half an hour"
@@ -62,6 +63,11 @@ test-all: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernels
+
+# 100,000 of each take about an hour on one core.
+EXAMPLES ?= 100000
+fuzz: $(VENV)/.test
+	$(ONE_THREAD) RMTSPEC_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(CODE)

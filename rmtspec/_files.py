@@ -60,28 +60,6 @@ def finished_file(path: PathLike) -> Iterator[Path]:
         raise
 
 
-def read_json(path: PathLike, what: str, schema: int) -> dict[str, Any]:
-    """Return the object in a JSON file of this package, or raise if it is not `what`.
-
-    `schema` is the version of the format written today; a file of a later version is refused.
-    """
-    file = _path(path)
-    try:
-        with _file_errors(f"{file} cannot be read", "Check the path."):
-            content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise FileError(f"{file} is not {what}: it is not JSON ({error}).") from error
-    version = content.get("schema") if isinstance(content, dict) else None
-    if type(version) is not int:
-        raise FileError(f"{file} is not {what}: it has no number under 'schema'.")
-    if version > schema:
-        raise FileError(
-            f"{file} has schema {version}; this version of rmtspec reads up to {schema}. "
-            "Update rmtspec: pip install --upgrade rmtspec."
-        )
-    return dict(content)
-
-
 def empty_folder(path: PathLike) -> Path:
     """Return `path` if it is an empty folder, or if a folder can be made there."""
     folder = _path(path)

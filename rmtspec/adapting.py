@@ -31,6 +31,7 @@ from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
 from rmtspec._files import PathLike, cause, check_space, finished_file
 from rmtspec._frameworks import SUFFIXES, suffix_of
+from rmtspec._reading import bounded_json, open_regular
 from rmtspec._records import versions
 from rmtspec._text import listed
 from rmtspec.checkpoint.listing import matrices_in
@@ -79,10 +80,10 @@ __all__ = [
     "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions",
     "Progress", "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors",
     "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt",
-    "cause", "check_budgets", "check_space", "check_target", "checks", "cut", "finished_file",
-    "format_dtype", "hidden_layers", "is_head", "least_budget", "listed", "looks_like",
-    "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype", "narrowed",
-    "pivoted", "product_spectrum", "report_on", "run_noise_test", "settle", "smallest_budget",
-    "split", "step_share", "stored_tensors", "suffix_of", "truncate", "versions",
-    "weighted_energies",
+    "bounded_json", "cause", "check_budgets", "check_space", "check_target", "checks", "cut",
+    "finished_file", "format_dtype", "hidden_layers", "is_head", "least_budget", "listed",
+    "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype",
+    "narrowed", "open_regular", "pivoted", "product_spectrum", "report_on", "run_noise_test",
+    "settle", "smallest_budget", "split", "step_share", "stored_tensors", "suffix_of", "truncate",
+    "versions", "weighted_energies",
 ]  # fmt: skip

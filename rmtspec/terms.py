@@ -242,6 +242,9 @@ class Why(StrEnum):
     NOT_NPY = "not in .npy format"
     PICKLED = "pickled Python objects are never opened"
     DAMAGED = "damaged: {error}"
+    EXPANDED = "{shape} entries from {stored} bytes: expanded, not stored"
+    UNREAD = "could not be read: {error}"
+    MEMORY = "too large for the memory: {error}"
     # Not to be split.
     TOO_COARSE = "dtype {dtype} is too coarse for factors; convert it to BF16"
     NO_ARITHMETIC = "{dtype} has no arithmetic: prune the model before quantising it"

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from rmtspec.adapting import PathLike, cause, finished_file
+from rmtspec.adapting import PathLike, cause, finished_file, open_regular
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: What ONNX, as a protobuf message, can hold in one file; some room is left for the graph.
@@ -46,13 +46,14 @@ def opened(model: ModelProto | PathLike) -> ModelProto:
         )
     file = Path(model)
     try:
-        if file.stat().st_size >= 2**31:
+        if file.is_file() and file.stat().st_size >= 2**31:
             raise FileError(
                 f"{file} has over 2 GB, more than ONNX can hold in one file. Save it with "
                 "external data: onnx.save(..., save_as_external_data=True)."
             )
         read = ModelProto()
-        read.ParseFromString(file.read_bytes())
+        with open_regular(file) as stream:
+            read.ParseFromString(stream.read())
     except FileError:
         raise
     except OSError as error:

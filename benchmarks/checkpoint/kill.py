@@ -180,7 +180,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _timeless(content: bytes) -> bytes:
     def without(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: without(v) for k, v in value.items() if "seconds" not in k}
+            # The checksum of a journal's line is over its wall times too.
+            return {k: without(v) for k, v in value.items() if "seconds" not in k and k != "crc32"}
         return [without(v) for v in value] if isinstance(value, list) else value
 
     try:

@@ -34,7 +34,7 @@ class ChunkedTensor(StoredTensor):
 
     pieces: tuple[MappedTensor, ...]
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the array, put together."""
         return np.concatenate([piece().reshape(-1) for piece in self.pieces]).reshape(self.shape)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rmtspec.checkpoint.gguf_header import TensorInfo, gguf_header
 from rmtspec.checkpoint.gguf_steps import EQUIDISTANT, steps_in
-from rmtspec.checkpoint.stored import StoredTensor, mapped, named_dtype
+from rmtspec.checkpoint.stored import StoredTensor, named_dtype, read_bytes
 from rmtspec.errors import FileError, MissingDependencyError
 from rmtspec.terms import Why
 
@@ -46,10 +46,14 @@ class GgufTensor(StoredTensor):
         return self.dtype not in _PLAIN
 
     def raw(self) -> NDArray[np.uint8]:
-        """Return its bytes as stored, memory-mapped."""
-        return mapped(self.path, self.name, self.begin, self.stored_bytes)
+        """Return its bytes as stored."""
+        return self.piece(0, self.stored_bytes)
 
-    def __call__(self) -> NDArray[Any]:
+    def piece(self, start: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return some of its bytes as stored, from the byte `start` of the tensor on."""
+        return read_bytes(self.path, self.name, self.begin + start, nbytes)
+
+    def _load(self) -> NDArray[Any]:
         """Return the values: float32 if quantised, and otherwise as stored."""
         if not self.quantised:
             values = np.require(self.raw().view(named_dtype(self.numpy_name)), requirements="A")

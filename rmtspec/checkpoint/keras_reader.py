@@ -35,7 +35,7 @@ class KerasTensor(StoredTensor):
 
     place: str
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the variable."""
         try:
             with _opened(Path(self.path)) as file:

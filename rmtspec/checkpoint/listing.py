@@ -1,7 +1,6 @@
 """Listing weight files: the matrices of a checkpoint of any size, each loaded on demand."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from rmtspec._files import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
+from rmtspec._reading import bounded_json
 from rmtspec._text import aligned, natural
 from rmtspec.checkpoint.flax_reader import flax_tensors
 from rmtspec.checkpoint.gguf_reader import gguf_tensors
@@ -19,8 +19,10 @@ from rmtspec.checkpoint.lora import Pair, adapter_config, matrices_of, pairs_in
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
-from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
+from rmtspec.checkpoint.stamps import Stamp
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged, stamped
 from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, OptionError
+from rmtspec.terms import Why
 
 #: Formats in which the order of the tensors is not that of the layers.
 _UNORDERED = (".safetensors", ".npy")
@@ -76,6 +78,10 @@ class Checkpoint:
         matrices = _in_order(matrices, self.files)
         skipped = [*self.unread, *skipped]
         return dataclasses.replace(self, matrices=matrices, skipped=skipped, parts=parts)
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if a file was rewritten since it was listed."""
+        check_unchanged(self.tensors.values())
 
     def __iter__(self) -> Iterator[tuple[str, StoredMatrix]]:
         return iter(self.matrices.items())
@@ -188,12 +194,19 @@ def _read(
     metadata: dict[str, str] = {}
     for file in sources.files:
         listed: Sequence[StoredTensor]
+        stamp = Stamp.of(file)  # before the header: a change while it is read is noticed too
         suffix = suffix_of(file)
         if suffix == ".safetensors":
             listed = stored_tensors(file)
             metadata = stored_metadata(file) | metadata
         elif suffix == ".npy":
-            listed = [npy_tensor(file)]
+            try:
+                listed = [npy_tensor(file)]
+            except FileError as error:
+                if len(sources.files) == 1:
+                    raise
+                listed = []
+                unread.append({"name": file.stem, "reason": Why.UNREAD.words(error=error)})
         elif suffix in (".h5", ".keras", ".msgpack"):
             listed, skipped = (flax_tensors if suffix == ".msgpack" else keras_tensors)(file)
             unread += skipped
@@ -206,7 +219,7 @@ def _read(
                 npz_tensors(file) if suffix == ".npz" else reader_of(suffix)(file, key)
             )
             unread += skipped
-        for tensor in listed:
+        for tensor in stamped(listed, stamp):
             if tensors.setdefault(tensor.name, tensor) is not tensor:
                 raise FileError(
                     f"{file} and {Path(tensors[tensor.name].path).name} both hold a tensor named "
@@ -244,7 +257,9 @@ def _in_order(matrices: dict[str, StoredMatrix], files: Sequence[Path]) -> dict[
 def _config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json, empty if there is none: then nothing is divided."""
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = bounded_json(folder / CONFIG)
+    except FileError:
+        raise
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

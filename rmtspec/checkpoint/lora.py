@@ -5,7 +5,6 @@ lora_embedding_A (rank x rows) and lora_embedding_B (size x rank); the scripts o
 lora_down and lora_up, and store alpha beside them. The change of the weight is scale B A.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
+from rmtspec._reading import bounded_json
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged
 from rmtspec.errors import FileError
 from rmtspec.terms import Kind
 
@@ -64,10 +64,14 @@ class LoraProduct(StoredTensor):
 
     pair: Pair
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the product, in float32."""
         outer, inner = self.pair.factors()
         return (outer @ inner).astype(np.float32)
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if a file of the factors was rewritten since it was listed."""
+        check_unchanged((self.pair.reading, self.pair.writing))
 
 
 def pairs_in(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> dict[str, Pair]:
@@ -120,8 +124,10 @@ def matrices_of(pairs: Mapping[str, Pair]) -> dict[str, StoredMatrix]:
 def adapter_config(folder: Path) -> dict[str, Any]:
     """Return the config of the PEFT adapter in a folder; empty if it is none."""
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = bounded_json(folder / ADAPTER_CONFIG)
+    except FileError:
+        raise
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
 

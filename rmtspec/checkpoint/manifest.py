@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec import _records
-from rmtspec._files import PathLike, cause, finished_folder, json_text, read_json
+from rmtspec._files import PathLike, cause, finished_folder, json_text
+from rmtspec._reading import open_regular, read_json
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import MappedTensor
+from rmtspec.checkpoint.stamps import Stamp
+from rmtspec.checkpoint.stored import MappedTensor, stamped
 from rmtspec.errors import FileError
 from rmtspec.terms import Form
 
@@ -143,7 +145,8 @@ class Manifest:
         for name in self.weight_files:
             file = Path(folder, name)
             try:
-                stored = stored_tensors(file)
+                stamp = Stamp.of(file)
+                stored = stamped(stored_tensors(file), stamp)
             except FileError:
                 raise
             except OSError as error:
@@ -165,13 +168,15 @@ class Manifest:
             file = Path(folder, name)
             expected, digest = entry["bytes"], ""
             try:
-                with file.open("rb") as stream:
+                with open_regular(file) as stream:
                     size = file.stat().st_size
                     if size == expected:
                         digest = hashlib.file_digest(stream, "sha256").hexdigest()
             except FileNotFoundError:
                 words = f"{file} does not exist, but {MANIFEST} lists it. {_AGAIN}"
                 raise FileError(words) from None
+            except FileError:
+                raise
             except OSError as error:
                 words = f"{file} cannot be read: {cause(error)}. Check its permissions."
                 raise FileError(words) from error

@@ -2,32 +2,37 @@
 
 import math
 import os
+import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from rmtspec._reading import open_regular
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, MappedTensor, ZippedTensor
 from rmtspec.errors import FileError
 from rmtspec.terms import Why
 
 _MAGIC = b"\x93NUMPY"
+#: No byte of a deflated member stands for more than this many.
+_DEFLATES = 1032
 
 
 def npy_tensor(file: Path) -> MappedTensor:
     """Return the array of a .npy file, named after the file, or raise if the file is damaged."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         start = stream.read(8)
         stream.seek(0)
         if not start.startswith(_MAGIC):
             raise FileError(f"{file} is not a .npy file{looks_like(start)}")
         try:
             shape, fortran, dtype = _header(stream)
-        except (ValueError, EOFError) as error:
+        except ZIP_ERRORS as error:
             raise FileError(
-                f"{file} has a damaged header: {error}. Copy or save the file again."
+                f"{file} has a damaged header: {_first_line(error)}. Copy or save the file again."
             ) from error
         begin = stream.tell()
         size = stream.seek(0, os.SEEK_END)
@@ -63,12 +68,12 @@ def npz_tensors(file: Path) -> tuple[list[ZippedTensor], list[dict[str, str]]]:
                     skipped.append({"name": name, "reason": tensor})
                 else:
                     tensors[name] = tensor
-    except zipfile.BadZipFile as error:
+    except ZIP_ERRORS as error:
         with file.open("rb") as stream:
             start = stream.read(8)
         if start.startswith(b"PK"):
             raise FileError(
-                f"{file} is truncated or damaged: {error}. Copy or save the file again."
+                f"{file} is truncated or damaged: {_first_line(error)}. Copy or save it again."
             ) from error
         raise FileError(f"{file} is not an .npz file{looks_like(start)}") from error
     return list(tensors.values()), skipped
@@ -81,10 +86,17 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Zi
     try:
         with archive.open(member) as stream:
             shape, _, dtype = _header(stream)
+            begin = stream.tell()
     except ZIP_ERRORS as error:
-        return Why.DAMAGED.words(error=error)
+        return Why.DAMAGED.words(error=_first_line(error))
     if dtype.hasobject:
         return Why.PICKLED.words()
+    announced = begin + math.prod(shape) * dtype.itemsize
+    if announced != member.file_size or announced > _most_bytes(member):
+        what = f"its header announces {announced} bytes, the archive holds {member.file_size}"
+        if announced == member.file_size:
+            what = f"{announced} bytes cannot be packed into {member.compress_size}"
+        return Why.DAMAGED.words(error=what)
     return ZippedTensor(
         path=str(file), name=member.filename.removesuffix(".npy"), dtype=dtype.str,
         numpy_name=dtype.str, shape=shape, nbytes=math.prod(shape) * dtype.itemsize,
@@ -92,7 +104,28 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Zi
     )  # fmt: skip
 
 
+def _most_bytes(member: zipfile.ZipInfo) -> int:
+    """Return how many bytes a member can hold at most, by how it is packed."""
+    if member.compress_type == zipfile.ZIP_STORED:
+        return member.compress_size
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        return _DEFLATES * (member.compress_size + 1)
+    return sys.maxsize
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what went wrong in one line; the parser's errors quote the damaged header."""
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    if np.lib.format.read_magic(stream) == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
+    """Return shape, whether the order is Fortran's, and dtype; raise one of `ZIP_ERRORS`."""
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the parser, and of headers as Python 2 wrote them
+        shape, fortran, dtype = read(stream)
+    if any(type(side) is not int or side < 0 for side in shape) or math.prod(shape) >= 2**62:
+        raise ValueError(f"it announces the shape {str(shape)[:80]}")
+    return shape, fortran, dtype

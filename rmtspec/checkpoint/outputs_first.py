@@ -22,7 +22,7 @@ class OutputsFirst(StoredTensor):
     inner: StoredTensor
     joined: tuple[int, ...]
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the tensor."""
         values = self.inner()
         return np.moveaxis(values.reshape(self.joined) if self.joined else values, -1, 0)

@@ -1,11 +1,11 @@
 """Which weight files a path means: one file, or the shards that the index of a folder lists."""
 
-import json
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from rmtspec._frameworks import SUFFIXES, suffix_of
+from rmtspec._reading import bounded_json
 from rmtspec._text import counted, listed
 from rmtspec.errors import FileError
 
@@ -144,8 +144,8 @@ def _in_folder(folder: Path) -> WeightFiles:
 def _indexed(index: Path) -> WeightFiles:
     """Return the shards that an index lists; all must exist."""
     try:
-        content: Any = json.loads(index.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content: Any = bounded_json(index)
+    except ValueError as error:
         raise _damaged(index, f"it is not JSON ({error})") from None
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:

@@ -1,7 +1,8 @@
 """Reading and checking the header of a .safetensors file.
 
-The safetensors package cannot return bfloat16 or float8 tensors as numpy arrays, and its errors do
-not say which tensor is at fault. The format is small enough to be read here.
+The safetensors package cannot return bfloat16 or float8 tensors as numpy arrays, and does not say
+where a tensor is in the file. Headers are therefore read here, with errors that name the tensor at
+fault; a header is accepted if the package accepts it.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rmtspec._reading import open_regular
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError
 
@@ -33,6 +35,7 @@ def stored_tensors(file: Path) -> list[MappedTensor]:
     header.pop(METADATA, None)
     tensors = [_tensor(file, name, entry, begin) for name, entry in header.items()]
     _check_spans(file, tensors, size)
+    _check_by_reference(file)
     return tensors
 
 
@@ -46,7 +49,7 @@ def stored_metadata(file: Path) -> dict[str, str]:
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
     """Return the header, the offset of the first tensor, and the size of the file."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         start = stream.read(8)
@@ -62,7 +65,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
             )
         raw = stream.read(length)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FileError(
             f"{file} is damaged or not a .safetensors file: its header is not JSON ({error}). "
@@ -92,9 +95,13 @@ def looks_like(start: bytes) -> str:
 
 def _tensor(file: Path, name: str, entry: Any, begin: int) -> MappedTensor:
     """Return the tensor that an entry of the header describes, if it is consistent."""
+    if isinstance(entry, list) and len(entry) == 3:  # as the package reads a list
+        entry = dict(zip(("dtype", "shape", "data_offsets"), entry, strict=True))
     try:
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        good = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= 64
+        if isinstance(dtype, dict) and list(dtype.values()) == [None]:  # as the package reads it
+            (dtype,) = dtype
+        good = isinstance(dtype, str) and isinstance(shape, list)
         good = good and all(type(n) is int and 0 <= n < 2**62 for n in (*shape, first, last))
     except (TypeError, KeyError, ValueError):
         good = False
@@ -134,8 +141,17 @@ def _check_spans(file: Path, tensors: list[MappedTensor], size: int) -> None:
             )
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a name appears twice")
-    return entries
+def _check_by_reference(file: Path) -> None:
+    """Raise unless the safetensors package opens the file; it reads the header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise FileError(
+            f"{file} is damaged: the safetensors package refuses its header ({reason}). Copy or "
+            "save the file again; if it was written by a later version of that package, update it: "
+            "pip install --upgrade safetensors."
+        ) from None

@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -89,8 +90,8 @@ def write_safetensors(
     tensors: Sequence[Outgoing],
     metadata: dict[str, str] | None = None,
     *,
-    written: Collection[str] = (),
-    note: Callable[[Outgoing], None] | None = None,
+    written: Mapping[str, str] = MappingProxyType({}),
+    note: Callable[[Outgoing, str], None] | None = None,
 ) -> str:
     """Write the file, one tensor in memory at a time, and return its SHA-256 in hexadecimal.
 
@@ -106,10 +107,12 @@ def write_safetensors(
         Its tensors.
     metadata : dict of str to str, optional
         Free text for its header.
-    written : collection of str
-        Names of tensors that an earlier call wrote. Those that come first in the order are kept.
+    written : mapping of str to str
+        Names of tensors that an earlier call wrote, with the digests that `note` had. Those that
+        come first in the order are kept if the file still has the digest of the last of them;
+        otherwise all are written again. An empty digest is not compared.
     note : callable, optional
-        Called with each tensor once it is on disk.
+        Called with each tensor once it is on disk, and the SHA-256 of the file up to its end.
 
     Raises
     ------
@@ -126,15 +129,21 @@ def write_safetensors(
     with path.open("r+b") as stream:
         stream.truncate(kept)
         digest = hashlib.file_digest(stream, "sha256")  # reads up to where writing resumes
-        pending: list[Outgoing] = []
+        expected = written.get(ordered[count - 1].name, "") if count else ""
+        if expected and digest.hexdigest() != expected:  # damaged since it was written
+            stream.seek(0)
+            stream.truncate(0)
+            stream.write(start)
+            digest, count = hashlib.sha256(start), 0
+        pending: list[tuple[Outgoing, str]] = []
         for index, tensor in enumerate(ordered[count:], count):
             _append(tensor, stream, digest)
-            pending.append(tensor)
+            pending.append((tensor, digest.hexdigest()))
             # Computed tensors are flushed at once, copied ones together with the next computed one.
             if note is not None and (tensor.costly or index == len(ordered) - 1):
                 _to_disk(stream)
-                for finished in pending:
-                    note(finished)
+                for finished, so_far in pending:
+                    note(finished, so_far)
                 pending = []
         _to_disk(stream)
     return digest.hexdigest()

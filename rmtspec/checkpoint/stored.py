@@ -1,21 +1,36 @@
 """Tensors and matrices in files: what the headers say about them, and how to load one."""
 
 import abc
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec._files import cause
+from rmtspec._reading import open_regular
+from rmtspec.checkpoint.memory import lacking
+from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.errors import FileError
 
-#: What reading a damaged zip archive may raise; RuntimeError for an encrypted member.
+#: What reading a damaged zip archive, or a damaged header of .npy, may raise; RuntimeError for an
+#: encrypted member, the errors of Python's parser for a header, which is text of Python.
 ZIP_ERRORS = (
-    OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError
+    OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    RuntimeError, SyntaxError, tokenize.TokenError, ArithmeticError, TypeError, AttributeError,
+    MemoryError, struct.error,
 )  # fmt: skip
+
+
+#: NumPy's arrays have no more; such a tensor is only copied.
+_MOST_DIMENSIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,8 @@ class StoredTensor(abc.ABC):
         Its sides.
     nbytes : int
         Size of its entries in bytes.
+    stamp : Stamp or None
+        Of the file when its header was read; None if nothing compares it.
     """
 
     path: str
@@ -42,10 +59,32 @@ class StoredTensor(abc.ABC):
     numpy_name: str
     shape: tuple[int, ...]
     nbytes: int
+    stamp: Stamp | None = field(default=None, kw_only=True, compare=False)
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the tensor; bytes (uint8, one dimension) if numpy has no such dtype.
+
+        Raises
+        ------
+        FileError
+            The file is damaged, or has changed since it was listed.
+        """
+        if self.stamp is not None:
+            self.stamp.check(self.path, elsewhere=True)
+        return self._load()
 
     @abc.abstractmethod
-    def __call__(self) -> NDArray[Any]:
-        """Return the tensor; bytes (uint8, one dimension) if numpy has no such dtype."""
+    def _load(self) -> NDArray[Any]:
+        """Return what `__call__` returns, without comparing the stamp."""
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if the file that holds it was rewritten since it was listed."""
+        if self.stamp is not None:
+            self.stamp.check(self.path)
+
+    def matrix(self, part: "Part") -> NDArray[Any]:
+        """Return the matrix that is a part of it."""
+        return part.of(self())
 
     def steps(self) -> NDArray[Any] | None:
         """Return the distance of neighbouring values at each entry of a quantised tensor.
@@ -53,6 +92,9 @@ class StoredTensor(abc.ABC):
         None if it is not quantised, or its values are not equidistant.
         """
         return None
+
+
+Tensor = TypeVar("Tensor", bound=StoredTensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +112,39 @@ class MappedTensor(StoredTensor):
         """The byte after its last one."""
         return self.begin + self.nbytes
 
-    def __call__(self) -> NDArray[Any]:
-        """Return the tensor, memory-mapped; bytes if numpy has no such dtype."""
-        raw = mapped(self.path, self.name, self.begin, self.nbytes)
-        if not self.numpy_name:
+    def _load(self) -> NDArray[Any]:
+        """Return the tensor; bytes if numpy has no such dtype."""
+        raw = self.piece(0, self.nbytes)
+        if not self.numpy_name or len(self.shape) > _MOST_DIMENSIONS:
             return raw
         order: Any = self.order
-        # Formats do not guarantee aligned entries; unaligned ones are copied once.
-        entries = np.require(raw.view(named_dtype(self.numpy_name)), requirements="A")
-        return entries.reshape(self.shape, order=order)
+        return raw.view(named_dtype(self.numpy_name)).reshape(self.shape, order=order)
+
+    def piece(self, start: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return some of its bytes, from the byte `start` of the tensor on."""
+        return read_bytes(self.path, self.name, self.begin + start, nbytes)
+
+    def matrix(self, part: "Part") -> NDArray[Any]:
+        """Return a part of it; of a stack of many, no more than the range that holds it is read."""
+        if self.order != "C":
+            return part.of(self())
+        if self.stamp is not None:
+            self.stamp.check(self.path, elsewhere=True)
+        dtype = named_dtype(self.numpy_name)
+        spans = [
+            (0, side) if span is None else span
+            for span, side in zip(part.box, part.view, strict=True)
+        ]
+        steps = [math.prod(part.view[i + 1 :]) for i in range(len(part.view))]
+        first = sum(start * step for (start, _), step in zip(spans, steps, strict=True))
+        last = sum((stop - 1) * step for (_, stop), step in zip(spans, steps, strict=True))
+        raw = self.piece(first * dtype.itemsize, (last + 1 - first) * dtype.itemsize)
+        box = np.lib.stride_tricks.as_strided(
+            raw.view(dtype),
+            shape=tuple(stop - start for start, stop in spans),
+            strides=tuple(step * dtype.itemsize for step in steps),
+        )
+        return box.reshape(part.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +154,13 @@ class ZippedTensor(StoredTensor):
     member: str
     checksum: int
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the tensor, unpacked into memory."""
+        if words := lacking(self.nbytes):
+            raise FileError(
+                f"{self.path} holds {self.name!r}, which is too large for the memory: {words}. "
+                "Read it on a computer with more, or free some."
+            )
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
                 array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
@@ -183,14 +254,15 @@ class StoredMatrix:
         return named_dtype(self.tensor.numpy_name).itemsize
 
     def __call__(self) -> NDArray[Any]:
-        """Return the matrix, memory-mapped if the format allows it.
+        """Return the matrix.
 
         Raises
         ------
         FileError
             The file is damaged, or has changed since it was listed.
         """
-        return self._of(self.tensor())
+        part = self.part
+        return self.tensor().reshape(self.sides) if part is None else self.tensor.matrix(part)
 
     def rounding(self) -> tuple[str, NDArray[Any]] | None:
         """Return how the matrix was quantised, and the step at each entry; None if not known."""
@@ -201,17 +273,43 @@ class StoredMatrix:
         return tensor.reshape(self.sides) if self.part is None else self.part.of(tensor)
 
 
-def mapped(path: str, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:
-    """Return the bytes of the tensor called `name` in a file, memory-mapped."""
-    if not nbytes:  # an empty tensor cannot be mapped
-        return np.empty(0, np.uint8)
+def stamped(tensors: Iterable[Tensor], stamp: Stamp) -> list[Tensor]:
+    """Return tensors of a file with the stamp that it had before its header was read."""
+    return [replace(tensor, stamp=stamp) for tensor in tensors]
+
+
+def check_unchanged(tensors: Iterable[StoredTensor]) -> None:
+    """Raise `FileError` if a file that holds one of the tensors was rewritten since its listing."""
+    for path, stamp in {(t.path, t.stamp) for t in tensors if t.stamp is not None}:
+        stamp.check(path)
+
+
+def read_bytes(path: str, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:
+    """Return the bytes of the tensor called `name` in a file, from the byte `begin` on.
+
+    They are read, not mapped: a file that shrinks while a mapping of it is used kills the process.
+    """
+    content = np.empty(nbytes, np.uint8)
+    if not nbytes:
+        return content
     try:
-        return np.memmap(path, np.uint8, "r", begin, (nbytes,))
+        with open_regular(path) as stream:
+            stream.seek(begin)
+            count = stream.readinto(content.data)
+    except FileError:
+        raise
     except (OSError, ValueError) as error:
+        reason = cause(error) if isinstance(error, OSError) else str(error)
         raise FileError(
-            f"{path} cannot be read at {name!r}: {error}. Has it changed in the meantime? Read it "
+            f"{path} cannot be read at {name!r}: {reason}. Has it changed in the meantime? Read it "
             "again."
         ) from error
+    if count < nbytes:
+        raise FileError(
+            f"{path} cannot be read at {name!r}: it ends {nbytes - count} bytes before the tensor "
+            "does. Has it changed in the meantime? Read it again."
+        )
+    return content
 
 
 def named_dtype(name: str) -> np.dtype[Any]:

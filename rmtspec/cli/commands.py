@@ -114,7 +114,7 @@ def analyze(
     """
     options = {name: value for name, value in numbers.items() if value is not None}
     options["refine"] = not no_refine
-    from rmtspec.cli.scan import estimate, labels_of, scan
+    from rmtspec.cli.scan import estimate, labels_of, refuse_unread, scan
     from rmtspec.planning.selection import Selection
     from rmtspec.report.joined import joined
     from rmtspec.report.options import AnalysisOptions, check_jobs
@@ -148,6 +148,7 @@ def analyze(
     show(report)
     if out is not None:
         click.echo(f"Report written to {out}")
+    refuse_unread(report)
 
 
 @main.command()

@@ -1,9 +1,11 @@
 """The progress of long work: a bar on a terminal, lines in a log."""
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -43,12 +45,32 @@ def progress_bar(
 
 @contextlib.contextmanager
 def interruptible(hint: str) -> Iterator[None]:
-    """Tell a user who interrupts the work how to resume it; nothing if the hint is empty."""
+    """Tell a user who interrupts the work how to resume it; nothing if the hint is empty.
+
+    A request to terminate (SIGTERM) interrupts it too, so that its workers end with it; the exit
+    status is then 143.
+    """
+    before: Any = None
+    with contextlib.suppress(ValueError):  # only the main thread may
+        before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo(f"\n{printable(hint)}" if hint else "", err=True)
+        if isinstance(error, _Terminated):
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The system asked this process to end."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 class _Work:

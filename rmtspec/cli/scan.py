@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rmtspec._text import printable
+from rmtspec._text import counted, printable
 from rmtspec.cli import graph_files
 from rmtspec.cli.progress import interruptible, progress_bar
 from rmtspec.cli.tables import show_costs
@@ -81,6 +81,21 @@ def labels_of(paths: Sequence[Path]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]
+
+
+def refuse_unread(report: "Report") -> None:
+    """End the command with an error if matrices that were asked for could not be read."""
+    from rmtspec.terms import Why
+
+    failed = {Why.UNREAD, Why.MEMORY}
+    unread = [entry for entry in report.skipped if failed.intersection(Why.of(entry["reason"]))]
+    if unread:
+        count = len(report.rows) + len(unread)
+        raise click.ClickException(
+            f"{len(unread)} of {counted(count, 'matrix', 'matrices')} could not be read, the "
+            f"first of them {printable(unread[0]['name'])}: the report lacks them. Their reasons "
+            "are above; bring the files back, or copy them again, and run the same command."
+        )
 
 
 def _chosen(path: Path, how: Mapping[str, Any]) -> tuple[Any, list[Any], Any]:

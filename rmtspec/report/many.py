@@ -8,6 +8,7 @@ from typing import Any
 
 from rmtspec._arrays import is_model
 from rmtspec._records import versions
+from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
 from rmtspec.report.matrix_report import MatrixReport, report_on
@@ -15,7 +16,7 @@ from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
 from rmtspec.report.sources import named_items
-from rmtspec.terms import Kind
+from rmtspec.terms import Kind, Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Plain:
     def __init__(self, matrix: Any) -> None:
         self.kind = getattr(matrix, "kind", None)
         self.rounding = getattr(matrix, "rounding", None)
+        self.sides = getattr(matrix, "sides", None)
         self._matrix = matrix
 
     def __call__(self) -> Any:
@@ -161,6 +163,8 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     """Return the report on a named matrix, or the reason why it cannot be analysed."""
     name, value = item
     try:
+        if words := lacking(_least_memory(value)):
+            return Skipped(Why.MEMORY.words(error=words), unread=True)
         kind = options.kind or getattr(value, "kind", None)
         if isinstance(value, Plain):
             options = dataclasses.replace(options, noise="mp")
@@ -173,8 +177,19 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
             level = rounding_level(report.spectrum, *quantised)
             report = dataclasses.replace(report, rounding=level)
         return report
+    except FileError as error:
+        return Skipped(Why.UNREAD.words(error=error), unread=True)
     except RmtspecError as error:
-        return Skipped(str(error), unread=isinstance(error, FileError))
+        return Skipped(str(error))
+    except MemoryError as error:
+        words = str(error) or "an allocation failed"
+        return Skipped(Why.MEMORY.words(error=words), unread=True)
     except Exception as error:
         error.add_note(f"This happened with the matrix {name!r}.")
         raise
+
+
+def _least_memory(value: Any) -> int:
+    """Return the bytes without which a matrix in a file cannot be analysed; 0 if not known."""
+    sides = getattr(value, "sides", None)
+    return 8 * min(sides) ** 2 if isinstance(sides, tuple) else 0

@@ -3,10 +3,13 @@
 import contextlib
 import functools
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
+
+from rmtspec.report.workers import end_with, told_of_killed_workers
 
 #: Backends whose processes share the cores of this machine.
 _LOCAL = ("LokyBackend", "MultiprocessingBackend")
@@ -53,11 +56,12 @@ def each(
         n_jobs = min(joblib.effective_n_jobs(n_jobs), max(1, len(listed)))
         if threads is None:
             threads = max(1, joblib.cpu_count() // n_jobs)
-    work = joblib.delayed(functools.partial(_numbered, call, threads))
+    parent = os.getpid() if name in _LOCAL else None
+    work = joblib.delayed(functools.partial(_numbered, call, threads, parent=parent))
     tasks = [work(index, item) for index, item in enumerate(listed)]
     options: dict[str, Any] = {"n_jobs": n_jobs, "batch_size": 1}
     if backend.supports_return_generator:
-        with _told_of_failures(backend):
+        with _told_of_failures(backend), told_of_killed_workers():
             yield from _streamed(joblib.Parallel(**options, return_as="generator_unordered")(tasks))
     else:
         yield from _in_groups(joblib.Parallel(**options), tasks, n_jobs)
@@ -125,8 +129,9 @@ def _in_groups(parallel: Any, tasks: list[Any], n_jobs: int | None) -> Iterator[
 
 
 def _numbered(
-    call: Callable[[Any], Any], threads: int | None, index: int, item: Any
+    call: Callable[[Any], Any], threads: int | None, index: int, item: Any, *, parent: int | None
 ) -> tuple[int, Any]:
+    end_with(parent)
     return index, _limited(call, threads, item)
 
 

@@ -15,7 +15,7 @@ from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
 from rmtspec.checkpoint.gguf_export import is_gguf
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
-from rmtspec.checkpoint.stored import StoredMatrix
+from rmtspec.checkpoint.stored import StoredMatrix, check_unchanged
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_record import fit_of, record_of
@@ -85,8 +85,8 @@ def analyze_checkpoint(
     Raises
     ------
     FileError
-        The files cannot be read, or the journal is in use or belongs to another checkpoint or to
-        other options.
+        The files cannot be read or were rewritten meanwhile, or the journal is in use or belongs
+        to another checkpoint or to other options.
     InvalidValueError, InvalidTypeError
         An option is not valid, or there is nothing to analyse.
 
@@ -151,7 +151,8 @@ def outcomes(
     """
     results: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
-        if entry.get("name") in matrices and ("spectrum" in entry or "skipped" in entry):
+        named = isinstance(entry.get("name"), str) and entry["name"] in matrices
+        if named and ("spectrum" in entry or "skipped" in entry):
             results[entry["name"]] = _from_entry(entry, matrices[entry["name"]], options)
             if progress is not None:
                 progress(len(results), len(matrices), entry["name"])
@@ -165,12 +166,14 @@ def outcomes(
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
     for index, outcome in each(work, marked(items, plain), n_jobs=n_jobs, threads=threads):
-        name = missing[index][0]
+        name, matrix = missing[index]
+        matrix.tensor.check_unchanged()  # before the journal takes what may come from another file
         results[name] = outcome
         if journal is not None and not (isinstance(outcome, Skipped) and outcome.unread):
             journal.add(_entry(name, outcome))
         if progress is not None:
             progress(len(results), len(matrices), name)
+    check_unchanged(matrix.tensor for matrix in matrices.values())
     return [(name, results[name]) for name in matrices]
 
 
@@ -235,17 +238,23 @@ def _from_entry(
         return Skipped(str(entry["skipped"]))
     try:
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
+        if type(stored["n"]) is not int or not 1 <= stored["n"] <= max(matrix.sides):
+            raise ValueError(f"n is {stored['n']!r} for a matrix of {matrix.sides}")
         spectrum, known = Spectrum.from_dict(_spectrum(stored)), _known(entry)
+        rows, columns = matrix.sides
+        left = rows - spectrum.dropped_rows, columns - spectrum.dropped_columns
+        if spectrum.shape != matrix.sides or (spectrum.n, spectrum.p) != (max(left), min(left)):
+            raise ValueError(f"a spectrum of {spectrum.shape} for a matrix of {matrix.sides}")
         rounding = RoundingLevel(**entry["rounding"]) if "rounding" in entry else None
-    except (KeyError, TypeError, ValueError) as error:
+        if known is None:  # the plain fit follows from the spectrum
+            options = dataclasses.replace(options, noise="mp")
+        kind = options.kind or matrix.kind
+        report = report_on(spectrum, entry["name"], kind, options, known=known)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
-    if known is None:  # the plain fit follows from the spectrum
-        options = dataclasses.replace(options, noise="mp")
-    kind = options.kind or matrix.kind
-    report = report_on(spectrum, entry["name"], kind, options, known=known)
     return dataclasses.replace(report, seconds=seconds, rounding=rounding)
 
 

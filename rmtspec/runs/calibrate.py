@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rmtspec._files import PathLike, cause
 from rmtspec._frameworks import calibration_on
+from rmtspec._reading import open_regular
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.errors import FileError
@@ -99,8 +100,10 @@ def calibrated_on(
 
 def _digest(text: Path) -> str:
     try:
-        with text.open("rb") as stream:
+        with open_regular(text) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{text} cannot be read: {cause(error)}.") from error
 

@@ -38,6 +38,7 @@ def dequantised(path: Path, out: PathLike) -> list[str]:
             write_safetensors(work / name, file, DENSE_METADATA)
         write_index(work, DENSE_WEIGHTS, named)
         write_config(listed, work)
+        listed.check_unchanged()
     return [
         name
         for name, tensor in listed.tensors.items()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rmtspec import _checks
 from rmtspec._files import PathLike, check_outside, empty_folder
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
-from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.split import split
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
@@ -36,11 +36,15 @@ class DifferenceTensor(StoredTensor):
     base: StoredTensor
     tuned: StoredTensor
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return tuned - base in float64, so that no rounding is added to that of the files."""
         difference = self.tuned().astype(np.float64)
         difference -= self.base()
         return difference
+
+    def check_unchanged(self) -> None:
+        """Raise `FileError` if one of the two files was rewritten since it was listed."""
+        check_unchanged((self.base, self.tuned))
 
 
 def extract_lora(
@@ -148,6 +152,8 @@ def extract_lora(
             f"Nothing was written: no difference between {old.path} and {new.path} stands beyond "
             "its noise. A rank, or a budget, takes its leading components anyway."
         )
+    old.check_unchanged()
+    new.check_unchanged()
     if out is not None:
         write_adapter(out, layers, _config(old, new.config), [])
     if report is not None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rmtspec.checkpoint.gguf_reader import GgufTensor
 from rmtspec.checkpoint.listing import Checkpoint
-from rmtspec.checkpoint.stored import StoredTensor, ZippedTensor
+from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, ZippedTensor
 
 #: Tensors up to this many bytes are read whole; larger ones are sampled up to it, in pieces.
 _SAMPLED = 2**16
@@ -36,11 +36,20 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 def _sample(tensor: StoredTensor) -> bytes:
     if isinstance(tensor, ZippedTensor):
         return tensor.checksum.to_bytes(4, "little")
+    piece = _SAMPLED // _PIECES
+    if isinstance(tensor, MappedTensor | GgufTensor):
+        size = tensor.nbytes if isinstance(tensor, MappedTensor) else tensor.stored_bytes
+        if size > _SAMPLED:  # no more is read than is used
+            return b"".join(tensor.piece(start, piece).tobytes() for start in _starts(size))
     content = tensor.raw() if isinstance(tensor, GgufTensor) else tensor()
     flat = content.reshape(-1, order="A")  # in memory order, without a copy if possible
     raw = np.ascontiguousarray(flat).view(np.uint8)
     if raw.size <= _SAMPLED:
         return raw.tobytes()
-    piece = _SAMPLED // _PIECES
-    starts = np.linspace(0, raw.size - piece, _PIECES).astype(np.int64)
-    return b"".join(raw[start : start + piece].tobytes() for start in starts)
+    return b"".join(raw[start : start + piece].tobytes() for start in _starts(raw.size))
+
+
+def _starts(size: int) -> list[int]:
+    """Return where the pieces of so many bytes begin."""
+    starts = np.linspace(0, size - _SAMPLED // _PIECES, _PIECES).astype(np.int64)
+    return [int(start) for start in starts]

@@ -1,8 +1,14 @@
-"""A journal of a long run: one line of JSON per finished piece, so a kill costs one piece."""
+"""A journal of a long run: one line of JSON per finished piece, so a kill costs one piece.
+
+The last key of each line is the CRC-32 of what comes before it. Journals of schema 1, which earlier
+versions wrote, have none and are read without that check.
+"""
 
 import contextlib
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -10,7 +16,11 @@ from typing import IO, Any
 from rmtspec._files import PathLike, cause, file_target
 from rmtspec.errors import FileError
 
-SCHEMA = 1
+SCHEMA = 2
+#: Also read: its lines need no checksum.
+_WITHOUT_CHECKSUMS = 1
+#: What ends a line: the checksum of the text before it.
+_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"\}$')
 _FORMAT = "rmtspec journal"
 #: Keys of the first line that must be equal for a run to resume, and what differs otherwise.
 _SAME = {
@@ -99,12 +109,16 @@ def _read(
         if content and not _line(first).startswith(content):
             raise _not_a_journal(path, way_out)
         return [], 0
-    parsed = []
+    parsed: list[dict[str, Any]] = []
+    checked = False
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise ValueError("not an object")
+            entry = _checked(line)
+            if number == 1:
+                checked = entry.get("schema") == SCHEMA
+            if checked and "crc32" not in entry:
+                raise ValueError("no checksum")
+            entry.pop("crc32", None)
         except (ValueError, RecursionError):
             if number == 1:
                 raise _not_a_journal(path, way_out) from None
@@ -119,7 +133,7 @@ def _read(
             raise _not_a_journal(path, way_out)
         parsed.append(entry)
     header, entries = parsed[0], parsed[1:]
-    if header.get("schema") != SCHEMA:
+    if header.get("schema") not in (SCHEMA, _WITHOUT_CHECKSUMS):
         raise FileError(
             f"{path} has schema {header.get('schema')}; this version of rmtspec writes {SCHEMA}. "
             f"{_sentence(way_out)}"
@@ -159,7 +173,20 @@ def _difference(old: Any, new: Any) -> str:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     # ASCII: names of files and tensors may have characters that UTF-8 cannot encode.
-    return json.dumps(entry, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+    text = json.dumps(entry, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text[:-1]))
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    """Return the entry in a line; raise ValueError if it is damaged."""
+    entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise ValueError("not an object")
+    if "crc32" in entry:
+        match = _CHECKSUM.search(line)
+        if match is None or int(match[1], 16) != zlib.crc32(line[: match.start()]):
+            raise ValueError("another checksum")
+    return entry
 
 
 def _write(stream: IO[bytes], content: bytes) -> None:

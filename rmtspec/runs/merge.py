@@ -17,7 +17,7 @@ from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry, damaged
 from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
-from rmtspec.checkpoint.stored import MappedTensor, named_dtype
+from rmtspec.checkpoint.stored import MappedTensor, check_unchanged, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError
 from rmtspec.runs.dequantised import dequantised
 from rmtspec.runs.stored_forms import Computed, decode, joined_kernel, pivoted_outer, widened
@@ -113,6 +113,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
             write_safetensors(work / name, files[file], stored_metadata(file) or DENSE_METADATA)
         write_index(work, DENSE_WEIGHTS, {name: files[file] for name, file in named.items()})
         copy_companions(place, work)
+        check_unchanged(stored.values())
     return products
 
 

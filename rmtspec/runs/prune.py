@@ -1,6 +1,7 @@
 """Pruning a checkpoint: its matrices are split into factors, or lowered in rank in place."""
 
 import dataclasses
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from rmtspec import _checks
 from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
+from rmtspec._reading import open_regular
 from rmtspec._records import plain, versions
 from rmtspec._text import counted, grouped
 from rmtspec.checkpoint.companions import copy_companions
@@ -296,32 +298,36 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
     check_space(work.out, decided.totals["bytes_after"] - written_bytes(work.out))
     errors: dict[str, Any] = {}  # as measured, by name of the matrix
     complete: dict[str, dict[str, Any]] = {}  # entries of complete files for the manifest
-    written: dict[str, set[str]] = {}  # tensors that earlier calls wrote
+    written: dict[str, dict[str, str]] = {}  # tensors that earlier calls wrote, digests
     for entry in work.journal.entries:
         errors |= entry.get("errors", {})
         if "sha256" in entry:
             complete[entry["file"]] = {key: entry[key] for key in ("bytes", "sha256")}
         elif "tensor" in entry:
-            written.setdefault(entry["file"], set()).add(entry["tensor"])
+            digests = written.setdefault(entry["file"], {})
+            digests[entry["tensor"]] = entry.get("digest", "")
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
     named = dict(zip(file_names(stem, len(files)), files, strict=True))
     text = task.listed.metadata or DENSE_METADATA
     for name, tensors in named.items():
         file = work.content / name
-        if name in complete and file.exists():
+        if name in complete and _is_whole(file, complete[name]):
             continue
 
-        def note(tensor: Outgoing, name: str = name) -> None:
+        def note(tensor: Outgoing, digest: str, name: str = name) -> None:
+            task.listed.check_unchanged()  # else what was written may be of two checkpoints
             measured = {key: value for key, value in tensor.errors.items() if key not in errors}
             for matrix, error in measured.items():
                 errors[matrix] = error
                 if task.options.progress is not None:
                     task.options.progress(len(errors), len(decided.cut), matrix)
-            work.journal.add({"file": name, "tensor": tensor.name, "errors": measured})
+            line = {"file": name, "tensor": tensor.name, "errors": measured, "digest": digest}
+            work.journal.add(line)
 
-        sha256 = write_safetensors(file, tensors, text, written=written.get(name, ()), note=note)
+        sha256 = write_safetensors(file, tensors, text, written=written.get(name, {}), note=note)
         complete[name] = {"bytes": file.stat().st_size, "sha256": sha256}
         work.journal.add({"file": name, **complete[name]})
+    task.listed.check_unchanged()
     for row in decided.rows:
         measured = errors.get(row["name"], {})
         row.update(measured if isinstance(measured, dict) else {"weight_error": measured})
@@ -343,6 +349,14 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
         files_written = {name: complete[name] for name in named}
         Manifest(splits, {}, files_written, versions()).write(work.content)
     return decided
+
+
+def _is_whole(file: Path, entry: dict[str, Any]) -> bool:
+    """Tell whether a file is as it was when it was complete, by its size and SHA-256."""
+    if not file.exists() or file.stat().st_size != entry["bytes"]:
+        return False
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == str(entry["sha256"])
 
 
 def _check_copyable(listed: Checkpoint) -> None:

@@ -14,7 +14,7 @@ class Held:
     """A matrix in memory; calling it returns the array, or raises the error of reading it."""
 
     def __init__(self, matrix: StoredMatrix) -> None:
-        self.kind = matrix.kind
+        self.kind, self.sides = matrix.kind, matrix.sides
         self._array: Any = None
         self._error: Exception | None = None
         try:

@@ -104,6 +104,7 @@ def resize_lora(
     found = Report(
         rows, listed.skipped, {"rank": rank, "keep": keep}, versions=versions(), matrices={}
     )
+    listed.check_unchanged()
     if out is not None:
         more = [copied(listed.tensors[name], name) for name in rest]
         write_adapter(out, layers, given, more)

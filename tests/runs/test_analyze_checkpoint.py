@@ -14,6 +14,7 @@ from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report.many import Skipped
 from rmtspec.runs import analyze as _scan
+from rmtspec.runs import journal as _journal
 
 BAD = noise(40, 30)
 BAD[3, 4] = np.nan
@@ -191,7 +192,8 @@ def test_a_line_that_lacks_something(folder, tmp_path, change):
     journal = tmp_path / "j"
     scan(folder, journal=journal)
     first, second, *rest = lines(journal)
-    changed = json.dumps({**json.loads(second), **change}).encode() + b"\n"
+    line = {key: value for key, value in json.loads(second).items() if key != "crc32"}
+    changed = _journal._line({**line, **change})
     journal.write_bytes(b"".join([first, changed, *rest]))
     with pytest.raises(
         FileError, match=r"line of 'fc\.weight' in the journal is damaged .*Delete that"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 
@@ -41,10 +42,14 @@ def test_what_was_added_is_there(path):
     assert entries(path) == ENTRIES
     lines = path.read_text("ascii").splitlines()
     assert len(lines) == 4
-    assert json.loads(lines[0]) == {"schema": 1, "format": "rmtspec journal", **HEADER}
+    first = json.loads(lines[0])
+    assert re.fullmatch("[0-9a-f]{8}", first.pop("crc32"))
+    assert first == {"schema": 2, "format": "rmtspec journal", **HEADER}
     with open_journal(path, HEADER) as journal:
         journal.add({"name": "d"})
-        assert path.read_text().endswith('\n{"name":"d"}\n')  # with the system at once
+        assert (
+            path.read_text().splitlines()[-1].startswith('{"name":"d","crc32":"')
+        )  # with the system at once
     assert entries(path) == [*ENTRIES, {"name": "d"}]
 
 
@@ -140,9 +145,11 @@ def test_what_is_no_journal_is_left_untouched(tmp_path, content):
 
 
 def test_of_a_later_version(path):
-    content = path.read_bytes().replace(b'"schema":1', b'"schema":2')
+    first, rest = path.read_bytes().split(b"\n", 1)
+    later = {key: value for key, value in json.loads(first).items() if key != "crc32"}
+    content = _journal._line({**later, "schema": 3}) + rest
     path.write_bytes(content)
-    with pytest.raises(FileError, match=r"has schema 2; this version of rmtspec writes 1\. Name"):
+    with pytest.raises(FileError, match=r"has schema 3; this version of rmtspec writes 2\. Name"):
         entries(path)
     assert path.read_bytes() == content
 

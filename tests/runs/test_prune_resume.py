@@ -356,7 +356,11 @@ def test_read_only_places(folder, out, monkeypatch):
         with pytest.raises(FileError, match=r"out cannot be made: permission denied\. Name anoth"):
             prune(folder, out)
     with monkeypatch.context() as patch:
-        patch.setattr("rmtspec.runs.journal.os.open", refuse)
+        opened = os.open
+        patch.setattr(
+            "os.open",
+            lambda path, *a, **k: (refuse if "jsonl" in str(path) else opened)(path, *a, **k),
+        )
         with pytest.raises(FileError, match=r"cannot be used: permission denied"):
             prune(folder, out)
     work_path(out).write_text("mine")

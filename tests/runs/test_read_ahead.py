@@ -14,6 +14,7 @@ from rmtspec.runs.read_ahead import read_ahead
 class Matrix:
     """A stored matrix that tells when it has been read."""
 
+    sides = (3, 3)
     kind = "conv"
 
     def __init__(self, number, error=None):

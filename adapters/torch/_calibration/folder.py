@@ -11,7 +11,7 @@ from rmtspec.adapters.torch._calibration.calibrate import calibrate
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._calibration.skeleton import NotInBlocksError, Skeleton
 from rmtspec.adapters.torch._calibration.streaming import Journal, Streamed, Work
-from rmtspec.adapting import Calibration, PathLike, Progress, checks
+from rmtspec.adapting import Calibration, PathLike, Progress, checks, open_regular
 from rmtspec.errors import FileError, InvalidValueError, MissingDependencyError
 
 #: The moments of a model that was in memory as a whole.
@@ -189,7 +189,10 @@ def _from(folder: PathLike, load: Callable[[Any], Any]) -> Any:
 
 def _read(text: Path) -> str:
     try:
-        return text.read_text("utf-8")
+        with open_regular(text) as stream:
+            return stream.read().decode("utf-8")
+    except FileError:
+        raise
     except UnicodeDecodeError as error:
         raise FileError(f"{text} is no text in UTF-8: {error}. Convert it.") from error
     except OSError as error:

@@ -1,6 +1,5 @@
 """A pruned model of transformers from its folder alone: config, class and factors in one call."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rmtspec.adapting import (
     Manifest,
     MappedTensor,
     PathLike,
+    bounded_json,
     manifest_entries,
     matrices_in,
 )
@@ -94,7 +94,9 @@ def _config(place: Path) -> dict[str, Any]:
         state = "is a file" if place.exists() else "does not exist"
         raise FileError(f"{place} {state}; expected a folder of a pruned model. Check the path.")
     try:
-        content = json.loads((place / "config.json").read_text("utf-8"))
+        content = bounded_json(place / "config.json")
+    except FileError:
+        raise
     except FileNotFoundError:
         raise FileError(
             f"{place} has no config.json; expected a folder of a transformers model. Build the "

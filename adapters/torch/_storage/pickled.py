@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from rmtspec.adapters.torch._storage.checksums import check_file
 from rmtspec.adapters.torch._storage.state_dict import StoredState, stored_state
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.tensors import to_numpy
@@ -24,7 +25,7 @@ class PickledTensor(StoredTensor):
 
     key: str | None
 
-    def __call__(self) -> NDArray[Any]:
+    def _load(self) -> NDArray[Any]:
         """Return the tensor; each process opens the file once."""
         file = Path(self.path)
         try:
@@ -33,6 +34,7 @@ class PickledTensor(StoredTensor):
             raise FileError(
                 f"{file} cannot be read: {cause(error)}. Was it changed meanwhile? Read it again."
             ) from error
+        check_file(self.path, stamp.st_size, stamp.st_mtime_ns)
         opened = _opened(self.path, stamp.st_size, stamp.st_mtime_ns, self.key)
         tensor = opened.entries.get(self.name)
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != self.shape:
@@ -53,6 +55,10 @@ def pickled_tensors(
             dtype = to_numpy(value.new_empty(0)).dtype
             short = next((key for key, known in DTYPES.items() if named_dtype(known) == dtype), "")
             reason = Why.UNSUPPORTED.words(dtype=value.dtype, hint="")
+            if value.nbytes > max(stamp.st_size, value.untyped_storage().nbytes()):
+                stored = value.untyped_storage().nbytes()
+                reason = Why.EXPANDED.words(shape=tuple(value.shape), stored=stored)
+                short = ""
         if short:
             tensors.append(PickledTensor(
                 path=str(file), name=name, dtype=short, numpy_name=DTYPES[short],

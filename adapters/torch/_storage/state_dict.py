@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rmtspec.adapters.torch._storage.checksums import check_file
 from rmtspec.adapters.torch._storage.torchscript import Inert, is_torchscript, torchscript_tensors
 from rmtspec.adapters.torch._storage.training import state_dict_in
 from rmtspec.adapting import SUFFIXES, PathLike, looks_like, stored_tensors, suffix_of
@@ -56,6 +57,9 @@ def read_state_dict(path: PathLike, *, key: str | None = None) -> dict[str, torc
     {'weight': (2, 3), 'bias': (2,)}
     """
     content = stored_state(path, key).entries
+    if suffix_of(Path(path)) != ".safetensors":
+        stamp = Path(path).stat()
+        check_file(str(path), stamp.st_size, stamp.st_mtime_ns)
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 

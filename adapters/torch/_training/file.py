@@ -1,17 +1,19 @@
 """One file with the state of a training: written in one step, read without running code."""
 
+import contextlib
 import io
 import os
 import pickle
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 import rmtspec
-from rmtspec.adapting import PathLike, cause, finished_file
+from rmtspec.adapters.torch._storage.checksums import check_archive
+from rmtspec.adapting import PathLike, cause, finished_file, open_regular
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: Raised for an object that cannot be written, or cannot be read without running code.
@@ -33,7 +35,8 @@ def write_training(path: PathLike, parts: dict[str, Any]) -> None:
     }  # fmt: skip
     with finished_file(path) as temporary:
         try:
-            torch.save(content, temporary)
+            with _with_checksums():
+                torch.save(content, temporary)
             # Fail now rather than when the training is resumed; this reads no tensors.
             torch.load(temporary, weights_only=True, mmap=True, map_location="cpu")
         except RuntimeError as error:  # from the writer behind torch.save: a full disk
@@ -43,6 +46,21 @@ def write_training(path: PathLike, parts: dict[str, Any]) -> None:
             raise
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _with_checksums() -> Iterator[None]:
+    """Have torch write checksums, whatever the user has set for other files."""
+    settings: Any = torch.serialization
+    if not hasattr(settings, "set_crc32_options"):  # before 2.6 it always does
+        yield
+        return
+    before = settings.get_crc32_options()
+    settings.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        settings.set_crc32_options(before)
 
 
 def read_training(path: PathLike, parts: dict[str, Any]) -> None:
@@ -94,7 +112,7 @@ def _content(path: PathLike) -> dict[str, Any]:
     if not isinstance(path, str | os.PathLike):
         raise InvalidTypeError(f"The path is {path!r}; expected text or a pathlib.Path.")
     try:
-        with Path(path).open("rb") as stream:
+        with open_regular(path) as stream:
             content: Any = _loaded(stream, path)
     except FileError:
         raise
@@ -112,6 +130,7 @@ def _content(path: PathLike) -> dict[str, Any]:
 
 def _loaded(stream: BinaryIO, path: PathLike) -> Any:
     try:
+        check_archive(stream, path)
         return torch.load(stream, weights_only=True, map_location="cpu")
     except Exception as error:  # on a file of another kind the reader may raise anything
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,185 @@
+"""Damaged files of every format: read, or refused by an error of ours, in seconds and in bounds.
+
+Each mutant is made from a good file by a seeded generator, so that a seed in a failure is all that
+is needed to see it again.
+"""
+
+import contextlib
+import io
+import json
+import random
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import planted, write_safetensors, write_sharded
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutants import EXAMPLES, mutated_bytes, mutated_text
+
+import rmtspec
+from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch._training.file import _content, write_training
+from rmtspec.checkpoint import matrices_in
+from rmtspec.checkpoint.manifest import Manifest
+from rmtspec.errors import RmtspecError
+from rmtspec.report import Report
+from rmtspec.runs.journal import open_journal
+
+#: Seconds that no damaged file may take; reading a good one takes milliseconds.
+MOST_SECONDS = 5.0
+CONFIGS = [
+    {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1},
+    {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2},
+    {"model_type": "mixtral", "num_local_experts": 2, "hidden_size": 8, "intermediate_size": 8},
+    {"text_config": {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4}},
+]
+FUSED = {
+    "transformer.h.0.attn.c_attn.weight": np.ones((8, 24), "<f4"),
+    "model.layers.0.self_attn.qkv_proj.weight": np.ones((16, 8), "<f4"),
+    "model.layers.0.mlp.gate_up_proj.weight": np.ones((16, 8), "<f4"),
+    "model.layers.0.mlp.experts.gate_up_proj": np.ones((2, 8, 16), "<f4"),
+}
+
+
+def loaded(path):
+    listed = matrices_in(path)
+    for matrix in listed.matrices.values():
+        matrix()
+    return listed
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of good files, one folder for each kind."""
+    place = tmp_path_factory.mktemp("fuzz")
+    write_sharded(place / "index", {
+        "m-00001-of-00002.safetensors": {"a.weight": planted(12, 8)},
+        "m-00002-of-00002.safetensors": {"b.weight": planted(12, 8)},
+    })  # fmt: skip
+    (place / "config").mkdir()
+    write_safetensors(place / "config" / "model.safetensors", FUSED)
+    write_safetensors(place / "m.safetensors", {"fc.weight": planted(30, 20)})
+    plan = rmtspec.prune_checkpoint(place / "m.safetensors", place / "pruned", ranks={"fc": 3})
+    plan.to_json(place / "plan.json")
+    rmtspec.analyze_checkpoint(place / "m.safetensors", journal=place / "j.jsonl")
+    np.save(place / "w.npy", planted(12, 8))
+    np.savez(place / "w.npz", a=planted(12, 8), b=planted(8, 6))
+    np.savez_compressed(place / "packed.npz", a=planted(12, 8), b=np.zeros((8, 6)))
+    with zipfile.ZipFile(place / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
+        stream = io.BytesIO()
+        np.save(stream, planted(12, 8))
+        archive.writestr("a.npy", stream.getvalue())
+    state = {"fc.weight": torch.from_numpy(planted(12, 8)), "fc.bias": torch.ones(12)}
+    torch.save({"epoch": 3, "model": state}, place / "m.pt")
+    torch.save(state, place / "old.bin", _use_new_zipfile_serialization=False)
+    model = torch.nn.Linear(6, 4)
+    parts = {"model": model, "optimizer": torch.optim.Adam(model.parameters())}
+    write_training(place / "training.pt", parts)
+    return place
+
+
+def of_bytes(name, read):
+    """Return a trial of mutated bytes of a file, which `read` takes by its path."""
+
+    def trial(place, rng):
+        whole = (place / name).read_bytes()
+        file = place / f"mutant-{name}"
+        file.write_bytes(mutated_bytes(rng, whole))
+        read(file)
+
+    return trial
+
+
+def an_index(place, rng):
+    file = place / "index" / "model.safetensors.index.json"
+    good = file.read_bytes()
+    try:
+        file.write_bytes(mutated_text(rng, json.loads(good)))
+        loaded(place / "index")
+    finally:
+        file.write_bytes(good)
+
+
+def a_config(place, rng):
+    (place / "config" / "config.json").write_bytes(mutated_text(rng, rng.choice(CONFIGS)))
+    loaded(place / "config")
+
+
+def a_manifest(place, rng):
+    file = place / "pruned" / "rmtspec.json"
+    good = file.read_bytes()
+    try:
+        file.write_bytes(mutated_text(rng, json.loads(good)))
+        manifest = Manifest.read(place / "pruned")
+        manifest.check_files(place / "pruned")
+        manifest.tensors(place / "pruned")
+    finally:
+        file.write_bytes(good)
+
+
+def a_plan(place, rng):
+    file = place / "mutant-plan.json"
+    file.write_bytes(mutated_text(rng, json.loads((place / "plan.json").read_bytes())))
+    Report.from_json(file)
+
+
+def a_journal(place, rng):
+    first, *lines = (place / "j.jsonl").read_bytes().splitlines()
+    header = {key: value for key, value in json.loads(first).items() if key != "crc32"}
+    file = place / "mutant.jsonl"
+    file.write_bytes(mutated_bytes(rng, b"\n".join([first, *lines]) + b"\n"))
+    with open_journal(file, header):
+        pass
+
+
+def a_journal_without_checksums(place, rng):
+    entries = [json.loads(line) for line in (place / "j.jsonl").read_bytes().splitlines()]
+    for entry in entries:
+        del entry["crc32"]
+    entries[0]["schema"] = 1
+    texts = [json.dumps(entry).encode() for entry in entries]
+    texts[1] = mutated_text(rng, entries[1]).replace(b"\n", b"")
+    file = place / "mutant.jsonl"
+    file.write_bytes(b"\n".join(texts) + b"\n")
+    rmtspec.analyze_checkpoint(place / "m.safetensors", journal=file)
+
+
+TRIALS = {
+    "safetensors": of_bytes("m.safetensors", loaded),
+    "npy": of_bytes("w.npy", loaded),
+    "npz": of_bytes("w.npz", loaded),
+    "npz-deflated": of_bytes("packed.npz", loaded),
+    "npz-lzma": of_bytes("lzma.npz", loaded),
+    "pt": of_bytes("m.pt", loaded),
+    "pt-old": of_bytes("old.bin", loaded),
+    "state-dict": of_bytes("m.pt", rt.read_state_dict),
+    "training": of_bytes("training.pt", _content),
+    "index": an_index,
+    "config": a_config,
+    "manifest": a_manifest,
+    "plan": a_plan,
+    "journal": a_journal,
+    "journal-1": a_journal_without_checksums,
+}
+
+
+def check(place, kind, seed):
+    began = time.perf_counter()
+    with contextlib.suppress(RmtspecError):
+        TRIALS[kind](place, random.Random(seed))
+    assert time.perf_counter() - began < MOST_SECONDS
+
+
+@pytest.mark.parametrize("kind", TRIALS)
+def test_damage_is_read_or_refused(place, kind):
+    @settings(
+        max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None, deadline=None
+    )
+    @given(st.integers(0, 2**64))
+    def trials(seed):
+        check(place, kind, seed)
+
+    trials()
