@@ -136,7 +136,7 @@ def below_bulk(
       threshold         0.0846332
       below             1 of 300
       zero to rounding  0 of 300
-      options           beta 0.1, 1 components left out
+      options           beta 0.1, 1 component left out
     """
     check_spectrum(spec)
     hint = "It is the probability of a false small value on pure noise."
