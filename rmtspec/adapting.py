@@ -29,9 +29,9 @@ Errors are those of `rmtspec.errors`; `checks` holds the checks of options. The 
 
 from rmtspec import _checks as checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, cause, check_space, finished_file
+from rmtspec._files.reading import bounded_json, open_regular
+from rmtspec._files.writing import PathLike, cause, check_space, finished_file
 from rmtspec._frameworks import SUFFIXES, suffix_of
-from rmtspec._reading import bounded_json, open_regular
 from rmtspec._records import versions
 from rmtspec._text import listed
 from rmtspec.checkpoint.listing import matrices_in

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtspec import _checks, ensembles
-from rmtspec._files import PathLike, output_folder, write_atomically
+from rmtspec._files.writing import PathLike, output_folder, write_atomically
 from rmtspec._records import plain, versions
 from rmtspec.matrix.bema import bema
 from rmtspec.matrix.fit_test import fit_test

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._files import finished_folder
+from rmtspec._files.writing import finished_folder
 from rmtspec.checkpoint.index_writer import file_names, write_index
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.errors import RmtspecError

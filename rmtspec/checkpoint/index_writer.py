@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rmtspec._files import write_atomically
+from rmtspec._files.writing import write_atomically
 from rmtspec.checkpoint.paths import INDEX
 from rmtspec.checkpoint.safetensors_writer import Outgoing
 

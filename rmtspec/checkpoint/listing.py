@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtspec._files import cause
+from rmtspec._files.reading import bounded_json
+from rmtspec._files.writing import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
-from rmtspec._reading import bounded_json
 from rmtspec._text import aligned, natural
 from rmtspec.checkpoint.flax_reader import flax_tensors
 from rmtspec.checkpoint.gguf_reader import gguf_tensors

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._reading import bounded_json
+from rmtspec._files.reading import bounded_json
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged
 from rmtspec.errors import FileError
 from rmtspec.terms import Kind
@@ -26,6 +26,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 PREFIX = "base_model.model."
 #: Names of the factors, with what the other one is called; the first reads, the second writes.
 _FACTORS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "lora_down": "lora_up"}
+#: Between the two, in convolutions of kohya's scripts that LyCORIS splits in three.
+_THIRD = "lora_mid"
+#: A key of alpha_pattern that is a name, dots escaped or not; with ^ it is the whole name.
+_NAME_AS_PATTERN = re.compile(r"(?P<start>\^?)(?P<name>(?:[\w.-]|\\\.)+)\$?")
 _READING = re.compile(r"(?P<layer>.*)\.(?P<factor>lora_A|lora_embedding_A|lora_down)(?P<end>\..*)?")
 
 
@@ -50,12 +54,10 @@ class Pair(NamedTuple):
         return (columns, rows) if self.embedding else (rows, columns)
 
     def factors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return two matrices whose product is the change of the weight, the scale in the first."""
+        """Return two matrices whose product is the change of the weight, scale included."""
         reading = self.reading().astype(np.float64).reshape(self.rank, -1)
         writing = self.writing().astype(np.float64).reshape(-1, self.rank) * self.scale
-        return (reading.T * self.scale, writing.T / self.scale) if self.embedding else (
-            writing, reading
-        )  # fmt: skip
+        return (reading.T, writing.T) if self.embedding else (writing, reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,11 @@ class LoraProduct(StoredTensor):
 def pairs_in(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> dict[str, Pair]:
     """Return the pairs of factors by the name of the factor that reads the inputs.
 
-    `config` is the adapter's, or empty. Raises `FileError` for a factor without its partner, and
-    for two that do not fit.
+    `config` is the adapter's, or empty. Raises `FileError` for a factor without its partner, for
+    two that do not fit, for a third one, and for two adapters of one layer.
     """
     found: dict[str, Pair] = {}
+    layers: dict[str, str] = {}
     for name, tensor in tensors.items():
         match = _READING.fullmatch(name)
         if match is None or len(tensor.shape) < 2:
@@ -97,10 +100,22 @@ def pairs_in(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> 
                 f"{tensor.path} is damaged: {name!r} is {tensor.shape} and {other!r} "
                 f"{writing.shape}; expected (rank, inputs) and (outputs, rank). Save it again."
             )
+        middle = f"{match['layer']}.{_THIRD}.weight"
+        if middle in tensors:
+            raise FileError(
+                f"{tensor.path} holds {middle!r}, a third factor; expected two factors a layer. "
+                "Merge it into the model, and take the difference: rmtspec extract-lora."
+            )
         layer = match["layer"].removeprefix(PREFIX)
+        if layer in layers:
+            raise FileError(
+                f"{tensor.path} holds two adapters of {layer!r}: {layers[layer]!r} and {name!r}. "
+                "Expected one adapter in a file; save each to a folder of its own."
+            )
+        layers[layer] = name
         alpha = tensors.get(f"{match['layer']}.alpha")
         rank = tensor.shape[0]
-        scale = float(alpha()) / rank if alpha is not None else _scale(layer, rank, config)
+        scale = _scale(layer, rank, config) if alpha is None else _number(alpha) / rank
         found[name] = Pair(
             layer, tensor, writing, scale=scale, embedding="embedding" in match["factor"]
         )
@@ -132,27 +147,39 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def _number(alpha: StoredTensor) -> float:
+    """Return the value of a tensor of one entry."""
+    if math.prod(alpha.shape) != 1:
+        raise FileError(
+            f"{alpha.path} is damaged: {alpha.name!r} has the shape {alpha.shape}; expected one "
+            "number. Save it again."
+        )
+    return float(alpha().reshape(()))
+
+
 def _scale(layer: str, rank: int, config: Mapping[str, Any]) -> float:
     """Return what PEFT multiplies the product of a layer by; 1 if no config says it."""
-    alpha = _pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
+    alpha = _of_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
         return 1.0
     divisor = math.sqrt(rank) if config.get("use_rslora") is True else rank
     return float(alpha) / divisor
 
 
-def _pattern(patterns: Any, layer: str, usual: Any) -> Any:
-    """Return the value of the first pattern that the end of a name meets, as PEFT looks it up."""
+def _of_pattern(patterns: Any, layer: str, usual: Any) -> Any:
+    """Return the value of the first pattern that the end of a name meets, as PEFT looks it up.
+
+    PEFT takes regular expressions; what is written by it or by us is a name. Any other could take
+    an adapter's author to keep this process busy for ever.
+    """
     for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
-        plain = str(pattern).removeprefix("^").replace("\\", "")
-        whole = layer == plain or (not str(pattern).startswith("^") and layer.endswith(f".{plain}"))
-        if whole or (len(pattern) < 200 and _met(str(pattern), layer)):
+        name = _NAME_AS_PATTERN.fullmatch(pattern)
+        if name is None:
+            raise FileError(
+                f"alpha_pattern in {ADAPTER_CONFIG} has {pattern!r}; expected names of layers, or "
+                "ends of them. Write one entry for each layer."
+            )
+        plain = name["name"].replace("\\.", ".")
+        if layer == plain or (not name["start"] and layer.endswith(f".{plain}")):
             return value
     return usual
-
-
-def _met(pattern: str, layer: str) -> bool:
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", layer) is not None
-    except re.error:
-        return False

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec import _records
-from rmtspec._files import PathLike, cause, finished_folder, json_text
-from rmtspec._reading import open_regular, read_json
+from rmtspec._files.reading import open_regular, read_json
+from rmtspec._files.writing import PathLike, cause, finished_folder, json_text
 from rmtspec.checkpoint.safetensors_reader import stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stamps import Stamp

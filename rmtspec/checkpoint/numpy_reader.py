@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rmtspec._reading import open_regular
+from rmtspec._files.reading import open_regular
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, MappedTensor, ZippedTensor
 from rmtspec.errors import FileError

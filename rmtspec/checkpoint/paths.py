@@ -4,8 +4,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from rmtspec._files.reading import bounded_json
 from rmtspec._frameworks import SUFFIXES, suffix_of
-from rmtspec._reading import bounded_json
 from rmtspec._text import counted, listed
 from rmtspec.errors import FileError
 

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rmtspec._reading import open_regular
+from rmtspec._files.reading import open_regular
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
 from rmtspec.errors import FileError
 

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from rmtspec._files import cause
+from rmtspec._files.writing import cause
 from rmtspec.errors import FileError
 
 

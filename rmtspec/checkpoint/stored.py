@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._files import cause
-from rmtspec._reading import open_regular
+from rmtspec._files.reading import open_regular
+from rmtspec._files.writing import cause
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.errors import FileError

@@ -210,7 +210,7 @@ def prune(
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'; only --dry-run works without it.")
     from rmtspec import checkpoint
-    from rmtspec._files import empty_folder
+    from rmtspec._files.writing import empty_folder
     from rmtspec.checkpoint.companions import companions
     from rmtspec.planning.options import PlanOptions
     from rmtspec.report.report import Report
@@ -308,7 +308,7 @@ def merge(folder: Path, out: Path) -> None:
 
     Factors in IN, which prune wrote, are multiplied out; a .gguf file is dequantised.
     """
-    from rmtspec._files import empty_folder
+    from rmtspec._files.writing import empty_folder
     from rmtspec.runs.merge import merge_checkpoint
 
     if graph_files.takes(folder):

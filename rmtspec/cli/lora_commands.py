@@ -81,7 +81,7 @@ def resize_lora(
 
 def _new_folder(out: Path | None, dry_run: bool) -> Path | None:
     """Return the folder to write into, None for a dry run; raise if it cannot be made."""
-    from rmtspec._files import empty_folder
+    from rmtspec._files.writing import empty_folder
 
     if dry_run:
         return None

@@ -24,7 +24,7 @@ def target(argument: str) -> Iterator[None]:
 def check_report(file: Path | None, argument: str) -> None:
     """Raise now what writing the report would raise after all the work."""
     if file is not None:
-        from rmtspec._files import check_writable
+        from rmtspec._files.writing import check_writable
         from rmtspec.report.report import check_suffix
 
         with target(argument):

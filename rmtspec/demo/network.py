@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rmtspec._files import write_atomically
+from rmtspec._files.writing import write_atomically
 from rmtspec.adapters import torch as rt
 from rmtspec.checkpoint.manifest import MANIFEST, WEIGHTS
 from rmtspec.errors import FileError

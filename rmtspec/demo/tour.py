@@ -9,7 +9,7 @@ import numpy as np
 
 from rmtspec import ensembles
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, output_folder, write_atomically
+from rmtspec._files.writing import PathLike, output_folder, write_atomically
 from rmtspec.errors import MissingDependencyError
 from rmtspec.matrix.split import split
 from rmtspec.plot.axes import png

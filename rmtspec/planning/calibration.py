@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, file_target, finished_file
+from rmtspec._files.writing import PathLike, file_target, finished_file
 from rmtspec._text import aligned, counted
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors

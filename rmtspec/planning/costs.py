@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, json_text
-from rmtspec._reading import read_json
+from rmtspec._files.reading import read_json
+from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
 from rmtspec._text import aligned
 from rmtspec.errors import FileError, InvalidValueError

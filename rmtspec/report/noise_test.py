@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rmtspec._files import PathLike, json_text
+from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
 from rmtspec._text import grouped, printable
 from rmtspec.errors import InvalidValueError

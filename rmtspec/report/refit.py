@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rmtspec._files import PathLike, json_text
+from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
 from rmtspec._text import aligned
 

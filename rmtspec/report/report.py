@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rmtspec._files import PathLike, json_text, write_atomically
-from rmtspec._reading import read_json
+from rmtspec._files.reading import read_json
+from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
 from rmtspec._text import counted, grouped, nearest, printable, text
 from rmtspec.errors import FileError, InvalidValueError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from rmtspec._files import PathLike, json_text, write_atomically
+from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
 from rmtspec.errors import InvalidValueError
 from rmtspec.report.frame import data_frame

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._files import PathLike, check_space, finished_folder
+from rmtspec._files.writing import PathLike, check_space, finished_folder
 from rmtspec.checkpoint.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike
+from rmtspec._files.writing import PathLike
 from rmtspec._frameworks import eigensolver_on
 from rmtspec._records import versions
 from rmtspec.checkpoint.gguf_export import is_gguf

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmtspec._files import PathLike, cause
+from rmtspec._files.reading import open_regular
+from rmtspec._files.writing import PathLike, cause
 from rmtspec._frameworks import calibration_on
-from rmtspec._reading import open_regular
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.errors import FileError

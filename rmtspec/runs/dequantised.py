@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from rmtspec._files import PathLike, check_outside, check_space, empty_folder, finished_folder
+from rmtspec._files.writing import (
+    PathLike,
+    check_outside,
+    check_space,
+    empty_folder,
+    finished_folder,
+)
 from rmtspec.checkpoint.gguf_export import in_transformers, write_config
 from rmtspec.checkpoint.gguf_reader import GgufTensor
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index

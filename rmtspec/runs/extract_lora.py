@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec import _checks
-from rmtspec._files import PathLike, check_outside, empty_folder
+from rmtspec._files.writing import PathLike, check_outside, empty_folder
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
@@ -93,8 +93,8 @@ def extract_lora(
     -------
     Report
         A row for each matrix that differs, with its "rank", the "weight_error" of the adapter
-        relative to the difference, and "relative_change", ||tuned - base|| / ||base||. What has no
-        row is in `skipped`, with the reason.
+        relative to the difference, and "norm_of_change", the Frobenius norm of the difference. What
+        has no row is in `skipped`, with the reason.
 
     Raises
     ------

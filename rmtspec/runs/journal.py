@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from rmtspec._files import PathLike, cause, file_target
+from rmtspec._files.writing import PathLike, cause, file_target
 from rmtspec.errors import FileError
 
 SCHEMA = 2

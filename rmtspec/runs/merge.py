@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec import _checks
-from rmtspec._files import PathLike, check_outside, check_space, empty_folder, finished_folder
+from rmtspec._files.writing import (
+    PathLike,
+    check_outside,
+    check_space,
+    empty_folder,
+    finished_folder,
+)
 from rmtspec.checkpoint.companions import companions, copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry, damaged

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rmtspec import _checks
-from rmtspec._files import PathLike, check_outside, check_space, check_writable, empty_folder
-from rmtspec._reading import open_regular
+from rmtspec._files.reading import open_regular
+from rmtspec._files.writing import (
+    PathLike,
+    check_outside,
+    check_space,
+    check_writable,
+    empty_folder,
+)
 from rmtspec._records import plain, versions
 from rmtspec._text import counted, grouped
 from rmtspec.checkpoint.companions import copy_companions

@@ -7,7 +7,7 @@ import numpy as np
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
-from rmtspec._files import PathLike, check_outside, empty_folder
+from rmtspec._files.writing import PathLike, check_outside, empty_folder
 from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.lora import Pair, adapter_config

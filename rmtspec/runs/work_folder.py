@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rmtspec._files import TEMPORARY, PathLike, cause, empty_folder
+from rmtspec._files.writing import TEMPORARY, PathLike, cause, empty_folder
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.runs.journal import Journal, open_journal
 

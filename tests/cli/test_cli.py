@@ -253,12 +253,12 @@ def test_wrong_usage_exits_2_before_any_work(tmp_path, monkeypatch, options, mes
 
 
 def test_out_that_stops_being_writable(weights, tmp_path, monkeypatch):
-    from rmtspec import _files
+    from rmtspec._files import writing
 
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_files.os, "fsync", full)
+    monkeypatch.setattr(writing.os, "fsync", full)
     done = run("analyze", weights, "--out", tmp_path / "r.csv")
     assert done.exit_code == 1
     assert "no space left on device" in done.stderr

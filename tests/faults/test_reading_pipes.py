@@ -8,7 +8,7 @@ import pytest
 from checkpoints import planted, write_safetensors, write_sharded
 
 import rmtspec
-from rmtspec._reading import bounded_json
+from rmtspec._files.reading import bounded_json
 from rmtspec.checkpoint import matrices_in
 from rmtspec.checkpoint.manifest import Manifest
 from rmtspec.errors import FileError

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import rmtspec
-from rmtspec import _files, ensembles
-from rmtspec._files import output_folder, write_atomically
+from rmtspec import ensembles
+from rmtspec._files import writing
+from rmtspec._files.writing import output_folder, write_atomically
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError, MissingDependencyError
 
 NOISE = ensembles.wishart(80, 50, rng=1)
@@ -387,10 +388,10 @@ def test_a_failure_leaves_the_old_file_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_files.os, "fsync", full)
+        patch.setattr(writing.os, "fsync", full)
         with pytest.raises(FileError, match=r"no space left on device.*unchanged"):
             write_atomically(target, "new")
-        patch.setattr(_files.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(writing.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write_atomically(target, "new")
     assert target.read_text() == "old"

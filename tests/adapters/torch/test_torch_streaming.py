@@ -219,6 +219,6 @@ def test_what_depends_on_the_text_is_not_taken_for_constant(tmp_path):
 
 def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
     saved(CONFIGS["llama"](), tmp_path / "model")
-    monkeypatch.setattr("rmtspec._files.shutil.disk_usage", lambda path: Disk(1000))
+    monkeypatch.setattr("rmtspec._files.writing.shutil.disk_usage", lambda path: Disk(1000))
     with pytest.raises(FileError, match="it needs 82,944 bytes, and 1,000 are free"):
         streamed(tmp_path / "model", tmp_path / "work", gradient_tokens=50)
