@@ -171,7 +171,7 @@ def adapter(folder, used=3, rank=8, **config):
         ({"use_rslora": True}, 16 / np.sqrt(8)),
         ({"alpha_pattern": {"fc": 4}}, 0.5),
         ({"alpha_pattern": {r"^m\.fc": 4, "other": 99}}, 0.5),
-        ({"alpha_pattern": {"m": 4, "[": 3}}, 2.0),
+        ({"alpha_pattern": {"m": 4, "c": 3, "^fc": 5}}, 2.0),
     ],
 )
 def test_a_pair_of_factors_is_one_matrix(tmp_path, config, scale):
@@ -229,6 +229,46 @@ def test_adapters_that_cannot_be_used(tmp_path):
     write_safetensors(file, tensors | {f"{LAYER}.lora_B.weight": B})
     with pytest.raises(FileError, match=r"Lower its ranks with rmtspec resize-lora"):
         rmtspec.prune_checkpoint(tmp_path / "lora", tmp_path / "out")
+
+
+def test_patterns_that_are_no_names(tmp_path):
+    """A regular expression of a stranger could keep the process busy for ever."""
+    layer = "a" * 40 + "!"
+    A, B = np.ones((2, 9)), np.ones((8, 2))
+    adapter(tmp_path / "lora", alpha_pattern={"(a+)+": 4})
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    write_safetensors(file, {f"{layer}.lora_A.weight": A, f"{layer}.lora_B.weight": B})
+    with pytest.raises(FileError, match=r"alpha_pattern in .* has '\(a\+\)\+'; expected names"):
+        matrices_in(tmp_path / "lora")
+
+
+def test_adapters_of_more_than_a_pair(tmp_path):
+    file, A, B = tmp_path / "a.safetensors", np.ones((2, 9)), np.ones((8, 2))
+    two_of_one = {
+        f"fc.lora_{factor}.{name}.weight": tensor
+        for name in ("default", "other")
+        for factor, tensor in (("A", A), ("B", B))
+    }
+    write_safetensors(file, two_of_one)
+    with pytest.raises(FileError, match=r"holds two adapters of 'fc': .*default.* and .*other"):
+        matrices_in(file)
+    kohya = {"c.lora_down.weight": A, "c.lora_up.weight": B, "c.alpha": np.array(2.0)}
+    write_safetensors(file, kohya | {"c.lora_mid.weight": np.ones((2, 2, 3, 3))})
+    with pytest.raises(FileError, match=r"holds 'c\.lora_mid\.weight', a third factor"):
+        matrices_in(file)
+    write_safetensors(file, kohya | {"c.alpha": np.ones(3)})
+    with pytest.raises(FileError, match=r"'c\.alpha' has the shape \(3,\); expected one number"):
+        matrices_in(file)
+
+
+def test_an_embedding_whose_scale_is_zero(tmp_path):
+    adapter(tmp_path / "lora", lora_alpha=0)
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    A, B = np.ones((2, 50)), np.ones((8, 2))
+    write_safetensors(file, {"e.lora_embedding_A": A, "e.lora_embedding_B": B})
+    change = matrices_in(tmp_path / "lora").matrices["e.weight"]
+    assert change().shape == (50, 8)
+    assert not change().any()
 
 
 def run(*args):
