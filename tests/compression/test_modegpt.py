@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
+import transformers
 
 PEER = Path(__file__).parents[2] / "benchmarks/compression/peers/modegpt.py"
 

@@ -81,7 +81,6 @@ def test_what_one_rule_cannot_decide_does_not_stop_the_others():
 
 
 def test_json_and_pandas():
-    pytest.importorskip("pandas")
     table = rmtspec.compare_rules(W, ["gavish-donoho", "exact", "bema"])
     content = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert [row["rule"] for row in content["rows"]] == ["gavish-donoho", "exact", "bema"]

@@ -41,8 +41,9 @@ def two_processes(folder):
 
 @contextlib.contextmanager
 def two_dask_workers(folder):
-    dask = pytest.importorskip("dask", reason="dask is not installed")
-    distributed = pytest.importorskip("dask.distributed", reason="distributed is not installed")
+    import dask
+    from dask import distributed
+
     with (
         dask.config.set(
             {"temporary-directory": str(folder), "distributed.scheduler.allowed-failures": 0}
@@ -62,7 +63,7 @@ def two_dask_workers(folder):
 
 @contextlib.contextmanager
 def two_ray_workers(folder):
-    ray = pytest.importorskip("ray", reason="ray is not installed")
+    import ray
     from ray.util.joblib import register_ray
 
     bases = PicklingPool.__bases__  # which Ray replaces

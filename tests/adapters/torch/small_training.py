@@ -1,8 +1,8 @@
 """Small networks and runs that the tests of the pruner train."""
 
-import pytest
 import torch
 from torch import nn
+from transformers import pytorch_utils
 
 from rmtspec.adapters import torch as rt
 
@@ -15,7 +15,7 @@ def network(dims=DIMS, seed=0):
 
 
 def conv1d_of_transformers(outputs, inputs):
-    return pytest.importorskip("transformers.pytorch_utils").Conv1D(outputs, inputs)
+    return pytorch_utils.Conv1D(outputs, inputs)
 
 
 def pruner_of(model, optimizer, **options):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 
 from rmtspec.adapters import torch as rt
@@ -17,7 +18,6 @@ from rmtspec.adapters.torch._calibration.streaming import Streamed
 from rmtspec.cli import main
 from rmtspec.errors import FileError, InvalidValueError
 
-transformers = pytest.importorskip("transformers")
 WORDS = ["the", "sea", "was", "calm", "and", "a", "ship", "lay", "at", "anchor", "near", "its"]
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+import transformers
 
 from rmtspec.adapters import torch as rt
 
-transformers = pytest.importorskip("transformers")
 SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "vocab_size": 100,

@@ -7,13 +7,10 @@ import sys
 import types
 from pathlib import Path
 
+import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("lightning")
-
-import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

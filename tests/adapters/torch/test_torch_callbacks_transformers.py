@@ -10,18 +10,15 @@ import types
 
 import pytest
 import torch
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, SequentialSampler  # noqa: E402
-from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
-
-from rmtspec.adapters import torch as rt  # noqa: E402
-from rmtspec.adapters.torch.callbacks import split_as  # noqa: E402
-from rmtspec.adapters.torch.callbacks.transformers import RMTPrunerCallback  # noqa: E402
-from rmtspec.errors import (  # noqa: E402
+from rmtspec.adapters import torch as rt
+from rmtspec.adapters.torch.callbacks import split_as
+from rmtspec.adapters.torch.callbacks.transformers import RMTPrunerCallback
+from rmtspec.errors import (
     InvalidValueError,
     MissingDependencyError,
     RmtspecWarning,

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from transformers import conversion_mapping
 
 from rmtspec.adapters import torch as rt
 from rmtspec.checkpoint.fused import parts_of
@@ -58,12 +60,7 @@ def test_the_same_parts_as_in_a_model():
 # transformers: what its forward makes of the fused tensor.
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip("transformers")
-
-
-def tiny(transformers, model_type, options):
+def tiny(model_type, options):
     """Return a model of one layer with random weights, and its config as saved in a file."""
     torch.manual_seed(7)
     config = transformers.CONFIG_MAPPING[model_type](**options)
@@ -161,8 +158,8 @@ ATTENTION = {
 
 
 @pytest.mark.parametrize("case", ATTENTION)
-def test_q_k_and_v(transformers, case):
-    model, config = tiny(transformers, *ATTENTION[case])
+def test_q_k_and_v(case):
+    model, config = tiny(*ATTENTION[case])
     parts = parts_in(model, config)
     (name,) = {name for name, label in parts if label == "k"}
     fused = model.get_submodule(name.removesuffix(".weight"))
@@ -174,8 +171,8 @@ def test_q_k_and_v(transformers, case):
         assert_same(used, applied(record.input, parts[name, label], fused))
 
 
-def test_k_and_v_of_cross_attention(transformers):
-    model, config = tiny(transformers, "gpt2", GPT | {"add_cross_attention": True})
+def test_k_and_v_of_cross_attention():
+    model, config = tiny("gpt2", GPT | {"add_cross_attention": True})
     parts = parts_in(model, config)
     name = "h.0.crossattention.c_attn.weight"
     fused = model.get_submodule(name.removesuffix(".weight"))
@@ -188,8 +185,8 @@ def test_k_and_v_of_cross_attention(transformers):
     assert ("h.0.attn.c_attn.weight", "q") in parts
 
 
-def test_k_and_v_of_jetmoe(transformers):
-    model, config = tiny(transformers, "jetmoe", MOE | {"kv_channels": 4, "num_local_experts": 3})
+def test_k_and_v_of_jetmoe():
+    model, config = tiny("jetmoe", MOE | {"kv_channels": 4, "num_local_experts": 3})
     parts = parts_in(model, config)
     name = "layers.0.self_attention.kv_proj.weight"
     fused = model.get_submodule(name.removesuffix(".weight"))
@@ -215,9 +212,9 @@ SPLIT = {
 
 
 @pytest.mark.parametrize("model_type", SPLIT)
-def test_linear_attention(transformers, monkeypatch, model_type):
+def test_linear_attention(monkeypatch, model_type):
     options, end, activation = SPLIT[model_type]
-    model, config = tiny(transformers, model_type, options)
+    model, config = tiny(model_type, options)
     parts = parts_in(model, config)
     (name,) = {name for name, label in parts if label == "k"}
     assert name.endswith(f".{end}.weight")
@@ -281,9 +278,9 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("model_type", IMAGES)
-def test_models_of_images(transformers, monkeypatch, model_type):
+def test_models_of_images(monkeypatch, model_type):
     options, run = IMAGES[model_type]
-    model, config = tiny(transformers, model_type, options)
+    model, config = tiny(model_type, options)
     parts = parts_in(model, config)
     names = {name for name, label in parts if label == "k"}
     code = importlib.import_module(type(model).__module__)
@@ -330,7 +327,7 @@ FEED_FORWARD = {
 
 
 @pytest.mark.parametrize("model_type", FEED_FORWARD)
-def test_gate_and_up(transformers, model_type):
+def test_gate_and_up(model_type):
     family, options, end, activation = FEED_FORWARD[model_type]
     config = transformers.CONFIG_MAPPING[model_type](**options)
     section = next((getattr(config, key) for key in options if key.endswith("_config")), config)
@@ -373,8 +370,8 @@ EXPERTS = {
 
 
 @pytest.mark.parametrize("model_type", EXPERTS)
-def test_experts(transformers, model_type):
-    model, config = tiny(transformers, model_type, EXPERTS[model_type])
+def test_experts(model_type):
+    model, config = tiny(model_type, EXPERTS[model_type])
     parts = parts_in(model, config)
     ends = {name.rpartition(".") for name, label in parts if label == "0,gate"}
     ((path, _, last),) = ends
@@ -397,9 +394,9 @@ def test_experts(transformers, model_type):
             torch.testing.assert_close(out.view(24), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_experts_of_jetmoe(transformers):
+def test_experts_of_jetmoe():
     options = MOE | {"kv_channels": 4, "num_local_experts": 3, "num_experts_per_tok": 3}
-    model, config = tiny(transformers, "jetmoe", options)
+    model, config = tiny("jetmoe", options)
     parts = parts_in(model, config)
     layer, x = model.layers[0].mlp, torch.randn(1, 1, 24)
     with torch.no_grad():
@@ -421,8 +418,8 @@ def test_experts_of_jetmoe(transformers):
         torch.testing.assert_close(layer(x)[0, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_experts_of_dbrx(transformers):
-    model, config = tiny(transformers, *ATTENTION["dbrx"])
+def test_experts_of_dbrx():
+    model, config = tiny(*ATTENTION["dbrx"])
     parts = parts_in(model, config)
     layer = model.blocks[0].ffn.experts
     tokens, chosen = torch.randn(3, 24), torch.tensor([[2], [0], [1]])
@@ -495,11 +492,10 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(("key", "name", "config", "shape"), PUBLISHED)
-def test_published_checkpoints(transformers, key, name, config, shape):
-    mapping = pytest.importorskip("transformers.conversion_mapping")
+def test_published_checkpoints(key, name, config, shape):
     converters = [
         converter
-        for converter in mapping.get_checkpoint_conversion_mapping(key) or ()
+        for converter in conversion_mapping.get_checkpoint_conversion_mapping(key) or ()
         if getattr(converter, "operations", None)
         and converter.source_patterns[0].replace("\\", "").lstrip(".") in name
         and type(converter.operations[0]).__name__ in ("Chunk", "Interleave")

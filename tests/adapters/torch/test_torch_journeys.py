@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rmtspec
 from rmtspec.adapters import torch as rt
 from rmtspec.errors import FileError, InvalidValueError
-
-transformers = pytest.importorskip("transformers")
 
 SMALL = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,

@@ -5,12 +5,14 @@ import io
 import pickle
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+from transformers import pytorch_utils
 
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
@@ -126,8 +128,7 @@ def test_embedding_at_full_rank(dtype, sides):
 
 
 def test_transformers_conv1d_at_full_rank():
-    utils = pytest.importorskip("transformers.pytorch_utils")
-    layer = utils.Conv1D(30, 20).double()
+    layer = pytorch_utils.Conv1D(30, 20).double()
     nn.init.normal_(layer.bias)
     split = rt.SplitLinear.from_layer(layer, 20)
     inputs = torch.randn(2, 3, 20, dtype=torch.float64)
@@ -136,7 +137,7 @@ def test_transformers_conv1d_at_full_rank():
     assert (split.kind, split.nf, split.nx) == ("transposed linear", 30, 20)
     assert (split.in_features, split.out_features) == (20, 30)
     merged = split.merged()
-    assert type(merged) is utils.Conv1D
+    assert type(merged) is pytorch_utils.Conv1D
     assert gap(merged(inputs), layer(inputs)) < 1e-12
 
 
@@ -486,13 +487,10 @@ def test_export():
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 def test_onnx(tmp_path):
-    for needed in ("onnx", "onnxscript"):
-        pytest.importorskip(needed)
-    runtime = pytest.importorskip("onnxruntime")
     net = Net().eval()
     file = tmp_path / "net.onnx"
     torch.onnx.export(net, example(), file, dynamo=True, verbose=False)
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [put.name for put in session.get_inputs()]
     feed = {name: value.numpy() for name, value in zip(names, example(), strict=True)}
     (output,) = session.run(None, feed)

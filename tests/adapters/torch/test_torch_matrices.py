@@ -9,7 +9,9 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from torch import nn
+from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune
+from transformers import pytorch_utils
 
 import rmtspec
 from rmtspec.adapters import torch as rt
@@ -129,8 +131,7 @@ def test_transposed_convolution(groups):
 
 
 def test_transformers_conv1d_is_read_transposed():
-    utils = pytest.importorskip("transformers.pytorch_utils")
-    layer = utils.Conv1D(5, 3)  # 3 -> 5; the weight is stored in x out
+    layer = pytorch_utils.Conv1D(5, 3)  # 3 -> 5; the weight is stored in x out
     model = nn.Sequential(layer)
     assert_holds(model, {"0": layer.weight.T})
     (matrix,) = readable(model).values()
@@ -387,7 +388,6 @@ def test_old_weight_norm_of_one_weight_among_several():
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_quantised_modules_are_not_passed_over_in_silence():
-    quantization = pytest.importorskip("torch.ao.quantization")
     model = quantization.quantize_dynamic(
         nn.ModuleDict({"fc": nn.Linear(4, 5), "rnn": nn.LSTM(4, 5), "rest": nn.Conv1d(2, 3, 1)}),
         {nn.Linear, nn.LSTM},

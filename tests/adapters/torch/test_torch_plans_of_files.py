@@ -6,6 +6,7 @@ import warnings
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from cifar_resnet import ResNet
 from torch import nn
 
@@ -27,7 +28,6 @@ def resnet():
 
 
 def gpt2():
-    transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=200, n_positions=64, n_embd=48, n_layer=2, n_head=4,
         bos_token_id=0, eos_token_id=0,
@@ -110,7 +110,6 @@ def test_a_plan_of_the_file_fits_the_model(case, tmp_path):
 
 def test_a_conv1d_of_the_file_has_rows_and_columns_exchanged(tmp_path):
     with quiet():
-        pytest.importorskip("transformers")
         torch.manual_seed(0)
         model = gpt2()
         model.save_pretrained(tmp_path / "model")

@@ -7,7 +7,9 @@ import warnings
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from torch import nn
+from transformers import pytorch_utils
 
 import rmtspec
 from rmtspec.adapters import torch as rt
@@ -254,7 +256,6 @@ def quiet():
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_gpt2_merged_on_disk_is_a_pretrained_model(tmp_path, shards):
-    transformers = pytest.importorskip("transformers")
     with quiet():
         torch.manual_seed(0)
         config = transformers.GPT2Config(
@@ -276,7 +277,6 @@ def test_gpt2_merged_on_disk_is_a_pretrained_model(tmp_path, shards):
 
 def test_pruned_on_disk_merged_on_disk(tmp_path):
     """As stored, a table and a Conv1D are matrices like any other, and come back as such."""
-    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
     torch.manual_seed(0)
     model = nn.ModuleDict({"wte": nn.Embedding(90, 32), "attn": pytorch_utils.Conv1D(60, 32)})
     folder = sharded_checkpoint(model.state_dict(), tmp_path / "model")

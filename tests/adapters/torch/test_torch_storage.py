@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from torch import nn
+from transformers import pytorch_utils
 
 import rmtspec
 from rmtspec.adapters import torch as rt
@@ -267,11 +269,10 @@ def test_load_reads_what_the_command_wrote(tmp_path):
 
 
 def test_embeddings_and_transposed_layers_of_the_command(tmp_path):
-    transformers = pytest.importorskip("transformers.pytorch_utils")
 
     def build():
         torch.manual_seed(0)
-        return nn.ModuleDict({"wte": nn.Embedding(90, 32), "attn": transformers.Conv1D(60, 32)})
+        return nn.ModuleDict({"wte": nn.Embedding(90, 32), "attn": pytorch_utils.Conv1D(60, 32)})
 
     model = build()
     safetensors.torch.save_file(model.state_dict(), tmp_path / "m.safetensors")
@@ -283,7 +284,7 @@ def test_embeddings_and_transposed_layers_of_the_command(tmp_path):
     torch.testing.assert_close(loaded["wte"](tokens), smaller["wte"](tokens))
     torch.testing.assert_close(loaded["attn"](x), smaller["attn"](x))
     merged = rt.merge(loaded)
-    assert isinstance(merged["attn"], transformers.Conv1D)
+    assert isinstance(merged["attn"], pytorch_utils.Conv1D)
     assert merged["attn"].weight.shape == (32, 60)
 
 
@@ -298,7 +299,6 @@ def quiet():
 
 
 def bert():
-    transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=500, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
         intermediate_size=1536, max_position_embeddings=64,
@@ -307,7 +307,6 @@ def bert():
 
 
 def gpt2():
-    transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=200, n_positions=64, n_embd=96, n_layer=2, n_head=4,
         bos_token_id=0, eos_token_id=0,
@@ -347,7 +346,6 @@ def test_transformers_models(build, tmp_path):
 
 def test_a_split_folder_is_not_taken_for_the_dense_model(tmp_path):
     """`from_pretrained` must fail on it, not fill in random weights with a warning."""
-    pytest.importorskip("transformers")
     with quiet():
         torch.manual_seed(0)
         model = gpt2()

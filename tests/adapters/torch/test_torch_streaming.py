@@ -6,14 +6,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._calibration.skeleton import NotInBlocksError, Skeleton
 from rmtspec.adapters.torch._calibration.streaming import Streamed
 from rmtspec.errors import FileError
-
-transformers = pytest.importorskip("transformers")
 
 SIDES = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
