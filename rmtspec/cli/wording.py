@@ -1,16 +1,18 @@
 """A command that shows our errors as one message, in its own terms: `--jobs` for `n_jobs`."""
 
+import contextlib
 import errno
 import io
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from rmtspec._text import printable
-from rmtspec.errors import OptionError, RmtspecError
+from rmtspec.errors import OptionError, RmtspecError, RmtspecWarning
 
 #: An option as messages name it, `keep` or `ranks['fc']`, and as hints pass it, keep=0.9.
 _NAMED = re.compile(r"`(\w+)(?:\[(.+?)\])?`")
@@ -24,7 +26,7 @@ _PAIRS = {
 
 
 class Command(click.Command):
-    """A command that shows each error as one message, without a traceback.
+    """A command that shows each error and each warning as one message, without lines of code.
 
     The exit status is 2 for a wrong option, and 1 for any other error of this package.
     """
@@ -32,7 +34,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _warnings_in_words(self):
+                return super().invoke(ctx)
         except OptionError as error:
             raise click.UsageError(in_flags(error, self), ctx) from None
         except RmtspecError as error:
@@ -46,6 +49,23 @@ class Command(click.Command):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
+
+
+@contextlib.contextmanager
+def _warnings_in_words(command: click.Command) -> Iterator[None]:
+    """Show our warnings without the line of code that they come from; any other as it was."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, RmtspecWarning):
+                click.echo(f"Warning: {printable(spoken(str(message), command))}", err=True)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", RmtspecWarning)
+        yield
 
 
 def in_flags(error: OptionError, command: click.Command) -> str:

@@ -251,7 +251,7 @@ SIZES = {"embedding_length": 64, "feed_forward_length": 96, "block_count": 1, "c
          "attention.head_count": 4, "attention.head_count_kv": 2}  # fmt: skip
 
 
-def tiny(path, architecture="llama", **more):
+def tiny(path, architecture="llama", values=(), **more):
     """Write a small model as llama.cpp's converter does, and return its tensors as they were."""
     shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
               "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}  # fmt: skip
@@ -269,6 +269,7 @@ def tiny(path, architecture="llama", **more):
             stored[f"blk.0.{name}.weight"] = pairs.reshape(W.shape)
     metadata = {f"{architecture}.{key}": size for key, size in SIZES.items()}
     metadata[f"{architecture}.attention.layer_norm_rms_epsilon"] = 1e-5
+    metadata |= {f"{architecture}.{key}": value for key, value in dict(values).items()}
     write(path, {n: np.ascontiguousarray(a) for n, a in stored.items()}, metadata, architecture)
     return plain
 
@@ -294,14 +295,35 @@ def test_written_as_transformers_has_it(tmp_path, architecture):
     assert config["tie_word_embeddings"] is True
 
 
-def test_an_architecture_that_is_not_known_keeps_its_names(tmp_path):
-    for architecture, more in (("starling", {}), ("llama", {"rope_freqs.weight": noise(8)})):
-        path = tmp_path / f"{architecture}.gguf"
-        tiny(path, architecture, **more)
-        run("merge", path, tmp_path / architecture)
-        found = load_file(tmp_path / architecture / "model.safetensors")
-        assert "blk.0.attn_q.weight" in found
-        assert not (tmp_path / architecture / "config.json").exists()
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"architecture": "starling"}, "'starling' is not one of llama, qwen2, qwen3"),
+        ({"rope_freqs.weight": noise(8)}, "1 of its tensors have no place there"),
+        ({"values": {"rope.scaling.type": "yarn"}}, "llama.rope.scaling.type (yarn) has no"),
+        ({"values": {"attention.sliding_window": 16}}, "sliding_window (16) has no counterpart"),
+        ({"values": {"attention.key_length": 32, "attention.value_length": 16}}, "sizes, 32, 16"),
+        ({"values": {"rope.dimension_count": 8, "attention.key_length": 16}}, "sizes, 16, 8"),
+        ({"values": {"attention.head_count_kv": [2, 2]}}, "is [2, 2], not one int"),
+        ({"values": {"attention.head_count": 0}}, "0 heads do not divide 64"),
+    ],
+)
+def test_what_is_not_known_keeps_its_names_and_says_why(tmp_path, options, reason):
+    tiny(tmp_path / "m.gguf", **options)
+    done = run("merge", tmp_path / "m.gguf", tmp_path / "out")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("Warning: ")
+    assert reason in done.stderr
+    assert "blk.0.attn_q.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_values_that_change_nothing(tmp_path):
+    neutral = {"rope.scaling.type": "none", "vocab_size": 50, "rope.dimension_count": 16}
+    tiny(tmp_path / "m.gguf", values=neutral)
+    run("merge", tmp_path / "m.gguf", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["head_dim"], config["vocab_size"]) == (16, 50)
 
 
 @pytest.mark.parametrize("mode", ["factors", "dense"])
