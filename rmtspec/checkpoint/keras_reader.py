@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec.checkpoint.keras_names import KerasNames
 from rmtspec.checkpoint.outputs_first import outputs_first
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, StoredTensor
@@ -62,16 +63,19 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
     skipped: list[dict[str, str]] = []
     try:
         with _opened(file) as opened:
+            names = KerasNames(opened)
             for place, found in _datasets(opened, file, h5py):
                 if isinstance(found, str):
                     skipped.append({"name": place.strip("/"), "reason": found})
                     continue
-                tensor = _tensor(file, place, found)
-                if isinstance(tensor, str) or tensor.name in tensors:
-                    reason = tensor if isinstance(tensor, str) else Why.SECOND_ARRAY.words()
-                    skipped.append({"name": place.strip("/"), "reason": reason})
+                name = names.of(place, found)
+                tensor = _tensor(file, place, found, name)
+                if isinstance(tensor, str):
+                    skipped.append({"name": name, "reason": tensor})
+                elif name in tensors:
+                    skipped.append({"name": place.strip("/"), "reason": Why.SECOND_ARRAY.words()})
                 else:
-                    tensors[tensor.name] = tensor
+                    tensors[name] = tensor
     except FileError:
         raise
     except _ERRORS as error:
@@ -143,7 +147,7 @@ def _datasets(root: Any, file: Path, h5py: Any) -> Iterator[tuple[str, Any]]:
                 yield here, found
 
 
-def _tensor(file: Path, place: str, dataset: Any) -> StoredTensor | str:
+def _tensor(file: Path, place: str, dataset: Any, name: str) -> StoredTensor | str:
     dtype = dataset.dtype
     if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None:
         return Why.NOT_REAL.words(dtype=dtype, hint="")
@@ -154,32 +158,9 @@ def _tensor(file: Path, place: str, dataset: Any) -> StoredTensor | str:
     if nbytes > _RATIO * stored + _SMALL:
         return Why.DAMAGED.words(error=f"it announces {nbytes} bytes and stores {stored}")
     tensor = KerasTensor(
-        path=str(file), name=_name(place, dataset), dtype=dtype.str, numpy_name=dtype.str,
+        path=str(file), name=name, dtype=dtype.str, numpy_name=dtype.str,
         shape=tuple(dataset.shape), nbytes=nbytes, place=place,
     )  # fmt: skip
     if "depthwise" in tensor.name and tensor.name.endswith("kernel"):
         return Why.DEPTHWISE.words()
     return outputs_first(tensor)
-
-
-def _name(place: str, dataset: Any) -> str:
-    """Return the name of a variable: "dense_1.kernel".
-
-    Keras 3 numbers the variables of a layer, the kernel first, and keeps the layer's own name.
-    """
-    parts = place.strip("/").split("/")
-    if parts[0] == "layers" or (parts[0] == "_layer_checkpoint_dependencies" and len(parts) > 1):
-        parts = parts[1:]
-    if parts[0] == "model_weights":
-        parts = parts[2:]
-    if len(parts) > 1 and parts[-2] == "vars":
-        group = dataset.parent
-        own = group.attrs.get("name", "")
-        layer = parts[:-2]
-        if isinstance(own, str) and own and layer and layer[-1] not in ("cell", "forward_layer"):
-            layer[-1] = own
-        inside = layer[-1] if layer else ""
-        known = {"0": "embeddings" if "embedding" in inside else "kernel", "1": "recurrent_kernel"}
-        named = dataset.ndim > 1 and (parts[-1] == "0" or "cell" in inside)
-        parts = [*layer, known.get(parts[-1], parts[-1]) if named else f"vars.{parts[-1]}"]
-    return ".".join(part.removesuffix(":0") for part in parts)

@@ -25,7 +25,7 @@ from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, Opti
 from rmtspec.terms import Why
 
 #: Formats in which the order of the tensors is not that of the layers.
-_UNORDERED = (".safetensors", ".npy")
+_UNORDERED = (".safetensors", ".npy", ".h5", ".keras", ".msgpack")
 #: Next to the weights of a transformers model; says which tensors are fused.
 CONFIG = "config.json"
 

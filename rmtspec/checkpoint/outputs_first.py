@@ -13,6 +13,7 @@ from rmtspec.checkpoint.stored import StoredTensor
 #: heads as an axis: inputs x heads x size. Those back from the heads end in their outputs.
 _KERNELS = ("kernel", "recurrent_kernel", "pointwise_kernel")
 _TO_HEADS = re.compile(r"(^|[._])(query|key|value)(_dense)?\.kernel$")
+_FROM_HEADS = re.compile(r"(^|[._])(attention_output|output_dense|out)\.kernel$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def outputs_first(tensor: StoredTensor) -> StoredTensor:
     joined: tuple[int, ...] = ()
     if len(shape) == 3 and _TO_HEADS.search(tensor.name):
         joined = (shape[0], shape[1] * shape[2])
-    elif len(shape) == 3 and re.search(r"(^|[._])(attention_output|out)\.kernel$", tensor.name):
+    elif len(shape) == 3 and _FROM_HEADS.search(tensor.name):
         joined = (shape[0] * shape[1], shape[2])
     turned = joined or shape
     return OutputsFirst(

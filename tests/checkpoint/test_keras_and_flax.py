@@ -55,19 +55,79 @@ def test_keras_3(tmp_path, name):
     archive(path, tmp_path) if name.endswith("keras") else keras3(path)
     found = matrices_in(path)
     assert set(found.matrices) == {
-        "conv2d.kernel", "head.kernel", "embedding.embeddings", "lstm.cell.kernel",
-        "lstm.cell.recurrent_kernel",
+        "conv2d.kernel", "head.kernel", "embedding.embeddings", "lstm.lstm_cell.kernel",
+        "lstm.lstm_cell.recurrent_kernel",
     }  # fmt: skip
     assert_array_equal(found.matrices["head.kernel"](), DENSE.T)
     assert_array_equal(found.matrices["conv2d.kernel"](), KERNEL.reshape(45, 12).T)
     assert_array_equal(found.matrices["embedding.embeddings"](), TABLE)
     assert found.matrices["embedding.embeddings"].kind == "embedding"
-    assert found.matrices["lstm.cell.kernel"].shape == (32, 20)
+    assert found.matrices["lstm.lstm_cell.kernel"].shape == (32, 20)
     reasons = {entry["name"]: entry["reason"] for entry in found.skipped}
     assert reasons["optimizer"] == "state of the optimizer, not weights"
-    assert reasons["layers/depthwise_conv2d/vars/0"].startswith("depthwise")
+    assert reasons["depthwise_conv2d.depthwise_kernel"].startswith("depthwise")
     with pytest.raises(FileError, match=r"is read for analysis only"):
         rmtspec.prune_checkpoint(path, tmp_path / "out")
+
+
+def layers(path, *layers):
+    """Write layers of (path, own name, arrays) as Keras 3 does."""
+    with h5py.File(path, "w") as file:
+        for place, own, *arrays in layers:
+            group = file.create_group(f"layers/{place}/vars")
+            group.attrs["name"] = own
+            for index, array in enumerate(arrays):
+                group.create_dataset(str(index), data=array)
+    return matrices_in(path)
+
+
+def test_layers_have_the_names_that_keras_shows(tmp_path):
+    """Of Keras 3.15: a path of attributes, whose layers have names of their own."""
+    found = layers(
+        tmp_path / "m.weights.h5",
+        ("bidirectional", "bi"),
+        ("bidirectional/forward_layer", "forward_inner"),
+        ("bidirectional/forward_layer/cell", "lstm_cell", noise(16, 24), noise(6, 24), noise(24)),
+        ("time_distributed", "steps"),
+        ("time_distributed/layer", "fc", noise(7, 9), noise(9)),
+        ("sequential", "sub"),
+        ("sequential/layers/dense", "deep", noise(10, 11)),
+        ("twins", "twins"),
+        ("twins/a", "same", noise(5, 6)),
+        ("twins/b", "same", noise(5, 6)),
+    )
+    assert list(found.matrices) == [
+        "bi.forward_inner.lstm_cell.kernel", "bi.forward_inner.lstm_cell.recurrent_kernel",
+        "steps.fc.kernel", "sub.deep.kernel", "twins.a.kernel", "twins.b.kernel",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_attention_of_keras(tmp_path, own):
+    """Projections have the heads as an axis: (inputs, heads, size), and (heads, size, outputs)."""
+    into, out = noise(16, 2, 4), noise(2, 4, 16, seed=1)
+    found = layers(
+        tmp_path / "m.weights.h5",
+        ("mha/query_dense", "query" if own else "", into, noise(2, 4)),
+        ("mha/output_dense", "attention_output" if own else "", out, noise(16)),
+    )
+    from_heads, to_heads = found.matrices.values()
+    assert_array_equal(to_heads(), into.reshape(16, 8).T)
+    assert_array_equal(from_heads(), out.reshape(8, 16).T)
+    assert len(found.matrices) == 2  # the bias of two dimensions is none
+
+
+def test_kernels_of_one_channel_each(tmp_path):
+    """Told by the number of biases, or by the pointwise kernel beside it, whatever the name."""
+    found = layers(
+        tmp_path / "m.weights.h5",
+        ("conv_a", "a", noise(3, 3, 8, 2), noise(16)),
+        ("conv_b", "b", noise(3, 8, 2), noise(1, 16, 5), noise(5)),
+    )
+    assert list(found.matrices) == ["b.pointwise_kernel"]
+    reasons = {entry["name"]: entry["reason"] for entry in found.skipped}
+    assert reasons["a.depthwise_kernel"].startswith("depthwise")
+    assert reasons["b.depthwise_kernel"].startswith("depthwise")
 
 
 def test_older_files_of_keras(tmp_path):
