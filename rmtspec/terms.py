@@ -219,6 +219,7 @@ class Why(StrEnum):
     SCALED = "quantised, its scales are in {name}: convert it to BF16 first"
     SHARDED = "DTensor: sharded over devices; gather it first (full_tensor)"
     SPARSE = "sparse ({layout}); convert it with to_dense"
+    OFFLOADED = "offloaded by accelerate: load the model whole, or analyse and prune its folder"
     META = "on the meta device: it has no values; load the weights first"
     SUBCLASS = "{type}: a tensor subclass, whose storage is not known here"
     PARAMETRIZED = (

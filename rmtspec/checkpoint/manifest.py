@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,15 @@ class Manifest:
         "bytes" and "sha256" by file name.
     versions : dict of str to str
         Versions of the packages that wrote it.
+    extra_states : dict
+        Entries of the state dict that are no tensors, as JSON has them, by key.
     """
 
     splits: tuple[SplitEntry, ...]
     tied: dict[str, str]
     files: dict[str, dict[str, Any]]
     versions: dict[str, str]
+    extra_states: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`."""
@@ -122,7 +125,8 @@ class Manifest:
         files = _field(file, content, "files", dict)
         for name, entry in files.items():
             _check_file_entry(file, name, entry)
-        return cls(splits, tied, files, versions)
+        extra = _field(file, {"extra_states": {}} | content, "extra_states", dict)
+        return cls(splits, tied, files, versions, extra)
 
     @property
     def weight_files(self) -> list[str]:
@@ -225,6 +229,7 @@ def model_folder(
     tied: dict[str, str] | None = None,
     versions: dict[str, str] | None = None,
     metadata: dict[str, str] | None = None,
+    extra_states: dict[str, Any] | None = None,
 ) -> Iterator[Path]:
     """Write a model into a new folder: its tensors, and the manifest of what was split.
 
@@ -241,6 +246,8 @@ def model_folder(
         Names that share the values of another tensor.
     versions, metadata : dict of str to str, optional
         Versions of packages for the manifest; free text for the weight file.
+    extra_states : dict, optional
+        Entries of the state dict that are no tensors, as JSON has them, by key.
 
     Raises
     ------
@@ -251,7 +258,7 @@ def model_folder(
         digest = write_safetensors(work / WEIGHTS, tensors, metadata)
         files = {WEIGHTS: {"bytes": (work / WEIGHTS).stat().st_size, "sha256": digest}}
         used = _records.versions() if versions is None else versions
-        Manifest(tuple(splits), tied or {}, files, used).write(work)
+        Manifest(tuple(splits), tied or {}, files, used, extra_states or {}).write(work)
         yield work
 
 

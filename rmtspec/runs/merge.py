@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from rmtspec._files.writing import (
     empty_folder,
     finished_folder,
 )
+from rmtspec._text import listed
 from rmtspec.checkpoint.companions import companions, copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry, damaged
 from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor, check_unchanged, named_dtype
-from rmtspec.errors import FileError, InvalidTypeError
+from rmtspec.errors import FileError, InvalidTypeError, RmtspecWarning
 from rmtspec.runs.dequantised import dequantised
 from rmtspec.runs.stored_forms import Computed, decode, joined_kernel, pivoted_outer, widened
 from rmtspec.terms import Form
@@ -113,6 +115,13 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     size = sum(tensor.nbytes for each in files.values() for tensor in each)
     check_space(out, size + sum(file.stat().st_size for file in companions(place)[0]))
     manifest.check_files(place)  # last, because it reads everything
+    if manifest.extra_states:
+        warnings.warn(
+            f"{place} has extra states of modules that are no tensors, which a file of dense "
+            f"weights cannot hold: {listed(sorted(manifest.extra_states), most=3)} are left out.",
+            RmtspecWarning,
+            stacklevel=2,
+        )
     named = dict(zip(file_names(DENSE_WEIGHTS, len(files)), files, strict=True))
     with finished_folder(out) as work:
         for name, file in named.items():

@@ -1,7 +1,7 @@
 """Loading a saved model into a freshly built one."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from rmtspec.adapters.torch._layers.marked_config import mark
 from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.replace import replace_layers
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer, memory_format
+from rmtspec.adapters.torch._storage.extra_states import is_extra, restore_extra_states
 from rmtspec.adapters.torch._storage.names import in_model
 from rmtspec.adapters.torch._weights.matrices import check_model
 from rmtspec.adapting import (
@@ -106,7 +107,8 @@ def filled(
     manifest, stored = in_model(model, manifest, stored)
     new, sources = _split_layers(model, manifest)
     wanted = _shared(_wanted(model, new, sources, manifest.tied), stored)
-    _check(wanted, stored, manifest.tied, folder)
+    extra = {key for key in _kept_state(model, new) if is_extra(key)}
+    _check(wanted, stored, manifest, extra, folder)
     if not assign and any(p.is_meta for p in model.parameters()):
         raise InvalidValueError(
             "`skeleton` has parameters on the meta device, which cannot be filled. Pass "
@@ -121,6 +123,8 @@ def filled(
         )
     model = new[""] if "" in new else replace_layers(model, new, inplace=True)
     _fill(model, wanted, stored, assign=assign, device=device)
+    tensors = _read(extra & stored.keys(), stored)
+    restore_extra_states(model, {**tensors, **manifest.extra_states})
     mark(model)
     return model
 
@@ -187,8 +191,8 @@ def _wanted(
     """Return the entries of the state dict once layers of `model` are replaced by `new`."""
     values = [
         (name, value, value.device)
-        for name, value in model.state_dict(keep_vars=True).items()
-        if not any(path == "" or name.startswith(f"{path}.") for path in new)
+        for name, value in _kept_state(model, new).items()
+        if not is_extra(name)
     ]
     for path, layer in new.items():
         prefix = f"{path}." if path else ""
@@ -201,6 +205,15 @@ def _wanted(
         shape, key = tuple(value.shape), tied.get(key, key)
         wanted[name] = _Wanted(shape, device, id(value), key=key, transposed=transposed)
     return wanted
+
+
+def _kept_state(model: nn.Module, new: dict[str, nn.Module]) -> dict[str, Any]:
+    """Return the entries of the state dict outside the layers that are replaced."""
+    return {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not any(path == "" or name.startswith(f"{path}.") for path in new)
+    }
 
 
 def _shared(wanted: _State, stored: _Stored) -> _State:
@@ -216,7 +229,9 @@ def _shared(wanted: _State, stored: _Stored) -> _State:
     }
 
 
-def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLike) -> None:
+def _check(
+    wanted: _State, stored: _Stored, manifest: Manifest, extra: set[str], folder: PathLike
+) -> None:
     """Raise unless the file has exactly what is wanted, in these shapes."""
     missing, wrong, apart = [], [], []
     first: dict[int, str] = {}
@@ -228,9 +243,10 @@ def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLi
         other = first.setdefault(identity, name)
         if wanted[other].key != key:
             apart.append(f"{other} and {name}")
-    used = {each.key for each in wanted.values()}
-    unexpected = [name for name in stored if name not in used]
-    unexpected += [name for name in tied if name not in wanted]
+    missing += sorted(extra - stored.keys() - manifest.extra_states.keys())
+    used = {each.key for each in wanted.values()} | extra
+    unexpected = [name for name in (*stored, *manifest.extra_states) if name not in used]
+    unexpected += [name for name in manifest.tied if name not in wanted]
     differences = {
         "not in the file": missing,
         "not in the skeleton": unexpected,
@@ -243,6 +259,17 @@ def _check(wanted: _State, stored: _Stored, tied: dict[str, str], folder: PathLi
             f"`skeleton` does not match {folder}: {'; '.join(parts)}. Build the architecture "
             "that was pruned, as it was before the split."
         )
+
+
+def _read(names: Iterable[str], stored: _Stored) -> dict[str, torch.Tensor]:
+    """Return tensors of the files."""
+    from safetensors import safe_open
+
+    found = {}
+    for name in names:
+        with safe_open(stored[name].path, framework="pt", device="cpu") as file:
+            found[name] = file.get_tensor(stored[name].name)
+    return found
 
 
 def _fill(model: nn.Module, wanted: _State, stored: _Stored, *, assign: bool, device: Any) -> None:

@@ -59,7 +59,8 @@ def in_model(
     entries = tuple(dataclasses.replace(e, name=moved[e.name]) for e in manifest.splits)
     tied = {renamed(key): renamed(holder) for key, holder in manifest.tied.items()}
     tensors = {renamed(key): tensor for key, tensor in stored.items()}
-    return dataclasses.replace(manifest, splits=entries, tied=tied), tensors
+    extra = {renamed(key): value for key, value in manifest.extra_states.items()}
+    return dataclasses.replace(manifest, splits=entries, tied=tied, extra_states=extra), tensors
 
 
 def _same(key: str) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from rmtspec.adapters.torch._layers.entries import entries_of
 from rmtspec.adapters.torch._layers.marked_config import MARK
+from rmtspec.adapters.torch._storage.extra_states import extra_states, is_extra
 from rmtspec.adapters.torch._weights.layer_kinds import unreadable
 from rmtspec.adapters.torch._weights.matrices import check_model, memory_of
 from rmtspec.adapters.torch._weights.tensors import to_numpy
@@ -31,7 +32,8 @@ def save(model: nn.Module, folder: PathLike) -> Path:
     """Save a model, including its split layers, into a new folder.
 
     The folder gets ``rmtspec.safetensors`` with the tensors of the state dict, shared ones once,
-    and the manifest ``rmtspec.json``. The config files of a transformers model are written too, and
+    and the manifest ``rmtspec.json``, which holds what `get_extra_state` of a module returns if
+    that is no tensor. The config files of a transformers model are written too, and
     the files of its tokenizer or processor are copied from the folder that it was loaded from, if
     that was one. The folder appears under its name only when it is complete.
 
@@ -49,7 +51,8 @@ def save(model: nn.Module, folder: PathLike) -> Path:
     Raises
     ------
     InvalidTypeError, InvalidValueError
-        The model is wrapped, or its state dict has an entry that is not a dense tensor with values.
+        The model is wrapped, or its state dict has an entry that is neither a dense tensor with
+        values nor, from `get_extra_state`, a value that JSON has.
     FileError
         The folder is not empty or cannot be written; nothing is left behind.
 
@@ -66,6 +69,7 @@ def save(model: nn.Module, folder: PathLike) -> Path:
     True
     """
     check_model(model)
+    extra = extra_states(model)
     tensors, tied = _state(model)
     outgoing = [
         Outgoing(name, _dtype(value), tuple(value.shape), partial(_array, value))
@@ -73,6 +77,7 @@ def save(model: nn.Module, folder: PathLike) -> Path:
     ]
     entries = entries_of(model)
     more: dict[str, Any] = {"versions": versions("torch"), "metadata": {"format": "pt"}}
+    more["extra_states"] = extra
     with model_folder(folder, outgoing, entries, tied=tied, **more) as work:
         for config in (getattr(model, "config", None), getattr(model, "generation_config", None)):
             if callable(getattr(config, "save_pretrained", None)):
@@ -88,6 +93,8 @@ def _state(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     tied: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
+        if is_extra(name) and not isinstance(value, torch.Tensor):
+            continue
         reason = unreadable(value, codes=True)
         if reason:
             raise InvalidValueError(

@@ -89,9 +89,11 @@ def matrices_in_module(
             name, Kind.PARAMETER, name, key, shape=tuple(parameter.shape), parameter=parameter
         )
         reason = unreadable(parameter)
+        if reason == Why.META and hasattr(module, "_hf_hook"):
+            reason = Why.OFFLOADED.words()
         added = parameter.ndim > 1 and _BIAS.search(short) is not None
         if parameter.ndim < 2 or added:
-            if reason in ("", Why.META):
+            if reason in ("", Why.META, Why.OFFLOADED):
                 shapes = Why.BIAS if added else Why.VECTOR if parameter.ndim else Why.NUMBER
                 reason = shapes.words()
             yield replace(base, name=key, kind="", reason=reason)
@@ -153,7 +155,8 @@ def _own_forward(module: nn.Module, family: type[nn.Module] | None) -> str:
     own = family is not None and type(module).forward is not family.forward
     if own and f"{type(module).__module__}.{type(module).__name__}" not in _SAME_FORWARD:
         return Why.OWN_FORWARD.words(type=type(module).__name__)
-    if set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules:
+    more = type(module).get_extra_state is not nn.Module.get_extra_state
+    if more or set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules:
         return Why.HOLDS_MORE.words(type=type(module).__name__)
     return ""
 

@@ -118,6 +118,12 @@ def check_model(model: object) -> None:
                 f"`model` is wrapped{place} in {kind}; expected the model itself. Pass "
                 f"{_WRAPPERS[kind]}, and wrap the result."
             )
+        dotted = next((child for child in module._modules if "." in child), None)
+        if dotted is not None:
+            raise InvalidValueError(
+                f"`model` has a child named {dotted!r}; expected names without dots, as torch's "
+                "add_module does, since dots separate names. Rename it."
+            )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InvalidValueError(

@@ -3,6 +3,7 @@
 import re
 from contextlib import contextmanager
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -553,3 +554,17 @@ def test_a_model_that_cannot_be_copied(model):
     with refused(model, r"`model` cannot be copied: .*Pass inplace=True"):
         rt.merge(model)
     assert type(rt.merge(model, inplace=True).first) is nn.Linear
+
+
+def test_offloaded_layers_are_told_apart(tmp_path):
+    model = nn.Sequential(nn.Linear(60, 80), nn.Linear(80, 50))
+    accelerate.disk_offload(model, tmp_path)
+    with pytest.raises(InvalidValueError, match=r"offloaded by accelerate: load the model whole"):
+        rt.analyze(model)
+
+
+def test_a_dot_in_the_name_of_a_child():
+    model = nn.Sequential(nn.Linear(60, 80))
+    model._modules["a.b"] = nn.Linear(80, 50)
+    with pytest.raises(InvalidValueError, match=r"a child named 'a\.b'; expected names without"):
+        rt.prune(model)

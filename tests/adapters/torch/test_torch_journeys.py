@@ -252,3 +252,16 @@ def test_the_tokenizer_is_carried_along(tmp_path):
     names = {file.name for file in (tmp_path / "small").iterdir()}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"}
     assert not names & {"notes.txt", "run.py", "model.safetensors"}
+
+
+def test_a_vocabulary_grows_after_the_split(tmp_path):
+    """transformers refuses a head that is no Linear, before or after it was merged."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)
+    ranks = {"lm_head": 8, "model.embed_tokens": 8}
+    split, _ = rt.prune(transformers.LlamaForCausalLM(config), ranks=ranks)
+    with pytest.raises(TypeError, match=r"SplitLinear|SplitEmbedding"):
+        split.resize_token_embeddings(140)
+    merged = rt.merge(rt.prune(transformers.LlamaForCausalLM(config), ranks=ranks)[0])
+    merged.resize_token_embeddings(140, mean_resizing=False)
+    assert merged(torch.tensor([[1, 139]])).logits.shape == (1, 2, 140)
