@@ -234,6 +234,7 @@ class Why(StrEnum):
     UNCHANGED = "unchanged"
     ONLY_IN = "only in {place}"
     OTHER_SHAPE = "its shape was {before} and is {after}"
+    TIED_TABLE = "tied to the head: an adapter of LoRA would change the table alone"
     CHANGED_OTHERWISE = "changed, but no matrix of a layer: an adapter of LoRA cannot hold it"
     # Not read from its file.
     OPTIMIZER_STATE = "state of the optimizer, not weights"

@@ -29,7 +29,7 @@ _FACTORS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "lora_do
 #: Between the two, in convolutions of kohya's scripts that LyCORIS splits in three.
 _THIRD = "lora_mid"
 #: A key of alpha_pattern that is a name, dots escaped or not; with ^ it is the whole name.
-_NAME_AS_PATTERN = re.compile(r"(?P<start>\^?)(?P<name>(?:[\w.-]|\\\.)+)\$?")
+_NAME_AS_PATTERN = re.compile(r"(?P<start>\^?)(?P<name>(?:[\w.-]|\\\W)+)\$?")
 _READING = re.compile(r"(?P<layer>.*)\.(?P<factor>lora_A|lora_embedding_A|lora_down)(?P<end>\..*)?")
 
 
@@ -179,7 +179,7 @@ def _of_pattern(patterns: Any, layer: str, usual: Any) -> Any:
                 f"alpha_pattern in {ADAPTER_CONFIG} has {pattern!r}; expected names of layers, or "
                 "ends of them. Write one entry for each layer."
             )
-        plain = name["name"].replace("\\.", ".")
+        plain = re.sub(r"\\(\W)", r"\1", name["name"])
         if layer == plain or (not name["start"] and layer.endswith(f".{plain}")):
             return value
     return usual

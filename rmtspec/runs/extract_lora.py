@@ -80,7 +80,7 @@ def extract_lora(
         components of all layers compete by the energy that they hold for each parameter.
     include, exclude : pattern, predicate or several, optional
         Applied to the names of tensors and layers. Embeddings are left alone unless `include` names
-        them.
+        them; one that is the model's head as well always is.
     report : path, optional
         Write the report here too (.html, .csv or .json).
     progress : callable, optional
@@ -197,6 +197,8 @@ def _differences(
             skip(name, Why.CHANGED_OTHERWISE)
         elif matrix.kind == Kind.EMBEDDING and name not in chosen.named:
             skip(name, Why.NOT_NAMED, what="a changed embedding", options="`include`")
+        elif matrix.kind == Kind.EMBEDDING and _is_head_too(tensor, new):
+            skip(name, Why.TIED_TABLE)
         elif not name.endswith(".weight"):
             skip(name, Why.LAYER_UNKNOWN)
         else:
@@ -209,6 +211,28 @@ def _differences(
     for name in old.tensors.keys() - new.tensors.keys():
         skip(name, Why.ONLY_IN, place=old.path.name)
     return differing, skipped
+
+
+def _is_head_too(table: StoredTensor, checkpoint: Checkpoint) -> bool:
+    """Tell whether a table of a model of transformers is the weight of its head as well.
+
+    The head is then in no file, and PEFT would change what the table looks up alone.
+    """
+    config = checkpoint.config
+    if table.shape[0] != config.get("vocab_size"):
+        return False
+    heads = (
+        matrix
+        for name, matrix in checkpoint.matrices.items()
+        if matrix.shape == table.shape and name != table.name and matrix.kind == Kind.MATRIX
+    )
+    named = re.search("LM|ConditionalGeneration", _class_names(config)) is not None
+    return config.get("tie_word_embeddings") is True or (named and not any(heads))
+
+
+def _class_names(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures")
+    return " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
 
 
 def _same(before: StoredTensor, after: StoredTensor) -> bool:
@@ -273,8 +297,7 @@ def _layer(matrix: StoredMatrix, rank: int, config: Mapping[str, Any]) -> LayerF
 
 def _config(base: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the adapter's config says besides its ranks."""
-    architectures = config.get("architectures")
-    names = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    names = _class_names(config)
     tasks = {"ForCausalLM|LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
     task = next((task for words, task in tasks.items() if re.search(words, names)), None)
     return {

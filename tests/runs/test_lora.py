@@ -172,6 +172,7 @@ def adapter(folder, used=3, rank=8, **config):
         ({"alpha_pattern": {"fc": 4}}, 0.5),
         ({"alpha_pattern": {r"^m\.fc": 4, "other": 99}}, 0.5),
         ({"alpha_pattern": {"m": 4, "c": 3, "^fc": 5}}, 2.0),
+        ({"alpha_pattern": {r"m\-x": 4, r"^m\.fc$": 4}}, 0.5),
     ],
 )
 def test_a_pair_of_factors_is_one_matrix(tmp_path, config, scale):

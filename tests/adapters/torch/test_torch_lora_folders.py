@@ -70,6 +70,47 @@ def test_the_extracted_adapter_does_what_the_tuned_model_does(tuned):
     torch.testing.assert_close(with_adapter(kind, folder, "out"), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_table_that_is_the_head_too_is_left_alone(tmp_path):
+    """PEFT would change what is looked up, and not what the head multiplies by."""
+    kind, config, _ = MODELS["llama"]
+    torch.manual_seed(0)
+    model = kind(type(config).from_dict(config.to_dict() | {"tie_word_embeddings": True}))
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in (
+            model.model.embed_tokens.weight,
+            model.model.layers[0].mlp.up_proj.weight,
+        ):
+            parameter += torch.outer(parameter[:, 0], parameter[0])
+    model.save_pretrained(tmp_path / "tuned")
+    done = rmtspec.extract_lora(
+        tmp_path / "base", tmp_path / "tuned", None, include="embed|up_proj"
+    )
+    assert [row["name"] for row in done.rows] == ["model.layers.0.mlp.up_proj.weight"]
+    reasons = {entry["name"]: entry["reason"] for entry in done.skipped}
+    assert reasons["model.embed_tokens.weight"].startswith("tied to the head")
+
+
+def test_magnitudes_of_dora_stay(tmp_path):
+    torch.manual_seed(0)
+    kind, config, _ = MODELS["llama"]
+    base = kind(config)
+    base.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=8, target_modules=["q_proj", "down_proj"], use_dora=True)
+    model = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                parameter.normal_(std=0.05)
+                parameter[(slice(None), slice(4, None)) if "lora_B" in name else slice(4, None)] = 0
+            elif "magnitude" in name:
+                parameter *= 1.2
+    model.save_pretrained(tmp_path / "adapter")
+    done = rmtspec.resize_lora(tmp_path / "adapter", tmp_path / "small")
+    assert {row["rank"] for row in done.rows} == {4}
+    torch.testing.assert_close(with_adapter(kind, tmp_path, "small"), outputs(model))
+
+
 def test_an_adapter_of_peft_as_matrices_and_resized(tuned):
     kind, folder, expected = tuned
     report = rmtspec.analyze_checkpoint(folder / "adapter")
