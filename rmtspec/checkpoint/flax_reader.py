@@ -54,7 +54,7 @@ def flax_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]:
                     f"{file} is truncated or damaged at byte {reader.at} of {len(content)}. Copy "
                     "or save the file again."
                 ) from None
-    return [outputs_first(tensor) for tensor in reader.tensors.values()], reader.skipped
+    return outputs_first(reader.tensors), reader.skipped
 
 
 class _Reader:

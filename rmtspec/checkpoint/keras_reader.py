@@ -84,7 +84,7 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
         known = start.startswith(b"\x89HDF") or (start[:2] == b"PK" and file.suffix == ".keras")
         what = f"damaged: {error}. Copy or save the file again." if known else ""
         raise FileError(f"{file} is {what or 'not a file of Keras' + looks_like(start)}") from error
-    return list(tensors.values()), skipped
+    return outputs_first(tensors), skipped
 
 
 @contextlib.contextmanager
@@ -163,4 +163,4 @@ def _tensor(file: Path, place: str, dataset: Any, name: str) -> StoredTensor | s
     )  # fmt: skip
     if "depthwise" in tensor.name and tensor.name.endswith("kernel"):
         return Why.DEPTHWISE.words()
-    return outputs_first(tensor)
+    return tensor

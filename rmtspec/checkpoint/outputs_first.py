@@ -1,6 +1,8 @@
 """Weights of Keras and Flax, whose outputs are the last axis, as outputs x everything else."""
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +31,31 @@ class OutputsFirst(StoredTensor):
         return np.moveaxis(values.reshape(self.joined) if self.joined else values, -1, 0)
 
 
-def outputs_first(tensor: StoredTensor) -> StoredTensor:
-    """Return a tensor of Keras or Flax as other formats have it, or as it is if it is no kernel."""
-    shape, last = tensor.shape, tensor.name.rpartition(".")[2]
-    if last not in _KERNELS or len(shape) < 2:
-        return tensor
+def outputs_first(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
+    """Return tensors of Keras or Flax as other formats have them; what is no kernel as it is.
+
+    A bias of several axes says that so many of its kernel's are outputs.
+    """
+    turned = []
+    for name, tensor in tensors.items():
+        layer, _, last = name.rpartition(".")
+        bias = tensors.get(f"{layer}.bias" if layer else "bias")
+        kernel = last in _KERNELS and len(tensor.shape) > 1
+        turned.append(_turned(tensor, bias.shape if bias else ()) if kernel else tensor)
+    return turned
+
+
+def _turned(tensor: StoredTensor, bias: tuple[int, ...]) -> StoredTensor:
+    shape, outputs = tensor.shape, len(bias)
     joined: tuple[int, ...] = ()
-    if len(shape) == 3 and _TO_HEADS.search(tensor.name):
+    if 1 < outputs < len(shape) and shape[-outputs:] == bias:
+        joined = (math.prod(shape[:-outputs]), math.prod(bias))
+    elif len(shape) == 3 and _TO_HEADS.search(tensor.name):
         joined = (shape[0], shape[1] * shape[2])
     elif len(shape) == 3 and _FROM_HEADS.search(tensor.name):
         joined = (shape[0] * shape[1], shape[2])
-    turned = joined or shape
+    read = joined or shape
     return OutputsFirst(
         path=tensor.path, name=tensor.name, dtype=tensor.dtype, numpy_name=tensor.numpy_name,
-        shape=(turned[-1], *turned[:-1]), nbytes=tensor.nbytes, inner=tensor, joined=joined,
+        shape=(read[-1], *read[:-1]), nbytes=tensor.nbytes, inner=tensor, joined=joined,
     )  # fmt: skip

@@ -216,7 +216,8 @@ def test_flax(tmp_path):
         "Dense_0": {"kernel": packed(half), "bias": packed(noise(20))},
         "Conv_0": {"kernel": packed(KERNEL)}, "Embed_0": {"embedding": packed(TABLE)},
         "attn": {"query": {"kernel": packed(heads)}, "out": {"kernel": packed(back)}},
-        "big": {"kernel": chunked},
+        "big": {"kernel": chunked}, "wide": {"kernel": packed(noise(16, 2, 5, seed=4)),
+                                            "bias": packed(noise(2, 5))},
     }  # fmt: skip
     tree = {"step": 7, "name": "x", "list": [1, {"a": None}, 2.5, b"b"], "params": layers,
             "opt_state": {"0": {"mu": {"kernel": packed(DENSE)}}}}  # fmt: skip
@@ -225,6 +226,7 @@ def test_flax(tmp_path):
         "params.Dense_0.kernel": half.T, "params.Conv_0.kernel": KERNEL.reshape(45, 12).T,
         "params.Embed_0.embedding": TABLE, "params.attn.query.kernel": heads.reshape(24, 24).T,
         "params.attn.out.kernel": back.reshape(24, 24).T, "params.big.kernel": DENSE.T,
+        "params.wide.kernel": noise(16, 2, 5, seed=4).reshape(16, 10).T,
     }  # fmt: skip
     assert set(found.matrices) == set(expected)
     for name, array in expected.items():
