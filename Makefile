@@ -1,4 +1,4 @@
-# Each target works on a fresh machine with Python 3.11 to 3.13 and make.
+# Each target works on a fresh machine with Python 3.11 to 3.14 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -27,8 +27,8 @@ help:
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make ... PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
-	  "$(PYTHON) is %d.%d; rmtspec needs 3.11 to 3.13: make ... PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else \
+	  "$(PYTHON) is %d.%d; rmtspec needs 3.11 or later: make ... PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 
 # torch by itself and first: an unpinned one, asked for by another package, is a CUDA build of gigabytes.

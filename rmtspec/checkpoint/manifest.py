@@ -126,7 +126,7 @@ class Manifest:
         for name, entry in files.items():
             _check_file_entry(file, name, entry)
         extra = _field(file, {"extra_states": {}} | content, "extra_states", dict)
-        return cls(splits, tied, files, versions, extra)
+        return cls(splits, tied, files, versions, extra_states=extra)
 
     @property
     def weight_files(self) -> list[str]:
@@ -258,7 +258,8 @@ def model_folder(
         digest = write_safetensors(work / WEIGHTS, tensors, metadata)
         files = {WEIGHTS: {"bytes": (work / WEIGHTS).stat().st_size, "sha256": digest}}
         used = _records.versions() if versions is None else versions
-        Manifest(tuple(splits), tied or {}, files, used, extra_states or {}).write(work)
+        made = Manifest(tuple(splits), tied or {}, files, used, extra_states=extra_states or {})
+        made.write(work)
         yield work
 
 

@@ -108,7 +108,7 @@ def filled(
     new, sources = _split_layers(model, manifest)
     wanted = _shared(_wanted(model, new, sources, manifest.tied), stored)
     extra = {key for key in _kept_state(model, new) if is_extra(key)}
-    _check(wanted, stored, manifest, extra, folder)
+    _check(wanted, stored, manifest, extra, folder=folder)
     if not assign and any(p.is_meta for p in model.parameters()):
         raise InvalidValueError(
             "`skeleton` has parameters on the meta device, which cannot be filled. Pass "
@@ -230,7 +230,7 @@ def _shared(wanted: _State, stored: _Stored) -> _State:
 
 
 def _check(
-    wanted: _State, stored: _Stored, manifest: Manifest, extra: set[str], folder: PathLike
+    wanted: _State, stored: _Stored, manifest: Manifest, extra: set[str], *, folder: PathLike
 ) -> None:
     """Raise unless the file has exactly what is wanted, in these shapes."""
     missing, wrong, apart = [], [], []

@@ -149,9 +149,8 @@ def _unpickled(file: Path) -> Any:
     allowed = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
     try:
         with warnings.catch_warnings(), allowed(_stand_ins()):
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read anyway
-            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # if quantised
-            warnings.filterwarnings("ignore", "'torch.load' received a zip")  # a broken TorchScript
+            # Of its protocols and storages: what matters for the weights is checked afterwards.
+            warnings.simplefilter("ignore")
             try:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
