@@ -4,9 +4,10 @@ Links to other files, and data that lie in other files, are refused: who wrote a
 otherwise make it show any file of the reader.
 """
 
-import contextlib
+import importlib.util
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec.checkpoint.keras_names import KerasNames
+from rmtspec.checkpoint.keras_walk import MEMBER, WalkError, found_in, opened
 from rmtspec.checkpoint.outputs_first import outputs_first
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, StoredTensor
 from rmtspec.errors import FileError, MissingDependencyError
 from rmtspec.terms import Why
 
-#: The weights in a .keras archive.
-_MEMBER = "model.weights.h5"
-_OPTIMIZER = ("optimizer", "optimizer_weights")
 #: Nothing that HDF5 or zip compress becomes more than about 1030 times smaller.
 _RATIO = 1100
 _SMALL = 2**20
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError, *ZIP_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +38,15 @@ class KerasTensor(StoredTensor):
     def _load(self) -> NDArray[Any]:
         """Return the variable."""
         try:
-            with _opened(Path(self.path)) as file:
+            with opened(self.path) as file:
                 values: NDArray[Any] = file[self.place][()]
-                return values
         except _ERRORS as error:
             raise FileError(
                 f"{self.path} is damaged at {self.name!r}: {error}. Copy or save the file again."
             ) from error
+        if values.shape != self.shape or values.dtype.str != self.dtype:
+            raise FileError(f"{self.path} has changed at {self.name!r} since it was listed.")
+        return values
 
 
 def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]:
@@ -53,114 +54,93 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
 
     Raises MissingDependencyError where h5py is not installed.
     """
-    try:
-        import h5py
-    except ImportError:
+    if importlib.util.find_spec("h5py") is None:
         raise MissingDependencyError(
             f"{file} needs the package h5py, which is not installed: pip install 'rmtspec[keras]'."
-        ) from None
+        )
+    _check_start(file)
+    try:
+        found = found_in(str(file))
+    except WalkError as error:
+        words = f"{file} is damaged: {error}. Copy or save the file again."
+        raise FileError(words) from None
+    entries = found["entries"]
+    _check_inside(file, entries)
+    shapes = {e["place"]: tuple(e["shape"] or ()) for e in entries if e["what"] == "array"}
+    names = KerasNames(found["names"], shapes)
     tensors: dict[str, StoredTensor] = {}
     skipped: list[dict[str, str]] = []
-    try:
-        with _opened(file) as opened:
-            names = KerasNames(opened)
-            for place, found in _datasets(opened, file, h5py):
-                if isinstance(found, str):
-                    skipped.append({"name": place.strip("/"), "reason": found})
-                    continue
-                name = names.of(place, found)
-                tensor = _tensor(file, place, found, name)
-                if isinstance(tensor, str):
-                    skipped.append({"name": name, "reason": tensor})
-                elif name in tensors:
-                    skipped.append({"name": place.strip("/"), "reason": Why.SECOND_ARRAY.words()})
-                else:
-                    tensors[name] = tensor
-    except FileError:
-        raise
-    except _ERRORS as error:
-        with file.open("rb") as stream:
-            start = stream.read(8)
-        known = start.startswith(b"\x89HDF") or (start[:2] == b"PK" and file.suffix == ".keras")
-        what = f"damaged: {error}. Copy or save the file again." if known else ""
-        raise FileError(f"{file} is {what or 'not a file of Keras' + looks_like(start)}") from error
+    for entry in entries:
+        place = entry["place"].strip("/")
+        if entry["what"] != "array":
+            linked = entry["what"] == "link"
+            reason = f"a link to {entry['target']}" if linked else Why.OPTIMIZER_STATE.words()
+            skipped.append({"name": place, "reason": reason})
+            continue
+        name = names.of(entry["place"])
+        reason = _not_read(entry, name)
+        if reason:
+            skipped.append({"name": name, "reason": reason})
+        elif name in tensors:
+            skipped.append({"name": place, "reason": Why.SECOND_ARRAY.words()})
+        else:
+            tensors[name] = KerasTensor(
+                path=str(file), name=name, dtype=entry["dtype"], numpy_name=entry["dtype"],
+                shape=shapes[entry["place"]], nbytes=_bytes(entry), place=entry["place"],
+            )  # fmt: skip
     return outputs_first(tensors), skipped
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """Give the HDF5 file, which a .keras archive holds as a member."""
-    import h5py
-
-    if file.suffix.lower() != ".keras":
-        with h5py.File(file, "r") as opened:
-            yield opened
+def _check_start(file: Path) -> None:
+    """Raise `FileError` unless a file begins as one of Keras; an archive is checked for bombs."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    archived = file.suffix.lower() == ".keras"
+    if not archived:
+        if not start.startswith(b"\x89HDF"):
+            raise FileError(f"{file} is not a file of Keras{looks_like(start)}")
         return
     try:
         with zipfile.ZipFile(file) as archive:
-            member = archive.getinfo(_MEMBER)
-            if member.file_size > _RATIO * member.compress_size + _SMALL:
-                raise FileError(
-                    f"{file} is damaged: {_MEMBER} announces {member.file_size} bytes and is "
-                    f"stored in {member.compress_size}. Save the file again."
-                )
-            with archive.open(member) as stream, h5py.File(stream, "r") as opened:
-                yield opened
+            member = archive.getinfo(MEMBER)
     except ZIP_ERRORS as error:
         raise FileError(
             f"{file} is damaged, or no archive of Keras: {error}. Copy or save the file again."
         ) from error
+    if member.file_size > _RATIO * member.compress_size + _SMALL:
+        raise FileError(
+            f"{file} is damaged: {MEMBER} announces {member.file_size} bytes and is stored in "
+            f"{member.compress_size}. Save the file again."
+        )
 
 
-def _datasets(root: Any, file: Path, h5py: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each dataset by its path, or why what is there is not read; each object once."""
-    waiting, seen = [("", root)], set()
-    while waiting:
-        place, group = waiting.pop()
-        for name in group:
-            here = f"{place}/{name}"
-            link = group.get(name, getlink=True)
-            if isinstance(link, h5py.ExternalLink):
-                raise FileError(
-                    f"{file} is refused: {here[1:]!r} is a link to another file, "
-                    f"{link.filename!r}; expected all weights in this one. Save the model again."
-                )
-            if isinstance(link, h5py.SoftLink):
-                yield here, f"a link to {link.path}"
-                continue
-            if not place and name in _OPTIMIZER:
-                yield here, Why.OPTIMIZER_STATE.words()
-                continue
-            found = group[name]
-            address = h5py.h5o.get_info(found.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if isinstance(found, h5py.Group):
-                waiting.append((here, found))
-            elif isinstance(found, h5py.Dataset):
-                if found.external or found.is_virtual:
-                    raise FileError(
-                        f"{file} is refused: the numbers of {here[1:]!r} lie in another file; "
-                        "expected all weights in this one. Save the model again."
-                    )
-                yield here, found
+def _check_inside(file: Path, entries: list[dict[str, Any]]) -> None:
+    """Raise `FileError` if a part of the file lies in another one."""
+    for entry in entries:
+        place = entry["place"].strip("/")
+        if entry["what"] == "other file":
+            raise FileError(
+                f"{file} is refused: {place!r} is a link to another file, {entry['target']!r}; "
+                "expected all weights in this one. Save the model again."
+            )
+        if entry["what"] == "outside":
+            raise FileError(
+                f"{file} is refused: the numbers of {place!r} lie in another file; expected all "
+                "weights in this one. Save the model again."
+            )
 
 
-def _tensor(file: Path, place: str, dataset: Any, name: str) -> StoredTensor | str:
-    dtype = dataset.dtype
-    if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None:
-        return Why.NOT_REAL.words(dtype=dtype, hint="")
-    if dataset.shape is None:
+def _bytes(entry: Mapping[str, Any]) -> int:
+    return int(np.dtype(entry["dtype"]).itemsize * math.prod(entry["shape"]))
+
+
+def _not_read(entry: Mapping[str, Any], name: str) -> str:
+    """Return why an array is not read, or nothing."""
+    if not entry["dtype"]:
+        return Why.NOT_REAL.words(dtype=entry["type"], hint="")
+    if entry["shape"] is None:
         return Why.EMPTY.words()
-    nbytes = int(np.prod(dataset.shape, dtype=object)) * dtype.itemsize
-    stored = dataset.id.get_storage_size()
+    nbytes, stored = _bytes(entry), entry["stored"]
     if nbytes > _RATIO * stored + _SMALL:
         return Why.DAMAGED.words(error=f"it announces {nbytes} bytes and stores {stored}")
-    tensor = KerasTensor(
-        path=str(file), name=name, dtype=dtype.str, numpy_name=dtype.str,
-        shape=tuple(dataset.shape), nbytes=nbytes, place=place,
-    )  # fmt: skip
-    if "depthwise" in tensor.name and tensor.name.endswith("kernel"):
-        return Why.DEPTHWISE.words()
-    return tensor
+    return Why.DEPTHWISE.words() if name.endswith("depthwise_kernel") else ""

@@ -67,9 +67,10 @@ class LoraProduct(StoredTensor):
     pair: Pair
 
     def _load(self) -> NDArray[Any]:
-        """Return the product, in float32."""
-        outer, inner = self.pair.factors()
-        return (outer @ inner).astype(np.float32)
+        """Return the product, in float32; what does not fit into it is infinite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            outer, inner = self.pair.factors()
+            return (outer @ inner).astype(np.float32)
 
     def check_unchanged(self) -> None:
         """Raise `FileError` if a file of the factors was rewritten since it was listed."""

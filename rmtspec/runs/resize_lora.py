@@ -114,7 +114,7 @@ def resize_lora(
 
 
 def _resized(pair: Pair, most: int | None, keep: float) -> tuple[dict[str, Any], LayerFactors]:
-    outer, inner = pair.factors()
+    outer, inner = _finite(pair)
     left, core_left = np.linalg.qr(outer)
     right, core_right = np.linalg.qr(inner.T)
     u, s, vt = np.linalg.svd(core_left @ core_right.T)
@@ -141,6 +141,20 @@ def _resized(pair: Pair, most: int | None, keep: float) -> tuple[dict[str, Any],
     shape = (rows, *kernel) if len(kernel) > 1 else (rows, columns)
     layer = LayerFactors(pair.layer, how, shape=shape, rank=rank, load=lambda: made)
     return row, layer
+
+
+def _finite(pair: Pair) -> tuple[Float64Array, Float64Array]:
+    """Return the factors; raise `FileError` if their product is no matrix of float32 numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        outer, inner = pair.factors()
+        largest = np.max(np.abs(outer), initial=0.0) * np.max(np.abs(inner), initial=0.0)
+    if not largest * pair.rank <= float(np.finfo(np.float32).max):
+        raise FileError(
+            f"{pair.reading.path} changes {pair.layer!r} by numbers that are not finite, or too "
+            "large for float32; expected those of a training that converged. Take the layer out "
+            "of the adapter, or train it again."
+        )
+    return outer, inner
 
 
 def _rank(s: Float64Array, keep: float) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import ml_dtypes
@@ -14,6 +15,7 @@ import rmtspec
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import FileError, MissingDependencyError
 
+CORPUS = Path(__file__).parents[1] / "fuzz/corpus"
 DENSE, KERNEL, TABLE = noise(40, 30), noise(3, 3, 5, 12), noise(50, 20)
 
 
@@ -174,6 +176,15 @@ def test_odd_things_in_a_file_are_named(tmp_path):
     assert reasons["soft"] == "a link to /a/kernel"
     assert "is not of real floating numbers" in reasons["words"]
     assert "announces 40000000000000 bytes and stores" in reasons["bomb"]
+
+
+@pytest.mark.parametrize("seed", [618, 3546, 3554])
+def test_damage_that_the_hdf5_library_does_not_survive(tmp_path, seed):
+    """Two mutants that it never returns from, and one that it crashes on: lists of names."""
+    path = tmp_path / "m.weights.h5"
+    path.write_bytes((CORPUS / f"keras-{seed}.h5").read_bytes())
+    with pytest.raises(FileError, match=r"damaged: the HDF5 library does not get through it"):
+        matrices_in(path)
 
 
 def test_files_of_keras_that_are_damaged(tmp_path, monkeypatch):

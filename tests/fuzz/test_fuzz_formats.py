@@ -11,7 +11,11 @@ import random
 import time
 import zipfile
 
+import gguf
+import h5py
+import msgpack
 import numpy as np
+import onnx
 import pytest
 import torch
 from checkpoints import planted, write_safetensors, write_sharded
@@ -20,6 +24,7 @@ from hypothesis import strategies as st
 from mutants import EXAMPLES, mutated_bytes, mutated_text
 
 import rmtspec
+import rmtspec.adapters.onnx
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._training.file import _content, write_training
 from rmtspec.checkpoint import matrices_in
@@ -78,7 +83,67 @@ def place(tmp_path_factory):
     model = torch.nn.Linear(6, 4)
     parts = {"model": model, "optimizer": torch.optim.Adam(model.parameters())}
     write_training(place / "training.pt", parts)
+    write_gguf(place / "m.gguf")
+    write_keras(place)
+    write_flax(place / "m.msgpack")
+    write_onnx(place / "m.onnx")
+    (place / "lora").mkdir()
+    factors = {"fc.lora_A.weight": planted(3, 8), "fc.lora_B.weight": planted(12, 3)}
+    write_safetensors(place / "lora" / "adapter_model.safetensors", factors)
     return place
+
+
+def write_gguf(path):
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_array("words", ["a", "bc"])
+    writer.add_tensor("a.weight", planted(6, 32).astype("f4"))
+    kind = gguf.GGMLQuantizationType.Q4_0
+    writer.add_tensor("b.weight", gguf.quants.quantize(planted(6, 64), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_keras(place):
+    with h5py.File(place / "m.weights.h5", "w") as file:
+        for layer, own, arrays in (
+            ("dense", "fc", [planted(12, 8), np.ones(8)]), ("mha/query_dense", "query",
+             [planted(12, 8).reshape(12, 2, 4), np.ones((2, 4))]), ("mha", "mha", []),
+        ):  # fmt: skip
+            group = file.create_group(f"layers/{layer}/vars")
+            group.attrs["name"] = own
+            for index, array in enumerate(arrays):
+                group.create_dataset(str(index), data=array, compression="gzip")
+    with zipfile.ZipFile(place / "m.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(place / "m.weights.h5", "model.weights.h5")
+
+
+def write_flax(path):
+    def packed(array):
+        content = (array.shape, str(array.dtype), array.tobytes())
+        return msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True))
+
+    dense = {"kernel": packed(planted(12, 8)), "bias": packed(np.ones(8))}
+    path.write_bytes(msgpack.packb({"params": {"fc": dense}, "step": 3}, use_bin_type=True))
+
+
+def write_onnx(path):
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    W, V = planted(8, 12).astype("f4"), planted(6, 12).astype("f4")
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "W"], ["h"], name="one"),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("Gemm", ["r", "V"], ["y"], name="two", transB=1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 6])],
+        [numpy_helper.from_array(W, "W"), numpy_helper.from_array(V, "V")],
+    )
+    onnx.save(helper.make_model(graph), path)
 
 
 def of_bytes(name, read):
@@ -147,6 +212,16 @@ def a_journal_without_checksums(place, rng):
     rmtspec.analyze_checkpoint(place / "m.safetensors", journal=file)
 
 
+def an_adapter_config(place, rng):
+    config = {"peft_type": "LORA", "lora_alpha": 8, "alpha_pattern": {"fc": 4}, "r": 3}
+    (place / "lora" / "adapter_config.json").write_bytes(mutated_text(rng, config))
+    loaded(place / "lora")
+
+
+def pruned_onnx(path):
+    rmtspec.adapters.onnx.prune(path, ranks={"one": 2})
+
+
 TRIALS = {
     "safetensors": of_bytes("m.safetensors", loaded),
     "npy": of_bytes("w.npy", loaded),
@@ -156,6 +231,12 @@ TRIALS = {
     "pt": of_bytes("m.pt", loaded),
     "pt-old": of_bytes("old.bin", loaded),
     "state-dict": of_bytes("m.pt", rt.read_state_dict),
+    "gguf": of_bytes("m.gguf", loaded),
+    "keras-h5": of_bytes("m.weights.h5", loaded),
+    "keras": of_bytes("m.keras", loaded),
+    "flax": of_bytes("m.msgpack", loaded),
+    "onnx": of_bytes("m.onnx", pruned_onnx),
+    "adapter-config": an_adapter_config,
     "training": of_bytes("training.pt", _content),
     "index": an_index,
     "config": a_config,
@@ -173,10 +254,17 @@ def check(place, kind, seed):
     assert time.perf_counter() - began < MOST_SECONDS
 
 
+#: Each of these starts a process.
+SLOWER = {"keras-h5": 20, "keras": 20, "onnx": 2}
+
+
 @pytest.mark.parametrize("kind", TRIALS)
 def test_damage_is_read_or_refused(place, kind):
     @settings(
-        max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None, deadline=None
+        max_examples=EXAMPLES // SLOWER.get(kind, 1),
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        deadline=None,
     )
     @given(st.integers(0, 2**64))
     def trials(seed):

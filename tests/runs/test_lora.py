@@ -262,6 +262,20 @@ def test_adapters_of_more_than_a_pair(tmp_path):
         matrices_in(file)
 
 
+@pytest.mark.parametrize(("entry", "alpha"), [(np.nan, 8), (np.inf, 8), (1, 1e300), (1e30, 1e20)])
+def test_a_change_that_is_not_finite(tmp_path, entry, alpha):
+    adapter(tmp_path / "lora", lora_alpha=alpha)
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = {name: factor.copy() for name, factor in load_file(file).items()}
+    for factor in tensors.values():
+        factor[0, 0] = entry
+    write_safetensors(file, tensors)
+    (skipped,) = rmtspec.analyze_checkpoint(tmp_path / "lora", journal=tmp_path / "j").skipped
+    assert "expected finite numbers" in skipped["reason"]
+    with pytest.raises(FileError, match=r"changes 'm\.fc' by numbers that are not finite"):
+        rmtspec.resize_lora(tmp_path / "lora", None)
+
+
 def test_an_embedding_whose_scale_is_zero(tmp_path):
     adapter(tmp_path / "lora", lora_alpha=0)
     file = tmp_path / "lora" / "adapter_model.safetensors"

@@ -1,0 +1,128 @@
+"""What lies in an HDF5 file of Keras, found out in a process of its own.
+
+The library that reads HDF5 may loop for ever or crash on a damaged file, and both end here with an
+error. Run as ``python keras_walk.py FILE``, this prints what it finds as JSON; it imports nothing
+else of this package, so that it starts quickly.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: The weights in a .keras archive.
+MEMBER = "model.weights.h5"
+_OPTIMIZER = ("optimizer", "optimizer_weights")
+#: Seconds of computing for a file of no size, bytes for each second more, and the most seconds:
+#: a thousand variables of a few numbers take .15 s, and are 4 MB.
+_SECONDS, _BYTES, _MOST = 2, 2**21, 60
+
+
+class WalkError(ValueError):
+    """The file cannot be listed; the message says why."""
+
+
+def found_in(file: str) -> dict[str, Any]:
+    """Return what `walk` finds in a file, from a process of its own.
+
+    Raises `WalkError` for a file that is damaged.
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", __file__, file], capture_output=True, text=True, encoding="utf-8",
+        check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode < 0:
+        raise WalkError(f"the HDF5 library does not get through it (signal {-done.returncode})")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason is given"]
+        raise WalkError(lines[-1])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@contextlib.contextmanager
+def opened(file: str) -> Iterator[Any]:
+    """Give the HDF5 file, which a .keras archive holds as a member."""
+    import h5py
+
+    if not file.lower().endswith(".keras"):
+        with h5py.File(file, "r") as root:
+            yield root
+        return
+    with (
+        zipfile.ZipFile(file) as archive,
+        archive.open(archive.getinfo(MEMBER)) as stream,
+        h5py.File(stream, "r") as root,
+    ):
+        yield root
+
+
+def walk(root: Any) -> dict[str, Any]:
+    """Return the "entries" below the root, each object once, and the "names" that layers have.
+
+    An entry has its "place" and "what" it is: an "array" with "shape", "dtype" and "stored", the
+    bytes that it takes; "outside", numbers in another file; "link" or "other file" with its
+    "target"; or "optimizer".
+    """
+    import h5py
+
+    entries: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    waiting, seen = [("", root)], set()
+    while waiting:
+        place, group = waiting.pop()
+        if place.endswith("/vars"):
+            own = group.attrs.get("name", "")
+            names[place.removesuffix("/vars")] = own if isinstance(own, str) else ""
+        for name in group:
+            here = f"{place}/{name}"
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                entries.append({"place": here, "what": "other file", "target": link.filename})
+            elif isinstance(link, h5py.SoftLink):
+                entries.append({"place": here, "what": "link", "target": link.path})
+            elif not place and name in _OPTIMIZER:
+                entries.append({"place": here, "what": "optimizer"})
+            else:
+                found = group[name]
+                address = h5py.h5o.get_info(found.id).addr
+                if address in seen:
+                    continue
+                seen.add(address)
+                if isinstance(found, h5py.Group):
+                    waiting.append((here, found))
+                elif isinstance(found, h5py.Dataset):
+                    entries.append({"place": here, **_array(found)})
+    return {"entries": entries, "names": names}
+
+
+def _array(dataset: Any) -> dict[str, Any]:
+    dtype = dataset.dtype
+    plain = not (dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None)
+    return {
+        "what": "outside" if dataset.external or dataset.is_virtual else "array",
+        "shape": dataset.shape, "dtype": dtype.str if plain else "", "type": str(dtype),
+        "stored": dataset.id.get_storage_size(),
+    }  # fmt: skip
+
+
+def _main(file: str) -> None:
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        seconds = min(_SECONDS + Path(file).stat().st_size // _BYTES, _MOST)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    with opened(file) as root:
+        sys.stdout.write(json.dumps(walk(root)))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogatepass")  # type: ignore[union-attr]
+    try:
+        _main(sys.argv[1])
+    except Exception as error:  # of a damaged file, whatever the library makes of it
+        sys.exit(f"{error}".replace("\n", " ") or type(error).__name__)
