@@ -97,7 +97,8 @@ def blocks(tall: Matrix) -> Iterator[tuple[int, Float64Array]]:
     """Yield (first row, rows as contiguous float64), one block in memory at a time."""
     step = _block_rows(tall)
     for start in range(0, tall.shape[0], step):
-        block = np.array(tall[start : start + step], dtype=np.float64, order="K", copy=None)
+        with np.errstate(invalid="ignore"):  # of a signalling nan, which is still a nan afterwards
+            block = np.array(tall[start : start + step], dtype=np.float64, order="K", copy=None)
         if not (block.flags.c_contiguous or block.flags.f_contiguous):
             block = np.ascontiguousarray(block)
         yield start, block

@@ -38,8 +38,9 @@ class DifferenceTensor(StoredTensor):
 
     def _load(self) -> NDArray[Any]:
         """Return tuned - base in float64, so that no rounding is added to that of the files."""
-        difference = self.tuned().astype(np.float64)
-        difference -= self.base()
+        with np.errstate(invalid="ignore"):  # whether it is finite is checked by the analysis
+            difference = self.tuned().astype(np.float64)
+            difference -= self.base()
         return difference
 
     def check_unchanged(self) -> None:

@@ -180,6 +180,16 @@ def test_not_finite_entries_are_named(transposed, dtype):
         rmtspec.spectrum(W.T if transposed else W)
 
 
+def test_a_signalling_nan_is_a_nan():
+    """NumPy warns when it widens one."""
+    W = np.ones((6, 5), "f4")
+    W.view("u4")[2, 1] = 0x7F800001
+    with pytest.raises(rmtspec.RmtspecError, match=r"1 nan and 0 infinite entries"):
+        rmtspec.spectrum(W)
+    with pytest.raises(rmtspec.RmtspecError, match=r"1 nan and 0 infinite entries"):
+        rmtspec.analyze(W)
+
+
 def test_bad_options(noise):
     with pytest.raises(ValueError, match="auto, gram, svd"):
         rmtspec.spectrum(noise, "qr")
