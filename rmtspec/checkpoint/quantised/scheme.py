@@ -67,6 +67,14 @@ def scheme_of(config: Mapping[str, Any], folder: Path) -> Scheme:
     return Scheme(words, found, dtype, str(config.get("model_type", "")))
 
 
+def without_scheme(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what says how its weights are quantised."""
+    kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    parts = {key: value for key, value in kept.items() if key in _PARTS}
+    dense = {key: without_scheme(v) for key, v in parts.items() if isinstance(v, Mapping)}
+    return kept | dense
+
+
 def _older(folder: Path) -> Mapping[str, Any]:
     """Return the options in a file of an older version, or nothing."""
     for name in OLDER_FILES[:2]:
