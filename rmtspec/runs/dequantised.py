@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rmtspec._files.reading import bounded_json
 from rmtspec._files.writing import (
     PathLike,
     check_outside,
@@ -30,9 +31,11 @@ def quantised_in(path: Path) -> Checkpoint | None:
     """List a checkpoint if it is quantised and holds no factors; None for any other path."""
     if path.suffix.lower() == ".gguf":
         return matrices_in(path)
-    if path.is_dir() and ((path / MANIFEST).exists() or not any(path.glob("*.safetensors"))):
-        return None
-    if not (path.is_dir() or (path.is_file() and path.name.endswith(_LISTED))):
+    if path.is_dir():
+        held = any(path.glob("*.safetensors*")) or (path / "snapshots").is_dir()
+        if (path / MANIFEST).exists() or not held:
+            return None
+    elif not (path.is_file() and path.name.endswith(_LISTED)):
         return None
     listed = matrices_in(path)
     return listed if any(map(_is_quantised, listed.tensors.values())) or listed.refused else None
@@ -61,7 +64,8 @@ def dequantised(listed: Checkpoint, out: PathLike) -> list[str]:
     for tensor in listed.tensors.values():
         check_holdable(tensor)
     tensors = [_outgoing(tensor, name) for name, tensor in listed.tensors.items()]
-    others = companions(path, listed.files)[0]
+    folder = listed.files[0].parent if path.is_dir() else path
+    others = companions(folder, listed.files)[0]
     check_space(out, sum(t.nbytes for t in tensors) + sum(file.stat().st_size for file in others))
     files = in_shards(tensors)
     named = dict(zip(file_names(DENSE_WEIGHTS, len(files)), files, strict=True))
@@ -69,7 +73,7 @@ def dequantised(listed: Checkpoint, out: PathLike) -> list[str]:
         for name, file in named.items():
             write_safetensors(work / name, file, DENSE_METADATA)
         write_index(work, DENSE_WEIGHTS, named)
-        copy_companions(path, work)
+        copy_companions(folder, work)
         _without_scheme(work)
         write_config(listed, work)
         listed.check_unchanged()
@@ -93,9 +97,10 @@ def _without_scheme(folder: Path) -> None:
     for name in OLDER_FILES:
         (folder / name).unlink(missing_ok=True)
     place = folder / CONFIG
-    if not place.exists():
+    try:
+        config: Any = bounded_json(place)
+    except (OSError, ValueError):  # none, or one that said nothing
         return
-    config: Any = json.loads(place.read_text("utf-8"))
     if isinstance(config, dict):
         text = json.dumps(without_scheme(config), indent=2, ensure_ascii=False)
         place.write_text(text + "\n", encoding="utf-8")

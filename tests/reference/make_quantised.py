@@ -182,8 +182,11 @@ def compressed():
         packed = library.compress(held, scheme)
         dense = library.decompress(dict(packed), scheme)["weight"]
         weights = args.model_dump(mode="json")
-        options = {"quant_method": "compressed-tensors", "format": kind,
-                   "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+        options = {
+            "quant_method": "compressed-tensors",
+            "format": kind,
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        }
         tensors = {f"fc.{name}": tensor.data for name, tensor in packed.items()}
         write(f"ct_{case}", tensors, {"fc.weight": dense}, {"quantization_config": options})
 

@@ -131,7 +131,9 @@ def int8_of(layer: str, tensors: Mapping[str, StoredTensor], scheme: Scheme) -> 
         refuse(f"{weight.name!r} is {weight.shape}; expected two dimensions")
     of_shape(largest, (weight.shape[0],))
     if layer + ORDER in tensors:
-        order = small(member(tensors, layer + ORDER))
+        stored = member(tensors, layer + ORDER)
+        of_kind(stored, "iu")
+        order = small(stored)
         if order.size != 1 or int(order.reshape(-1)[0]) != 0:
             refuse(f"{layer + ORDER!r} is {order.tolist()}; expected 0, row by row")
     return Int8(
@@ -143,6 +145,7 @@ def _state(tensor: StoredTensor) -> Mapping[str, Any]:
     """Return what the state of a weight says."""
     packed = member({tensor.name: tensor}, tensor.name)
     of_kind(packed, "u", 1)
+    of_shape(packed, (packed.nbytes,))
     try:
         state = json.loads(small(packed).tobytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:

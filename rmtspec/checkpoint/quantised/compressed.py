@@ -119,8 +119,7 @@ class PackedPairs(Layout):
         pairs, scales = (source() for source in self.sources[:2])
         found = numbers(scales)
         if len(self.sources) > 2:
-            with np.errstate(all="ignore"):  # shows as not finite
-                found = found / self.sources[2]().astype(np.float32).reshape(1, 1)
+            found = found / self.sources[2]().astype(np.float32).reshape(1, 1)
         return Unpacked(
             codes=unpacked_pairs(pairs),
             table=E2M1,
@@ -172,7 +171,9 @@ def _groups(scheme: Scheme) -> Iterator[_Arguments]:
         if not good or strategy not in ("tensor", "channel", "group", "tensor_group", "block"):
             refuse(f"a group of its config gives {bits} bits by {strategy!r}, {block or size}")
         kind = str(weights.get("type", "int")).lower()
-        yield _Arguments(str(own).lower(), bits, kind, symmetric, str(strategy), block)
+        yield _Arguments(
+            str(own).lower(), bits, kind, symmetric=symmetric, strategy=str(strategy), block=block
+        )
 
 
 def _fitting(layer: str, tensors: _Tensors, arguments: _Arguments) -> Layout:
@@ -199,7 +200,7 @@ def _plain(layer: str, tensors: _Tensors, arguments: _Arguments) -> Layout:
         refuse(f"{weight.shape[1]} columns are no multiple of the group of {block[1]}")
     grid((weight.shape[0], weight.shape[1]), scales, block)
     sources: tuple[MappedTensor, ...] = (weight, scales)
-    zeros = _zero_points(layer, tensors, scales, arguments)
+    zeros = _zero_points(layer, tensors, arguments)
     if zeros is not None:
         of_shape(zeros, scales.shape)
         sources = (*sources, zeros)
@@ -224,7 +225,7 @@ def _integers(layer: str, tensors: _Tensors, arguments: _Arguments) -> Layout:
     if block is not None and arguments.strategy == "group" and columns % block[1]:
         refuse(f"{columns} columns are no multiple of the group of {block[1]}")
     grid((rows, columns), scales, block)
-    zeros = _zero_points(layer, tensors, scales, arguments)
+    zeros = _zero_points(layer, tensors, arguments)
     if zeros is not None:
         if zeros.numpy_name == "<i4" and len(scales.shape) == 2 and not arguments.symmetric:
             words = (stream_words if streamed else whole_words)(scales.shape[0], bits)
@@ -263,14 +264,14 @@ def _pairs(layer: str, tensors: _Tensors, arguments: _Arguments) -> Layout:
     return PackedPairs(method, (rows, columns), dtype="bfloat16", sources=sources, entries=entries)
 
 
-def _zero_points(
-    layer: str, tensors: _Tensors, scales: MappedTensor, arguments: _Arguments
-) -> MappedTensor | None:
+def _zero_points(layer: str, tensors: _Tensors, arguments: _Arguments) -> MappedTensor | None:
     """Return the zero points of a weight; None if it has none."""
     name = f"{layer}.weight_zero_point"
     if arguments.symmetric and name not in tensors:
         return None
-    return member(tensors, name)
+    found = member(tensors, name)
+    of_kind(found, "i" if arguments.kind == "int" else "f")
+    return found
 
 
 def _sides(tensor: MappedTensor) -> tuple[int, int]:

@@ -51,7 +51,12 @@ class ScaledBytes(Layout):
         if len(self.sources) > 2:
             zeros = matrix_of(self.sources[2]().astype(np.float32))
         return Unpacked(
-            codes, table_of(weight.numpy_name), matrix_of(numbers(found)), rows, columns, zeros
+            codes=codes,
+            table=table_of(weight.numpy_name),
+            scales=matrix_of(numbers(found)),
+            row_groups=rows,
+            column_groups=columns,
+            zeros=zeros,
         )
 
 

@@ -87,7 +87,6 @@ def layout_of(layer: str, tensors: Mapping[str, StoredTensor], scheme: Scheme) -
     if groups is not None:
         own = member(tensors, groups.name)
         of_kind(own, "i")
-        inputs = own.shape[0] if len(own.shape) == 1 else inputs
         of_shape(own, (inputs,))
         sources = (*sources, own)
     elif scheme.options.get("desc_act") is True:

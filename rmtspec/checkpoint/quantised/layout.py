@@ -53,11 +53,13 @@ class Layout(abc.ABC):
 
     def values(self, item: int | None = None) -> NDArray[np.float32]:
         """Return the weight in float32, or one matrix of a stack."""
-        return self._shaped(self.unpacked(item).values())
+        with np.errstate(all="ignore"):  # what a damaged scale makes shows as not finite
+            return self._shaped(self.unpacked(item).values())
 
     def steps(self, item: int | None = None) -> NDArray[np.float32]:
         """Return the step at each entry of the weight, or of one matrix of a stack."""
-        return self._shaped(self.unpacked(item).steps())
+        with np.errstate(all="ignore"):
+            return self._shaped(self.unpacked(item).steps())
 
     def _shaped(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return values in the shape of the weight, without the rest of a last block."""

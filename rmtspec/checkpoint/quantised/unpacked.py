@@ -50,13 +50,12 @@ class Unpacked:
         rows, columns = self.codes.shape
         found = np.empty((rows, columns), np.float32)
         count = max(1, _ENTRIES // max(1, columns))
-        with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale shows as not finite
-            for start in range(0, rows, count):
-                part = slice(start, start + count)
-                np.take(table, self.codes[part], out=found[part], mode="clip")
-                if shifted and self.zeros is not None:
-                    found[part] -= self._spread(self.zeros, part)
-                found[part] *= self._spread(self.scales, part)
+        for start in range(0, rows, count):
+            part = slice(start, start + count)
+            np.take(table, self.codes[part], out=found[part], mode="clip")
+            if shifted and self.zeros is not None:
+                found[part] -= self._spread(self.zeros, part)
+            found[part] *= self._spread(self.scales, part)
         return found
 
     def _spread(self, of_groups: _Values, part: slice) -> _Values:
@@ -85,4 +84,4 @@ def spacings(table: NDArray[Any]) -> _Values:
 
 def blocks(length: int, size: int) -> _Groups:
     """Return the group of each of so many rows or columns, in blocks of a size."""
-    return np.arange(length) // size
+    return np.arange(length) // min(size, max(1, length))
