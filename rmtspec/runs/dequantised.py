@@ -102,5 +102,5 @@ def _without_scheme(folder: Path) -> None:
     except (OSError, ValueError):  # none, or one that said nothing
         return
     if isinstance(config, dict):
-        text = json.dumps(without_scheme(config), indent=2, ensure_ascii=False)
+        text = json.dumps(without_scheme(config), indent=2)
         place.write_text(text + "\n", encoding="utf-8")
