@@ -216,6 +216,7 @@ class Why(StrEnum):
     NOT_REAL = "dtype {dtype} is not of real floating numbers{hint}"
     COMPLEX = "{dtype}: the laws used here are those of real matrices"
     QUANTISED = "{what}; analyse the model before quantising it"
+    NOT_DEQUANTISED = "quantised as {method} and not read: {what}"
     SCALED = "quantised, its scales are in {name}: convert it to BF16 first"
     SHARDED = "DTensor: sharded over devices; gather it first (full_tensor)"
     SPARSE = "sparse ({layout}); convert it with to_dense"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,24 @@ _NOT_WEIGHTS = (
 
 
 def group(
-    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], *, parts: bool = True
+    tensors: Mapping[str, StoredTensor],
+    config: Mapping[str, Any],
+    *,
+    parts: bool = True,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, StoredMatrix], list[dict[str, str]]]:
     """Return the matrices by name, and "name" and "reason" of the tensors that are not matrices.
 
     With `parts`, a tensor that holds several matrices (experts, a fused qkv) gives each of them.
-    Without, only stacks are divided, and a fused layer stays one matrix.
+    Without, only stacks are divided, and a fused layer stays one matrix. `refused` has the reasons
+    of tensors that are known to be none.
     """
     matrices: dict[str, StoredMatrix] = {}
     skipped: list[dict[str, str]] = []
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
-        reason = _not_a_matrix(tensor) or _block_scaled(name, tensor, shapes)
+        reason = refused.get(name) or _not_a_matrix(tensor)
+        reason = reason or _block_scaled(name, tensor, shapes)
         held = [] if reason else _matrices(tensor, config, shapes, parts)
         if len(held) == 1 and held[0].kind == Kind.CONV and _of_unknown_axes(tensor):
             held, reason = [], Why.AXES_OF_FILE.words(ndim=len(tensor.shape))

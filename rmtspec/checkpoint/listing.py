@@ -18,6 +18,8 @@ from rmtspec.checkpoint.keras_reader import keras_tensors
 from rmtspec.checkpoint.lora import Pair, adapter_config, matrices_of, pairs_in
 from rmtspec.checkpoint.numpy_reader import npy_tensor, npz_tensors
 from rmtspec.checkpoint.paths import WeightFiles, weight_files
+from rmtspec.checkpoint.quantised.recognised import recognised
+from rmtspec.checkpoint.quantised.scheme import scheme_of
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged, stamped
@@ -57,6 +59,8 @@ class Checkpoint:
         Whether fused tensors (qkv, gate_up) are divided into their parts.
     pairs : dict of str to Pair
         The pairs of factors of an adapter of LoRA, each of which is one matrix; else empty.
+    refused : dict of str to str
+        Why tensors of quantised layers are not read, by name: they are in `skipped` too.
     """
 
     path: Path
@@ -69,15 +73,21 @@ class Checkpoint:
     config: dict[str, Any]
     parts: bool
     pairs: dict[str, Pair] = dataclasses.field(default_factory=dict)
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def with_parts(self, parts: bool) -> "Checkpoint":
         """Return the same with fused tensors divided, or whole; no file is read again."""
         if parts == self.parts:
             return self
-        matrices, skipped = _grouped(self.tensors, self.config, parts, self.pairs)
-        matrices = _in_order(matrices, self.files)
-        skipped = [*self.unread, *skipped]
-        return dataclasses.replace(self, matrices=matrices, skipped=skipped, parts=parts)
+        return dataclasses.replace(self, parts=parts).grouped()
+
+    def grouped(self) -> "Checkpoint":
+        """Return the same with the matrices of its tensors, and the reasons of the others."""
+        factors = {t.name for pair in self.pairs.values() for t in (pair.reading, pair.writing)}
+        rest = {name: tensor for name, tensor in self.tensors.items() if name not in factors}
+        found, skipped = group(rest, self.config, parts=self.parts, refused=self.refused)
+        matrices = _in_order(matrices_of(self.pairs) | found, self.files)
+        return dataclasses.replace(self, matrices=matrices, skipped=[*self.unread, *skipped])
 
     def check_unchanged(self) -> None:
         """Raise `FileError` if a file was rewritten since it was listed."""
@@ -107,8 +117,10 @@ def matrices_in(
     everything else. Attention weights with the heads as an axis are matrices where the
     ``config.json`` names a known model; any other of 3 dimensions is skipped. Each expert of a
     stack is a matrix, and so are the q, k, v, gate and up of a fused tensor if its name or the
-    ``config.json`` next to the weights says that it is fused. Vectors, biases, buffers, integer
-    tensors and empty tensors are listed as skipped.
+    ``config.json`` next to the weights says that it is fused. Quantised weights of .safetensors
+    files are dequantised when they are read, if their layout is known: fp8 with scales, GPTQ, AWQ,
+    bitsandbytes, MXFP4 and compressed-tensors. Vectors, biases, buffers, other integer tensors and
+    empty tensors are listed as skipped.
 
     Parameters
     ----------
@@ -175,14 +187,15 @@ def matrices_in(
             f"{place} cannot be read: {cause(error)}. Check its permissions."
         ) from error
     config = _config(sources.folder)
-    pairs = pairs_in(tensors, adapter_config(sources.folder))
-    matrices, skipped = _grouped(tensors, config, parts, pairs)
-    return Checkpoint(
-        path=place, files=sources.files, tensors=tensors,
-        matrices=_in_order(matrices, sources.files),
-        skipped=[*unread, *skipped], unread=unread, metadata=metadata, config=config, parts=parts,
-        pairs=pairs,
+    refused: dict[str, str] = {}
+    if all(suffix_of(file) == ".safetensors" for file in sources.files):
+        tensors, refused = recognised(tensors, scheme_of(config, sources.folder))
+    listed = Checkpoint(
+        path=place, files=sources.files, tensors=tensors, matrices={}, skipped=[], unread=unread,
+        metadata=metadata, config=config, parts=parts,
+        pairs=pairs_in(tensors, adapter_config(sources.folder)), refused=refused,
     )  # fmt: skip
+    return listed.grouped()
 
 
 def _read(
@@ -235,16 +248,6 @@ def _read(
                 f"but {actual}. Download or save the checkpoint again."
             )
     return tensors, unread, metadata
-
-
-def _grouped(
-    tensors: dict[str, StoredTensor], config: dict[str, Any], parts: bool, pairs: dict[str, Pair]
-) -> tuple[dict[str, StoredMatrix], list[dict[str, str]]]:
-    """Return the matrices, a pair of factors as one, and the tensors that are none."""
-    factors = {tensor.name for pair in pairs.values() for tensor in (pair.reading, pair.writing)}
-    rest = {name: tensor for name, tensor in tensors.items() if name not in factors}
-    matrices, skipped = group(rest, config, parts=parts)
-    return matrices_of(pairs) | matrices, skipped
 
 
 def _in_order(matrices: dict[str, StoredMatrix], files: Sequence[Path]) -> dict[str, StoredMatrix]:

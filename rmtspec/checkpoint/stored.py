@@ -82,6 +82,10 @@ class StoredTensor(abc.ABC):
         if self.stamp is not None:
             self.stamp.check(self.path)
 
+    def stamps(self) -> Iterable[tuple[str, Stamp]]:
+        """Return the files that hold it, with the stamps that they had when it was listed."""
+        return () if self.stamp is None else ((self.path, self.stamp),)
+
     def matrix(self, part: "Part") -> NDArray[Any]:
         """Return the matrix that is a part of it."""
         return part.of(self())
@@ -89,9 +93,14 @@ class StoredTensor(abc.ABC):
     def steps(self) -> NDArray[Any] | None:
         """Return the distance of neighbouring values at each entry of a quantised tensor.
 
-        None if it is not quantised, or its values are not equidistant.
+        None if it is not quantised, or they are not known.
         """
         return None
+
+    def part_steps(self, part: "Part") -> NDArray[Any] | None:
+        """Return the same for the entries of a part of it."""
+        steps = self.steps()
+        return None if steps is None else part.of(steps)
 
 
 Tensor = TypeVar("Tensor", bound=StoredTensor)
@@ -266,11 +275,9 @@ class StoredMatrix:
 
     def rounding(self) -> tuple[str, NDArray[Any]] | None:
         """Return how the matrix was quantised, and the step at each entry; None if not known."""
-        steps = self.tensor.steps()
-        return None if steps is None else (self.tensor.dtype, self._of(steps))
-
-    def _of(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        return tensor.reshape(self.sides) if self.part is None else self.part.of(tensor)
+        part = self.part
+        steps = self.tensor.steps() if part is None else self.tensor.part_steps(part)
+        return None if steps is None else (self.tensor.dtype, steps.reshape(self.sides))
 
 
 def stamped(tensors: Iterable[Tensor], stamp: Stamp) -> list[Tensor]:
@@ -280,7 +287,7 @@ def stamped(tensors: Iterable[Tensor], stamp: Stamp) -> list[Tensor]:
 
 def check_unchanged(tensors: Iterable[StoredTensor]) -> None:
     """Raise `FileError` if a file that holds one of the tensors was rewritten since its listing."""
-    for path, stamp in {(t.path, t.stamp) for t in tensors if t.stamp is not None}:
+    for path, stamp in {found for tensor in tensors for found in tensor.stamps()}:
         stamp.check(path)
 
 

@@ -109,7 +109,7 @@ def analyze(
 
     PATH is a .safetensors, .npz, .npy, .gguf, .pt, .pth, .bin, .ckpt or .onnx file, or a folder
     that holds an index and its shards, a single file, or .npy files. Only one matrix is in memory
-    at a time.
+    at a time; quantised weights are dequantised as they are read.
     Several paths make one report, with the name of its file before that of each matrix.
     """
     options = {name: value for name, value in numbers.items() if value is not None}
@@ -306,9 +306,11 @@ def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) 
 def merge(folder: Path, out: Path) -> None:
     """Write the weights of IN as plain numbers in OUT, a new folder or .onnx file.
 
-    Factors in IN, which prune wrote, are multiplied out; a .gguf file is dequantised.
+    Factors in IN, which prune wrote, are multiplied out; a .gguf file, or .safetensors files of
+    fp8, GPTQ, AWQ, bitsandbytes, MXFP4 or compressed-tensors, are dequantised.
     """
     from rmtspec._files.writing import empty_folder
+    from rmtspec.checkpoint.manifest import MANIFEST
     from rmtspec.runs.merge import merge_checkpoint
 
     if graph_files.takes(folder):
@@ -318,7 +320,7 @@ def merge(folder: Path, out: Path) -> None:
         empty_folder(out)
     merged = merge_checkpoint(folder, out)
     count = counted(len(merged), "matrix", "matrices")
-    done = "dequantised" if folder.suffix.lower() == ".gguf" else "multiplied out"
+    done = "multiplied out" if (folder / MANIFEST).exists() else "dequantised"
     click.echo(f"{count} {done}. Written to {out}")
 
 

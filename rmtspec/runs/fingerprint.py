@@ -7,6 +7,7 @@ import numpy as np
 
 from rmtspec.checkpoint.gguf_reader import GgufTensor
 from rmtspec.checkpoint.listing import Checkpoint
+from rmtspec.checkpoint.quantised.tensor import QuantisedTensor
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, ZippedTensor
 
 #: Tensors up to this many bytes are read whole; larger ones are sampled up to it, in pieces.
@@ -34,6 +35,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _sample(tensor: StoredTensor) -> bytes:
+    if isinstance(tensor, QuantisedTensor):
+        return b"".join(_sample(source) for source in tensor.layout.sources)
     if isinstance(tensor, ZippedTensor):
         return tensor.checksum.to_bytes(4, "little")
     piece = _SAMPLED // _PIECES

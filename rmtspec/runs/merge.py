@@ -27,7 +27,7 @@ from rmtspec.checkpoint.safetensors_reader import stored_metadata
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor, check_unchanged, named_dtype
 from rmtspec.errors import FileError, InvalidTypeError, RmtspecWarning
-from rmtspec.runs.dequantised import dequantised
+from rmtspec.runs.dequantised import dequantised, quantised_in
 from rmtspec.runs.stored_forms import Computed, decode, joined_kernel, pivoted_outer, widened
 from rmtspec.terms import Form
 
@@ -51,7 +51,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     folder : path
         A folder written by `rmtspec.prune_checkpoint` with factors, or by `save` of the torch
         adapter, with or without splits; or a GGUF file, whose weights are dequantised, under their
-        names in transformers if it is of the family of Llama or Qwen. It is only read.
+        names in transformers if it is of the family of Llama or Qwen; or a .safetensors file or
+        folder of quantised weights, which get the dtype that its config names. It is only read.
     out : path
         A folder that does not exist yet or is empty. It receives ``model.safetensors``, or as many
         shards as `folder` has and their index, and the other files of `folder` (configs,
@@ -97,8 +98,9 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
         given = type(folder).__name__
         raise InvalidTypeError(f"`folder` is a {given}; expected the path of a folder.")
     place = Path(folder)
-    if place.suffix.lower() == ".gguf":
-        return dequantised(place, out)
+    quantised = quantised_in(place)
+    if quantised is not None:
+        return dequantised(quantised, out)
     manifest = Manifest.read(place)
     empty_folder(out)
     check_outside(out, place)

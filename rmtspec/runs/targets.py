@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rmtspec._text import counted
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.manifest import MANIFEST
+from rmtspec.checkpoint.quantised.tensor import QuantisedTensor
 from rmtspec.checkpoint.stored import StoredMatrix
 from rmtspec.errors import (
     FileError,
@@ -22,11 +24,18 @@ _ON_REQUEST = (Kind.PARAMETER, Kind.RECURRENT)
 
 
 def refuse_factors(listed: Checkpoint) -> None:
-    """Raise if the checkpoint is an adapter, has been split, or cannot be written again."""
+    """Raise if the checkpoint is quantised, an adapter, split, or cannot be written again."""
     if any(file.suffix.lower() in (".h5", ".keras", ".msgpack") for file in listed.files):
         raise FileError(
             f"{listed.path} is read for analysis only, since Keras and Flax load no factors; "
             "expected weights of another format. Prune the model in PyTorch or as an .onnx file."
+        )
+    quantised = [n for n, t in listed.tensors.items() if isinstance(t, QuantisedTensor)]
+    if quantised:
+        raise FileError(
+            f"{listed.path} has {counted(len(quantised), 'quantised weight')}, the first of them "
+            f"{quantised[0]!r}; expected plain numbers, since quantised weights are never pruned. "
+            "Write it as plain numbers first, and prune that: rmtspec merge IN OUT."
         )
     if listed.pairs:
         raise FileError(

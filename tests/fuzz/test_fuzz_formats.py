@@ -8,8 +8,10 @@ import contextlib
 import io
 import json
 import random
+import shutil
 import time
 import zipfile
+from pathlib import Path
 
 import gguf
 import h5py
@@ -21,6 +23,7 @@ from checkpoints import planted, write_safetensors, write_sharded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutants import EXAMPLES, mutated_bytes, mutated_text
+from safetensors import safe_open
 
 import rmtspec
 from rmtspec.adapters import torch as rt
@@ -39,6 +42,7 @@ CONFIGS = [
     {"model_type": "mixtral", "num_local_experts": 2, "hidden_size": 8, "intermediate_size": 8},
     {"text_config": {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4}},
 ]
+QUANTISED = sorted(Path(__file__).parents[1].glob("reference/quantised/*.safetensors"))
 FUSED = {
     "transformer.h.0.attn.c_attn.weight": np.ones((8, 24), "<f4"),
     "model.layers.0.self_attn.qkv_proj.weight": np.ones((16, 8), "<f4"),
@@ -153,6 +157,28 @@ def a_config(place, rng):
     loaded(place / "config")
 
 
+def quantised(place, rng):
+    """Change the config of a quantised layer, or its tensors, or both."""
+    file = rng.choice(QUANTISED)
+    with safe_open(file, "pt") as opened:
+        config = json.loads(opened.metadata()["config"])
+    folder = place / "quantised"
+    folder.mkdir(exist_ok=True)
+    content, choice = file.read_bytes(), rng.random()
+    if choice < 0.7:
+        content = mutated_bytes(rng, content)
+    text = mutated_text(rng, config) if choice > 0.4 else json.dumps(config).encode()
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "config.json").write_bytes(text)
+    for matrix in matrices_in(folder).matrices.values():
+        values = matrix()
+        assert values.shape == matrix.sides
+        found = matrix.rounding()
+        assert found is None or found[1].shape == matrix.sides
+    shutil.rmtree(place / "dense", ignore_errors=True)
+    rmtspec.merge_checkpoint(folder, place / "dense")
+
+
 def a_manifest(place, rng):
     file = place / "pruned" / "rmtspec.json"
     good = file.read_bytes()
@@ -215,6 +241,7 @@ TRIALS = {
     "training": of_bytes("training.pt", _content),
     "index": an_index,
     "config": a_config,
+    "quantised": quantised,
     "manifest": a_manifest,
     "plan": a_plan,
     "journal": a_journal,

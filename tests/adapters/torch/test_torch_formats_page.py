@@ -1,5 +1,6 @@
 """The page on formats: every line of it is run, on files of each kind."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -102,6 +103,14 @@ def prepared(heading, folder, model):
         np.savez(folder / "arrays.npz", **{"fc.weight": with_signal(120, 90, 0)})
     elif heading == "GGUF":
         as_gguf(model, folder / "model.gguf")
+    elif heading.startswith("Quantised"):
+        (folder / "quantised").mkdir()
+        weight, scale = torch.from_numpy(with_signal(256, 128, 0)), torch.tensor(0.5)
+        codes = (weight / scale).to(torch.float8_e4m3fn)
+        tensors = {"fc.weight": codes, "fc.weight_scale_inv": scale}
+        save_file(tensors, folder / "quantised/model.safetensors")
+        config = {"torch_dtype": "float32", "quantization_config": {"quant_method": "fp8"}}
+        (folder / "quantised/config.json").write_text(json.dumps(config))
     elif heading == "ONNX":
         example = (torch.ones(1, 90),)
         torch.onnx.export(build(), example, folder / "model.onnx", dynamo=True, verbose=False)
@@ -168,6 +177,12 @@ def check(heading, names, printed):
         assert type(names["smaller"][0]).__name__ == "SplitLinear"
     elif heading == "Arrays":
         np.testing.assert_allclose(names["product"], names["merged"], rtol=1e-5, atol=1e-4)
+    elif heading.startswith("Quantised"):
+        dense = load_file("plain/model.safetensors")["fc.weight"]
+        torch.testing.assert_close(
+            dense, torch.from_numpy(with_signal(256, 128, 0)), rtol=0.07, atol=1
+        )
+        assert Path("smaller/rmtspec.safetensors").stat().st_size < dense.nbytes
     elif heading == "ONNX":
         given = {names["smaller"].get_inputs()[0].name: np.ones((1, 90), np.float32)}
         one, other = (names[key].run(None, given)[0] for key in ("smaller", "merged"))

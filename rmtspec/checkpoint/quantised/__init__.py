@@ -1,0 +1,1 @@
+"""Quantised weights in .safetensors files: each layout recognised, checked, and dequantised."""
