@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import noise, write_safetensors
 
 from rmtspec.checkpoint import matrices_in
@@ -22,11 +23,13 @@ print(float(W.sum()))
 """
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".pt"])
 def test_a_matrix_outlives_its_file(tmp_path, suffix):
     W, file = noise(300, 200), tmp_path / f"w{suffix}"
     if suffix == ".npy":
         np.save(file, W)
+    elif suffix == ".pt":
+        torch.save({"w": torch.from_numpy(W)}, file)
     else:
         write_safetensors(file, {"w": W})
     done = subprocess.run(

@@ -1,10 +1,11 @@
-"""Tensors in files that torch.save wrote, mapped into memory; pickled code is never run."""
+"""Tensors in files that torch.save wrote, one at a time; pickled code is never run."""
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -18,7 +19,7 @@ from rmtspec.errors import FileError
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor(StoredTensor):
-    """A tensor in a file of torch.save; calling it returns the array, mapped where possible.
+    """A tensor in a file of torch.save, which is mapped; calling it returns a copy.
 
     `key` is that of the state dict in the file, if it was given.
     """
@@ -39,7 +40,7 @@ class PickledTensor(StoredTensor):
         tensor = opened.entries.get(self.name)
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != self.shape:
             raise FileError(f"{file} was changed at {self.name!r} meanwhile. Read it again.")
-        return to_numpy(tensor)
+        return np.array(to_numpy(tensor))  # a mapping would end the process if the file shrinks
 
 
 def pickled_tensors(
