@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 import transformers
@@ -95,6 +96,15 @@ def quiet():
     transformers.logging.set_verbosity(before)
 
 
+def with_merged_lora(model):
+    """Return a model into whose linear layers an adapter was merged."""
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return tuned.merge_and_unload().eval()
+
+
 def in_file(model, folder, **options):
     model.save_pretrained(folder / "model")
     return rmtspec.prune_checkpoint(folder / "model", folder / "small", **ASKED, **options)
@@ -104,8 +114,9 @@ def in_file(model, folder, **options):
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 )
-def test_factors_of_a_folder_are_those_of_the_model_in_memory(name, tmp_path):
-    model = built(name)
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_folder_is_pruned_as_the_model_in_memory(name, lora, tmp_path):
+    model = with_merged_lora(built(name)) if lora else built(name)
     in_file(model, tmp_path)
     loaded = rt.load(type(model).from_pretrained(tmp_path / "model"), tmp_path / "small")
     expected, _ = rt.prune(model, **ASKED)
@@ -122,6 +133,15 @@ def test_factors_of_a_folder_are_those_of_the_model_in_memory(name, tmp_path):
     dense = type(model).from_pretrained(tmp_path / "dense").state_dict()
     for key, value in merged.items():
         torch.testing.assert_close(dense[key], value, rtol=1e-5, atol=1e-6)
+    asked = {**ASKED, "mode": "truncate"}
+    rmtspec.prune_checkpoint(tmp_path / "model", tmp_path / "truncated", **asked)
+    truncated = type(model).from_pretrained(tmp_path / "truncated").state_dict()
+    # The command truncates q, k and v of a fused tensor by themselves, each to its own rank.
+    matrices = rmtspec.checkpoint.matrices_in(tmp_path / "model").matrices.values()
+    divided = [matrix.tensor.name for matrix in matrices if matrix.part is not None]
+    for key, value in rt.prune(model, **asked)[0].state_dict().items():
+        if not any(key.endswith(name) for name in divided):
+            torch.testing.assert_close(truncated[key], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
