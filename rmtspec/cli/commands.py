@@ -18,7 +18,7 @@ from rmtspec._text import counted, printable
 from rmtspec.cli import graph_files, lora_commands
 from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
-from rmtspec.cli.places import check_report, target
+from rmtspec.cli.places import check_report, force_option, target
 from rmtspec.cli.progress import interruptible, progress_bar
 from rmtspec.cli.tables import show
 from rmtspec.cli.wording import Command, in_flags
@@ -77,6 +77,7 @@ def main() -> None:
 @main.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_PATH)
 @click.option("--out", type=_PATH, help=_REPORT_HELP.format("report"))
+@force_option
 @click.option(
     "--resume", "journal", metavar="FILE", type=_PATH, help="Keep a journal here, or resume it."
 )
@@ -101,7 +102,8 @@ def main() -> None:
 @_exclude
 @_key
 def analyze(
-    paths: tuple[Path, ...], out: Path | None, journal: Path | None, dry_run: bool, n_jobs: int,
+    paths: tuple[Path, ...], out: Path | None, force: bool, journal: Path | None, dry_run: bool,
+    n_jobs: int,
     key: str | None, threads: int | None, device: str | None, no_refine: bool, include: str | None,
     exclude: str | None, **numbers: Any,
 ) -> None:  # fmt: skip
@@ -122,7 +124,7 @@ def analyze(
     AnalysisOptions.of(options)
     check_jobs(n_jobs)
     Selection(include, exclude)
-    check_report(out, "--out")
+    check_report(out, "--out", paths, force=force)
     labels = labels_of(paths)
     if out is not None and journal is not None and out.resolve() == journal.resolve():
         raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
@@ -196,10 +198,12 @@ def analyze(
 @click.option("--alpha", type=float, show_default="0.2", help=_ALPHA_HELP)
 @click.option("--beta", type=float, show_default="0.1", help=_BETA_HELP)
 @click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
+@force_option
 @_key
 def prune(
     path: Path, out: Path | None, key: str | None, ranks: tuple[str, ...], plan: Path | None,
-    dry_run: bool, threads: int | None, report_file: Path | None, calibration: Path | None,
+    dry_run: bool, threads: int | None, report_file: Path | None, force: bool,
+    calibration: Path | None,
     sequences: int, **request: Any,
 ) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
@@ -232,7 +236,7 @@ def prune(
     asked = {name: value for name, value in given.items() if name not in apart}
     asked["calibrated"] = calibration is not None
     selection = PlanOptions(**asked, more=more).selection()
-    check_report(report_file, "--report")
+    check_report(report_file, "--report", (path, plan, calibration), force=force)
     if graph_files.takes(path):
         made = None if dry_run else out
         graph_files.prune(
