@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from rmtspec.cli.output import after, complete, say
 from rmtspec.cli.parameters import FilePath
 from rmtspec.cli.places import check_report, force_option, target
 from rmtspec.cli.progress import progress_bar
@@ -95,7 +96,8 @@ def _new_folder(out: Path | None, dry_run: bool) -> Path | None:
 
 
 def _tell(done: Any, out: Path | None, report: Path | None) -> None:
-    show(done)
-    if report is not None:
-        click.echo(f"Report written to {report}")
-    click.echo("Nothing written (--dry-run)" if out is None else f"Written to {out}")
+    with after(complete(out, report)):
+        show(done)
+        if report is not None:
+            say(f"Report written to {report}")
+        say("Nothing written (--dry-run)" if out is None else f"Written to {out}")

@@ -296,8 +296,8 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
     before, after = row["parameters_before"], row["parameters_after"]
     count = row.get("n_components")
     shown = "-" if count is None else str(count)
-    return {
-        "name": printable(row["name"]),
+    cells = {
+        "name": row["name"],
         "size": f"{row['rows']} x {row['columns']}",
         "spikes": str(row["n_spikes"]) if fitted else "-",
         "rank": str(row["rank"]),
@@ -308,8 +308,9 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
         "action": row.get("action", ""),
         "error": _error(row),
         "predicted loss": _loss(row),
-        "reason": printable(row["reason"]),
+        "reason": row["reason"],
     }
+    return {title: printable(cell) for title, cell in cells.items()}
 
 
 def _verdict(row: dict[str, Any]) -> str:
