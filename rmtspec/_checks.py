@@ -98,6 +98,16 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return (epsilon, smallest subnormal) of `dtype`; integers are exact in float64."""
+    limits = _limits(dtype)
+    return float(limits.eps), float(limits.smallest_subnormal)
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """Return the largest finite number of a floating `dtype`, and of float64 for integers."""
+    return float(_limits(dtype).max)
+
+
+def _limits(dtype: np.dtype[Any]) -> Any:
     limits: Any = np.finfo(np.float64)
     if issubclass(dtype.type, np.floating):
         limits = np.finfo(dtype)
@@ -106,7 +116,7 @@ def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
 
         with contextlib.suppress(ValueError):  # int4 and the like, which are exact in float64
             limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    return float(limits.eps), float(limits.smallest_subnormal)
+    return limits
 
 
 def matrix(values: ArrayLike, name: str = "W") -> NDArray[Any]:

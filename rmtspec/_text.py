@@ -7,10 +7,14 @@ from typing import Any
 
 
 def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
-    """Return a title and one ``name  value`` line per pair, the values in one column."""
+    """Return a title and one ``name  value`` line per pair, the values in one column.
+
+    Control characters in a line are spelled out.
+    """
     shown = [(name, text(value)) for name, value in pairs]
     width = max(len(name) for name, _ in shown)
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in shown)])
+    lines = [title, *(f"  {name:<{width}}  {value}" for name, value in shown)]
+    return "\n".join(map(printable, lines))
 
 
 def text(value: Any) -> str:

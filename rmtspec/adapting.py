@@ -11,11 +11,12 @@ read only when its turn comes.
 
 **Carrying out a plan.** `Task` turns a `Subject` and `PlanOptions` into a `Plan`; `adopt` checks
 a plan that was edited or read from a file. For each row of `Plan.cut` the adapter calls `cut` on
-the matrix; after a split the factors, ``outer @ inner``, replace the weight. All matrices of a
-layer are split at the same rank. Multiplying the factors undoes a split. An adapter that can run
-its models makes a `Calibration` from data, whose `Weights` go into the plan and into `cut`. If it
-also says which layers make hidden units for which (`Calibration.hidden_units`), rows may have the
-action "narrow": `narrowed` takes the rows of a `HiddenLayer` together.
+the matrix; after a split the factors, ``outer @ inner``, replace the weight. Where it returns None,
+the matrix stays, and with it those of its layer (`leave_with`). All matrices of a layer are split
+at the same rank. Multiplying the factors undoes a split. An adapter that can run its models makes a
+`Calibration` from data, whose `Weights` go into the plan and into `cut`. If it also says which
+layers make hidden units for which (`Calibration.hidden_units`), rows may have the action "narrow":
+`narrowed` takes the rows of a `HiddenLayer` together.
 
 **Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
@@ -45,6 +46,7 @@ from rmtspec.checkpoint.manifest import (
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
+from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.pivots import pivoted
 from rmtspec.matrix.product import product_spectrum
 from rmtspec.matrix.split import SplitFactors, split, truncate
@@ -53,7 +55,7 @@ from rmtspec.matrix.weighting import weighted_energies
 from rmtspec.planning.calibration import OBJECTIVES, Calibration, Weights
 from rmtspec.planning.costs import Costs, measured_cost
 from rmtspec.planning.curves import Curves
-from rmtspec.planning.cut import Narrowed, cut, narrowed
+from rmtspec.planning.cut import Narrowed, cut, leave_with, narrowed
 from rmtspec.planning.flips import FlipOptions, run_noise_test
 from rmtspec.planning.gate import UNSET, Gate, Unset
 from rmtspec.planning.given import adopt
@@ -81,9 +83,9 @@ __all__ = [
     "Progress", "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors",
     "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt",
     "bounded_json", "cause", "check_budgets", "check_space", "check_target", "checks", "cut",
-    "finished_file", "format_dtype", "hidden_layers", "is_head", "least_budget", "listed",
-    "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype",
-    "narrowed", "open_regular", "pivoted", "product_spectrum", "report_on", "run_noise_test",
-    "settle", "smallest_budget", "split", "step_share", "stored_tensors", "suffix_of", "truncate",
-    "versions", "weighted_energies",
+    "finished_file", "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget",
+    "leave_with", "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost",
+    "model_folder", "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum",
+    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share",
+    "stored_tensors", "suffix_of", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

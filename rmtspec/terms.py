@@ -250,6 +250,7 @@ class Why(StrEnum):
     MEMORY = "too large for the memory: {error}"
     # Not to be split.
     TOO_COARSE = "dtype {dtype} is too coarse for factors; convert it to BF16"
+    OVERFLOWS = "its cut has entries beyond the largest {dtype}: convert it to a wider dtype first"
     NO_ARITHMETIC = "{dtype} has no arithmetic: prune the model before quantising it"
     PART_OF_TENSOR = "part of a tensor that holds several matrices"
     LAYER_UNKNOWN = "its name does not end in .weight, so its layer is not known"

@@ -10,8 +10,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from rmtspec.adapters.onnx._file import array_of, embed, graphs_of, opened
 from rmtspec.adapters.onnx._weights import RECORD, GraphMatrix, splits_of
-from rmtspec.adapting import PathLike, SplitFactors
-from rmtspec.errors import FileError
+from rmtspec.adapting import PathLike, SplitFactors, in_dtype
+from rmtspec.errors import FileError, InvalidValueError
 
 Array = NDArray[Any]
 
@@ -88,6 +88,8 @@ def merge(model: ModelProto | PathLike) -> ModelProto:
     ------
     FileError
         What the model says of its splits does not fit its nodes.
+    InvalidValueError
+        The dtype of the model has no room for a product.
     """
     merged = ModelProto()
     merged.CopyFrom(opened(model))
@@ -130,6 +132,8 @@ def _merge_one(model: ModelProto, entry: dict[str, Any]) -> None:
             product = np.ascontiguousarray(product.T) if _turned(second) else product
             dense.input[0] = first.input[0]
         dense.input[place] = entry["name"]
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{entry['name']!r} cannot be merged: {error}.") from None
     except (ValueError, IndexError) as error:
         raise FileError(f"The two nodes of {entry['name']!r} do not fit: {error}.") from None
     dense.output[0] = second.output[0]
@@ -149,7 +153,7 @@ def _turned(node: NodeProto) -> bool:
 def _product(left: Array, right: Array) -> Array:
     """Return a product in the dtype of its factors, summed in float64."""
     product: Array = np.matmul(left.astype(np.float64), right.astype(np.float64))
-    return product.astype(left.dtype)
+    return in_dtype(product, left.dtype)
 
 
 def _replace(graph: GraphProto, old: Sequence[NodeProto], new: Sequence[NodeProto]) -> None:

@@ -27,6 +27,7 @@ from rmtspec.adapting import (
     Weights,
     adopt,
     cut,
+    leave_with,
 )
 from rmtspec.errors import InvalidOptionError, InvalidValueError
 
@@ -159,9 +160,14 @@ def apply_plan(
         known = known_weights(made, wanted, calibration)
     parts: dict[str, list[tuple[GraphMatrix, SplitFactors]]] = {}
     for row in checked.cut:
+        if row["action"] == Action.LEAVE:  # another matrix of its layer stays
+            continue
         matrix = matrices[row["name"]]
         low: Any = cut(row, matrix(), known.get(row["name"]), calibrated=calibration is not None)
-        if row["action"] == Action.TRUNCATE:
+        if low is None:
+            parts.pop(matrix.layer, None)
+            leave_with(row, checked.cut)
+        elif row["action"] == Action.TRUNCATE:
             matrix.write(low.matrix)
         else:
             parts.setdefault(matrix.layer, []).append((matrix, low))

@@ -17,11 +17,12 @@ from rmtspec import __version__
 from rmtspec._text import counted, printable
 from rmtspec.cli import graph_files, lora_commands
 from rmtspec.cli.memory import return_freed_memory
+from rmtspec.cli.output import after, complete, say, say_lines
 from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
-from rmtspec.cli.places import check_report, target
+from rmtspec.cli.places import check_report, force_option, target
 from rmtspec.cli.progress import interruptible, progress_bar
 from rmtspec.cli.tables import show
-from rmtspec.cli.wording import Command, in_flags
+from rmtspec.cli.wording import Group, in_flags
 from rmtspec.errors import OptionError
 
 _RULES = ("bema", "noise", "gavish-donoho", "screenot", "energy", "fraction", "exact")
@@ -64,11 +65,7 @@ _threads = click.option(
 )
 
 
-class _Group(click.Group):
-    command_class = Command
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rmtspec")
 def main() -> None:
     """Random-matrix spectra of weight matrices: where the noise ends, what is signal."""
@@ -77,6 +74,7 @@ def main() -> None:
 @main.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_PATH)
 @click.option("--out", type=_PATH, help=_REPORT_HELP.format("report"))
+@force_option
 @click.option(
     "--resume", "journal", metavar="FILE", type=_PATH, help="Keep a journal here, or resume it."
 )
@@ -101,7 +99,8 @@ def main() -> None:
 @_exclude
 @_key
 def analyze(
-    paths: tuple[Path, ...], out: Path | None, journal: Path | None, dry_run: bool, n_jobs: int,
+    paths: tuple[Path, ...], out: Path | None, force: bool, journal: Path | None, dry_run: bool,
+    n_jobs: int,
     key: str | None, threads: int | None, device: str | None, no_refine: bool, include: str | None,
     exclude: str | None, **numbers: Any,
 ) -> None:  # fmt: skip
@@ -122,10 +121,12 @@ def analyze(
     AnalysisOptions.of(options)
     check_jobs(n_jobs)
     Selection(include, exclude)
-    check_report(out, "--out")
+    check_report(out, "--out", paths, force=force)
     labels = labels_of(paths)
     if out is not None and journal is not None and out.resolve() == journal.resolve():
-        raise click.UsageError(f"--out and --resume are both {out}; expected two files.")
+        raise click.UsageError(
+            f"--out and --resume are both {printable(str(out))}; expected two files."
+        )
     if len(paths) > 1 and journal is not None:
         raise click.UsageError("--resume keeps the journal of one PATH; expected one.")
     if dry_run and out is not None:
@@ -145,9 +146,10 @@ def analyze(
     report = joined(reports) if len(paths) > 1 else reports[labels[0]]
     if out is not None:
         report.save(out)
-    show(report)
-    if out is not None:
-        click.echo(f"Report written to {out}")
+    with after("" if out is None else f"The report is in {out}."):
+        show(report)
+        if out is not None:
+            say(f"Report written to {out}")
     refuse_unread(report)
 
 
@@ -196,10 +198,12 @@ def analyze(
 @click.option("--alpha", type=float, show_default="0.2", help=_ALPHA_HELP)
 @click.option("--beta", type=float, show_default="0.1", help=_BETA_HELP)
 @click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
+@force_option
 @_key
 def prune(
     path: Path, out: Path | None, key: str | None, ranks: tuple[str, ...], plan: Path | None,
-    dry_run: bool, threads: int | None, report_file: Path | None, calibration: Path | None,
+    dry_run: bool, threads: int | None, report_file: Path | None, force: bool,
+    calibration: Path | None,
     sequences: int, **request: Any,
 ) -> None:  # fmt: skip
     """Prune the matrices of IN, a weight file or folder, into OUT, a new or empty folder.
@@ -232,7 +236,7 @@ def prune(
     asked = {name: value for name, value in given.items() if name not in apart}
     asked["calibrated"] = calibration is not None
     selection = PlanOptions(**asked, more=more).selection()
-    check_report(report_file, "--report")
+    check_report(report_file, "--report", (path, plan, calibration), force=force)
     if graph_files.takes(path):
         made = None if dry_run else out
         graph_files.prune(
@@ -258,17 +262,18 @@ def prune(
                 listed, out, dry_run=dry_run, report=report_file, threads=threads,
                 progress=progress, **given,
             )  # fmt: skip
-    show(done)
-    if report_file is not None:
-        if dry_run:
-            done.save(report_file)
-        click.echo(f"Report written to {report_file}")
-    before, after = done.totals["bytes_before"], done.totals["bytes_after"]
-    click.echo(f"{before:,} bytes of tensors become {after:,} ({after / before:.1%})")
-    left = companions(listed.path, listed.files)[1]
-    if left:
-        click.echo(f"Not copied: {printable(', '.join(left))}")
-    click.echo("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
+    if dry_run and report_file is not None:
+        done.save(report_file)
+    with after(complete(None if dry_run else out, report_file)):
+        show(done)
+        if report_file is not None:
+            say(f"Report written to {report_file}")
+        old, new = done.totals["bytes_before"], done.totals["bytes_after"]
+        say(f"{old:,} bytes of tensors become {new:,} ({new / old:.1%})")
+        left = companions(listed.path, listed.files)[1]
+        if left:
+            say(f"Not copied: {', '.join(left)}")
+        say("Nothing written (--dry-run)" if dry_run else f"Written to {out}")
 
 
 @contextlib.contextmanager
@@ -285,17 +290,15 @@ def _calibrated(listed: Any, source: Path | None, out: Path | None, **how: Any) 
         yield Calibration.load(source)
         return
     if not listed.path.is_dir():
+        name = printable(str(listed.path))
         raise click.UsageError(
-            f"--calibration is a text, and {listed.path} is a file; expected the folder of the "
-            "model, with its config and tokenizer."
+            f"--calibration is a text, and {name} is a file; expected the folder of the model, "
+            "with its config and tokenizer."
         )
-
-    def say(words: str) -> None:
-        click.echo(printable(words), err=True)
 
     with contextlib.ExitStack() as stack:
         with progress_bar(steps=("calibrating",), noun="steps") as progress:
-            how |= {"say": say, "progress": progress}
+            how |= {"say": functools.partial(say, err=True), "progress": progress}
             stats = stack.enter_context(calibrated_on(listed, source, out, **how))
         yield stats
 
@@ -321,7 +324,8 @@ def merge(folder: Path, out: Path) -> None:
     merged = merge_checkpoint(folder, out)
     count = counted(len(merged), "matrix", "matrices")
     done = "multiplied out" if (folder / MANIFEST).exists() else "dequantised"
-    click.echo(f"{count} {done}. Written to {out}")
+    with after(complete(out)):
+        say(f"{count} {done}. Written to {out}")
 
 
 main.add_command(lora_commands.extract_lora)
@@ -340,8 +344,9 @@ def reproduce(figure: str, n: int, out: Path, seeds: int | None, seed: int) -> N
 
     with target("--out"):
         written = draw(figure, n=n, out=out, seed=seed, seeds=seeds)
-    for file in written:
-        click.echo(str(file))
+    with after(complete(out)):
+        for file in written:
+            say(str(file))
 
 
 @main.command()
@@ -351,7 +356,7 @@ def demo(out: Path) -> None:
     from rmtspec.demo.tour import run_demo
 
     with target("--out"):
-        run_demo(out, say=click.echo)
+        run_demo(out, say=say_lines)
 
 
 def _usable(device: str | None) -> str | None:
@@ -364,5 +369,5 @@ def _usable(device: str | None) -> str | None:
         return usable_device(device)
     except OptionError as error:
         left = OptionError(f"{error.problem}.", hint="Computing on the CPU.")
-        click.echo(in_flags(left, analyze), err=True)
+        say(in_flags(left, analyze), err=True)
         return None

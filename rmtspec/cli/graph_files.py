@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rmtspec._frameworks import adapter_of
+from rmtspec._text import printable
+from rmtspec.cli.output import after, complete, say
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show
 
@@ -51,11 +53,13 @@ def prune(
         if out is not None:
             model, done = adapter.apply_plan(path, plan, calibration=known)
             adapter.save(model, out)
-    show(done)
     if report is not None:
         done.save(report)
-        click.echo(f"Report written to {report}")
-    click.echo("Nothing written (--dry-run)" if out is None else f"Written to {out}")
+    with after(complete(out, report)):
+        show(done)
+        if report is not None:
+            say(f"Report written to {report}")
+        say("Nothing written (--dry-run)" if out is None else f"Written to {out}")
 
 
 def merge(path: Path, out: Path) -> None:
@@ -63,7 +67,8 @@ def merge(path: Path, out: Path) -> None:
     _check_new(path, out)
     adapter: Any = adapter_of(path)
     adapter.save(adapter.merge(path), out)
-    click.echo(f"Written to {out}")
+    with after(complete(out)):
+        say(f"Written to {out}")
 
 
 def refuse(path: Path, unfit: Mapping[str, Any]) -> None:
@@ -77,7 +82,10 @@ def _check_new(path: Path, out: Path) -> None:
     """Refuse a place that is there already, or a file of another kind."""
     if out.suffix.lower() != path.suffix.lower():
         raise click.BadParameter(
-            f"{out}; expected the name of a new {path.suffix} file.", param_hint="OUT"
+            f"{printable(str(out))}; expected the name of a new {path.suffix} file.",
+            param_hint="OUT",
         )
     if out.exists():
-        raise click.BadParameter(f"{out} exists. Name another file.", param_hint="OUT")
+        raise click.BadParameter(
+            f"{printable(str(out))} exists. Name another file.", param_hint="OUT"
+        )

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
+from rmtspec.cli.output import after, complete, say
 from rmtspec.cli.parameters import FilePath
-from rmtspec.cli.places import check_report, target
+from rmtspec.cli.places import check_report, force_option, target
 from rmtspec.cli.progress import progress_bar
 from rmtspec.cli.tables import show
 from rmtspec.cli.wording import Command
@@ -41,16 +42,18 @@ _DRY_RUN = click.option(
 @click.option("--rng", type=int, show_default="0", help="Seed of the sign flips.")
 @_DRY_RUN
 @_REPORT
+@force_option
 def extract_lora(
-    base: Path, tuned: Path, out: Path | None, dry_run: bool, report: Path | None, **request: Any
-) -> None:
+    base: Path, tuned: Path, out: Path | None, dry_run: bool, report: Path | None, force: bool,
+    **request: Any,
+) -> None:  # fmt: skip
     """Write what fine-tuning changed from BASE to TUNED as an adapter of LoRA, for PEFT, in OUT.
 
     Each layer gets the rank at which the noise in its difference begins. OUT is a new folder.
     """
     from rmtspec.runs.extract_lora import extract_lora as extract
 
-    check_report(report, "--report")
+    check_report(report, "--report", (base, tuned), force=force)
     out = _new_folder(out, dry_run)
     given = {name: value for name, value in request.items() if value is not None}
     with progress_bar() as progress:
@@ -67,14 +70,15 @@ def extract_lora(
 )
 @_DRY_RUN
 @_REPORT
+@force_option
 def resize_lora(
     adapter: Path, out: Path | None, rank: int | None, keep: float, dry_run: bool,
-    report: Path | None,
+    report: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Write ADAPTER, of LoRA, with the ranks that its own spectra need, in OUT, a new folder."""
     from rmtspec.runs.resize_lora import resize_lora as resize
 
-    check_report(report, "--report")
+    check_report(report, "--report", (adapter,), force=force)
     out = _new_folder(out, dry_run)
     _tell(resize(adapter, out, rank=rank, keep=keep, report=report), out, report)
 
@@ -92,7 +96,8 @@ def _new_folder(out: Path | None, dry_run: bool) -> Path | None:
 
 
 def _tell(done: Any, out: Path | None, report: Path | None) -> None:
-    show(done)
-    if report is not None:
-        click.echo(f"Report written to {report}")
-    click.echo("Nothing written (--dry-run)" if out is None else f"Written to {out}")
+    with after(complete(out, report)):
+        show(done)
+        if report is not None:
+            say(f"Report written to {report}")
+        say("Nothing written (--dry-run)" if out is None else f"Written to {out}")

@@ -1,13 +1,18 @@
 """Places that a command writes to: what is wrong with one is wrong usage, said before any work."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
 from rmtspec._text import printable
 from rmtspec.errors import FileError, InvalidValueError, OptionError
+
+#: Of every command that writes a report.
+force_option = click.option(
+    "--force", is_flag=True, help="Let the report replace a file that is no report of rmtspec."
+)
 
 
 @contextlib.contextmanager
@@ -21,12 +26,20 @@ def target(argument: str) -> Iterator[None]:
         raise click.BadParameter(printable(str(error)), param_hint=argument) from None
 
 
-def check_report(file: Path | None, argument: str) -> None:
-    """Raise now what writing the report would raise after all the work."""
-    if file is not None:
-        from rmtspec._files.writing import check_writable
-        from rmtspec.report.report import check_suffix
+def check_report(
+    file: Path | None, argument: str, read: Iterable[Path | None], *, force: bool
+) -> None:
+    """Raise now what writing the report would raise after all the work, or would destroy.
 
-        with target(argument):
-            check_suffix(file)
-            check_writable(file)
+    `read` are the files and folders that the work reads; `force` lets the report replace a file
+    that is neither one of those nor a report.
+    """
+    if file is None:
+        return
+    from rmtspec.report.places import check_place, is_report
+
+    with target(argument):
+        check_place(file, [path for path in read if path is not None])
+    if file.exists() and not force and not is_report(file):
+        words = f"{file} exists and is no report of rmtspec. Name another file, or pass --force."
+        raise click.BadParameter(printable(words), param_hint=argument)

@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import click
-
-from rmtspec._text import printable
+from rmtspec.cli.output import say
 
 
 @contextlib.contextmanager
@@ -56,7 +54,9 @@ def interruptible(hint: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        click.echo(f"\n{printable(hint)}" if hint else "", err=True)
+        say(err=True)
+        if hint:
+            say(hint, err=True)
         if isinstance(error, _Terminated):
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
@@ -137,7 +137,8 @@ class _Log:
         if now - self._said >= self._EVERY and done != count:
             self._said = now
             work = self._work
-            click.echo(f"{work.step}: {work.words()} ({work.share:.0%})", err=True)
+            with contextlib.suppress(OSError):  # the work goes on without a reader
+                say(f"{work.step}: {work.words()} ({work.share:.0%})", err=True)
 
 
 def duration(seconds: float) -> str:

@@ -114,4 +114,4 @@ def _chosen(path: Path, how: Mapping[str, Any]) -> tuple[Any, list[Any], Any]:
 def _nothing(path: Path, skipped: list[dict[str, str]], selection: Any) -> str:
     from rmtspec.planning.selection import nothing_in
 
-    return spoken(nothing_in(path, skipped, selection.unmet))
+    return spoken(nothing_in(printable(str(path)), skipped, selection.unmet))

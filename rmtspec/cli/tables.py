@@ -4,9 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from rmtspec._text import counted, grouped
+from rmtspec._text import counted, grouped, printable
+from rmtspec.cli.output import say
 from rmtspec.cli.progress import duration
 from rmtspec.cli.wording import spoken
 
@@ -20,11 +19,11 @@ def show(report: "Report") -> None:
     header, lines = report.cells()
     lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
     table(header, lines, numeric=("spikes", "components", "rank", "kept"))
-    click.echo(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
+    say(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
     if words := report.unsafe():
-        click.echo(spoken(words))
+        say(spoken(words))
     for reason, names in grouped(report.skipped):
-        click.echo(f"skipped {names}: {spoken(reason)}")
+        say(f"skipped {names}: {spoken(reason)}")
 
 
 def table(
@@ -42,8 +41,11 @@ def table(
     for title in header:
         shown.add_column(title, justify="right" if title in numeric else "left", overflow="fold")
     for line in lines:
-        shown.add_row(*map(Text, line))
-    console.print(shown)
+        shown.add_row(*(Text(printable(cell)) for cell in line))
+    with console.capture() as text:  # rich would end the program where a pipe is closed
+        console.print(shown)
+    for line in text.get().splitlines():
+        say(line)
 
 
 def show_costs(costs: "DryRun", other: "DryRun") -> None:
@@ -62,14 +64,14 @@ def show_costs(costs: "DryRun", other: "DryRun") -> None:
     ]  # fmt: skip
     table(header, lines, numeric=("matrices", "break-even", "operations", "time"))
     several = f" with {costs.n_jobs} processes" if costs.n_jobs > 1 else ""
-    click.echo(
+    say(
         f"{counted(len(costs.rows), 'matrix', 'matrices')}, {costs.parameters:,} parameters, "
         f"{costs.operations:.3g} floating-point operations"
     )
-    click.echo(
+    say(
         f"Estimated for this machine{several}: {duration(costs.seconds)}, "
         f"{costs.memory / 1e9:.1f} GB of memory; with --noise {other.noise} "
         f"{duration(other.seconds)}, {other.memory / 1e9:.1f} GB"
     )
     for reason, names in grouped(costs.skipped):
-        click.echo(f"to be skipped: {names}: {spoken(reason)}")
+        say(f"to be skipped: {names}: {spoken(reason)}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import re
 import sys
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from rmtspec._text import printable
+from rmtspec.cli.output import lost, say, spell_out
 from rmtspec.errors import OptionError, RmtspecError, RmtspecWarning
 
 #: An option as messages name it, `keep` or `ranks['fc']`, and as hints pass it, keep=0.9.
@@ -43,12 +43,45 @@ class Command(click.Command):
         except OSError as error:  # files have errors of their own; what is left is the output
             if error.errno == errno.EPIPE:  # whoever read it has enough
                 raise
-            sys.stdout = io.StringIO()  # it is flushed at the exit, which would fail again
-            reason = error.strerror or str(error)
-            raise click.ClickException(f"the output cannot be written: {reason}.") from None
+            raise lost(error) from None
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            say("Interrupted.", err=True)
             ctx.exit(130)
+
+
+class Group(click.Group):
+    """The command with its subcommands: what they print and complain of is safe on a terminal."""
+
+    command_class = Command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line."""
+        spell_out()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of the help
+            lost(error).show()
+            sys.exit(1)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options before the name of the subcommand."""
+        with _spelled_out():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        with _spelled_out():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _spelled_out() -> Iterator[None]:
+    """Spell out the control characters in the message of an error."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = "\n".join(map(printable, error.message.split("\n")))
+        raise
 
 
 @contextlib.contextmanager
@@ -59,7 +92,7 @@ def _warnings_in_words(command: click.Command) -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, RmtspecWarning):
-                click.echo(f"Warning: {printable(spoken(str(message), command))}", err=True)
+                say(f"Warning: {spoken(str(message), command)}", err=True)
             else:
                 usual(message, category, *place, **more)
 

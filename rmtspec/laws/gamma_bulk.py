@@ -24,7 +24,7 @@ from rmtspec.laws._law import Law
 
 _RATIOS = (1e-6, 1e3)
 _SHAPES = (0.2, 1e4)
-_VARIANCES = (1e-200, 1e200)
+_VARIANCES = (1e-300, 1e300)
 _DIGITS = 30.0  # -log of the error of the sums over the nodes
 _ROWS = 2001  # room for the table of roots; 150 to 800 are used
 
@@ -45,7 +45,7 @@ class GammaMarchenkoPastur(Law):
         Shape of the gamma law, from 0.2 to 1e4: the squared mean of the variances divided by their
         variance.
     variance : float
-        Mean of the variances of the columns, from 1e-200 to 1e200.
+        Mean of the variances of the columns, from 1e-300 to 1e300.
 
     Raises
     ------

@@ -20,7 +20,8 @@ from rmtspec._kernels import marchenko_pastur as kernels
 from rmtspec.laws._law import Law
 
 _RATIOS = (1e-6, 1e6)
-_VARIANCES = (1e-200, 1e200)
+#: The variances that a law may have.
+VARIANCES = (1e-300, 1e300)
 
 
 class MarchenkoPastur(Law):
@@ -35,7 +36,7 @@ class MarchenkoPastur(Law):
     ratio : float
         Columns divided by rows of W, from 1e-6 to 1e6.
     variance : float
-        Variance of the entries of W, from 1e-200 to 1e200.
+        Variance of the entries of W, from 1e-300 to 1e300.
 
     Raises
     ------
@@ -92,7 +93,7 @@ class MarchenkoPastur(Law):
         hint = "Pass columns / rows (p / n) of the matrix."
         self._ratio = _checks.inside(ratio, "ratio", *_RATIOS, closed=True, hint=hint)
         hint = "Pass the variance of the entries; rescale the matrix if it is that extreme."
-        self._variance = _checks.inside(variance, "variance", *_VARIANCES, closed=True, hint=hint)
+        self._variance = _checks.inside(variance, "variance", *VARIANCES, closed=True, hint=hint)
         self._constants: kernels.Constants = kernels.constants(self._ratio, self._variance)
         self._packed = tuple(self._constants)
 

@@ -14,7 +14,7 @@ from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec._records import plain
 from rmtspec._text import aligned, counted
 from rmtspec.laws.fit_statistic import FitStatisticNull
-from rmtspec.laws.marchenko_pastur import MarchenkoPastur
+from rmtspec.laws.marchenko_pastur import VARIANCES, MarchenkoPastur
 from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.matrix.window import Window, bulk_window, statistic
@@ -229,7 +229,7 @@ def _fit(
     ratio = p / n
     unit = MarchenkoPastur(ratio).ppf(window.levels(quantiles))
     scale = float(scale_through_origin(unit, window.of(spec.eigenvalues)))
-    if scale <= spec.rounding_variance:
+    if scale <= max(spec.rounding_variance, VARIANCES[0]):  # squares below that lose their digits
         return None
     threshold = scale * ((1.0 + math.sqrt(ratio)) ** 2 + margin * edge_width(n, p))
     n_spikes = spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))

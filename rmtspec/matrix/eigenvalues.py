@@ -1,5 +1,6 @@
 """Eigenvalues of a matrix read in blocks: from its Gram matrix, or by QR and SVD."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -58,6 +59,9 @@ def matrix_eigenvalues(
     tall = array.T if wide else array  # the longer side first; a view
     gram, row_squares, fourths = _gram(tall, wide, eigensolver)
     row_is_zero, column_is_zero = row_squares == 0.0, np.diagonal(gram) == 0.0
+    if tall.dtype.itemsize >= 8 and (row_is_zero.any() or column_is_zero.any()):
+        rows, columns = entries_per_side(tall, wide)  # squares of small entries are 0 too
+        row_is_zero, column_is_zero = rows == 0, columns == 0
     n = int(np.count_nonzero(~row_is_zero))
     p = int(np.count_nonzero(~column_is_zero))
     if n == 0 or p == 0:
@@ -65,18 +69,19 @@ def matrix_eigenvalues(
         return Eigenvalues(np.zeros(shorter), longer, "gram", 0.0)
     moments = _moments(row_squares[~row_is_zero], np.diagonal(gram)[~column_is_zero], fourths)
     dropped = (tall.shape[0] - n, tall.shape[1] - p)
-    rows, columns = dropped[::-1] if wide else dropped
+    dropped_rows, dropped_columns = dropped[::-1] if wide else dropped
     if dropped != (0, 0):
         if n < p:  # without its zero rows the longer side is the shorter one
             kept = tall[~row_is_zero][:, ~column_is_zero]
             eigenvalues = matrix_eigenvalues(kept, method, precision, eigensolver)
-            return eigenvalues._replace(dropped_rows=rows, dropped_columns=columns)
+            return eigenvalues._replace(dropped_rows=dropped_rows, dropped_columns=dropped_columns)
         gram = np.asfortranarray(gram[np.ix_(~column_is_zero, ~column_is_zero)])
         tall = tall[:, ~column_is_zero] if dropped[1] else tall
     values, route, eps = _solve(tall, gram, method, precision, eigensolver=eigensolver)
     return Eigenvalues(
-        values / n, n, route, eps, dropped_rows=rows, dropped_columns=columns, moments=moments
-    )
+        values / n, n, route, eps, dropped_rows=dropped_rows, dropped_columns=dropped_columns,
+        moments=moments,
+    )  # fmt: skip
 
 
 def gram_matrix(array: Matrix) -> tuple[Float64Array, bool]:
@@ -200,8 +205,9 @@ def _solve(
 
     if method != "svd":
         if precision == "float32" and eigensolver is None:
-            single = np.asarray(eigvalsh(gram.astype(np.float32), lower=False, check_finite=False))
-            values = np.maximum(single.astype(np.float64), 0.0)
+            unit = _power_of_two(float(np.diagonal(gram).max()))  # float32 has room for few scales
+            single = eigvalsh((gram / unit).astype(np.float32), lower=False, check_finite=False)
+            values = np.maximum(np.asarray(single, dtype=np.float64), 0.0) * unit
             if bulk_is_safe(values, "float32"):
                 return values, "gram32", float(np.finfo(np.float32).eps)
         if eigensolver is None:
@@ -212,6 +218,11 @@ def _solve(
         if method == "gram" or bulk_is_safe(values):
             return values, "gram", float(np.finfo(np.float64).eps)
     return _svd_squares(tall), "svd", float(np.finfo(np.float64).eps)
+
+
+def _power_of_two(size: float) -> float:
+    """Return the power of two below a size, division by which rounds nothing."""
+    return math.ldexp(1.0, math.frexp(size)[1] - 1)
 
 
 def bulk_is_safe(values: Float64Array, precision: str = "float64") -> bool:

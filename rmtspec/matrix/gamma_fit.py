@@ -164,7 +164,8 @@ def _closest(eigenvalues: Float64Array, n: int, window: Window) -> Bulk:
     """Return the law whose quantiles are nearest to the eigenvalues of the window."""
     from scipy.optimize import minimize_scalar
 
-    values, levels = window.of(eigenvalues), window.levels("midpoint")
+    largest = float(eigenvalues[-1])  # the unit here: squares of eigenvalues may overflow
+    values, levels = window.of(eigenvalues) / largest, window.levels("midpoint")
     ratio = window.size / n
 
     def scale_and_rest(unit: Float64Array) -> tuple[float, float]:
@@ -181,10 +182,10 @@ def _closest(eigenvalues: Float64Array, n: int, window: Window) -> Bulk:
     best = minimize_scalar(misfit, bounds=bounds, method="bounded", options=options)
     scale, rest = scale_and_rest(MarchenkoPastur(ratio).ppf(levels))
     if rest <= float(best.fun):
-        return MarchenkoPastur(ratio, scale)
+        return MarchenkoPastur(ratio, scale * largest)
     shape = math.exp(float(best.x))
     unit = GammaMarchenkoPastur(ratio, shape).ppf(levels)
-    return GammaMarchenkoPastur(ratio, shape, scale_and_rest(unit)[0])
+    return GammaMarchenkoPastur(ratio, shape, scale_and_rest(unit)[0] * largest)
 
 
 def _shape(law: Bulk) -> float:

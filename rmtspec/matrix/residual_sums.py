@@ -74,14 +74,15 @@ def residual_sums(
     rounding = max(tall.shape) * np.finfo(np.float64).eps
     x, y = weight_along[row_kept], weight_across[column_kept]
     some = bool(x.size and y.size)
-    mean = float(x.mean() * y.mean()) if some else math.nan
-    spread = float(np.mean(np.square(x)) * np.mean(np.square(y))) if some else math.nan
+    means = (float(x.mean()), float(y.mean())) if some else (math.nan, math.nan)
+    # In units of the means: their squares may leave the range of float64.
+    spread = np.mean(np.square(x / means[0])) * np.mean(np.square(y / means[1])) if some else 0.0
     above_rounding = energy > rounding**2 * total and freedom > 0.0
     return Residual(
         n_rows=len(x), n_columns=len(y), squares=squares, energy=energy,
         kurtosis=_kurtosis(energy / unit, fourth, powers) if above_rounding else math.nan,
         weighted=weighted / freedom if above_rounding else math.nan,
-        mean_weight=mean, dispersion=math.sqrt(spread) / mean if some else math.nan,
+        mean_weight=means[0] * means[1], dispersion=math.sqrt(spread) if some else math.nan,
         above_rounding=above_rounding,
     )  # fmt: skip
 

@@ -35,10 +35,10 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
         return Why.ENTRIES_UNKNOWN.words()
     if fit.reason:
         return fit.reason
-    n, p, variance = spec.n, spec.p, fit.variance
-    components = fit.spikes * n  # s^2
-    energy = float(spec.eigenvalues.sum()) * n
-    kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p, variance))
+    n, p = spec.n, spec.p
+    components = fit.spikes / fit.variance * n  # s^2, in units of the variance
+    energy = float((spec.eigenvalues / fit.variance).sum()) * n
+    kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p))
     heavy = kurtosis > 3.0 + _KURTOSIS + _FAR * error
     # Normal entries of unequal rows and columns have heavy tails as a whole, of this kurtosis.
     scaled = 3.0 * (1.0 + moments.row_dispersion) * (1.0 + moments.column_dispersion)
@@ -50,9 +50,9 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
     sides = (("rows", moments.row_dispersion, n, p), ("columns", moments.column_dispersion, p, n))
     for name, dispersion, count, length in sides:
         tails = 3.0 if heavy else kurtosis
-        expected = _expected(components, count, length, variance=variance, kurtosis=tails)
+        expected = _expected(components, count, length, tails)
         seen = dispersion * (energy / count) ** 2  # variance of the sum of squares of one of them
-        noise = (length * variance) ** 2
+        noise = length**2
         excess = (seen - expected[0] - _FAR * expected[1]) / noise
         if excess > worst:
             what = name if tall else {"rows": "columns", "columns": "rows"}[name]
@@ -62,31 +62,31 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
 
 
 def _noise_kurtosis(
-    moments: EntryMoments, components: Float64Array, energy: float, noise: tuple[int, int, float]
+    moments: EntryMoments, components: Float64Array, energy: float, shape: tuple[int, int]
 ) -> tuple[float, float]:
-    """Return the kurtosis of the noise entries and its standard error.
+    """Return the kurtosis of the noise entries, of variance 1, and its standard error.
 
     A component of Gaussian directions adds 6 (s^2 / (n p))^2 to the fourth cumulant.
     """
-    n, p, variance = noise
+    n, p = shape
     squares = np.square(components / (n * p))
     whole = (moments.kurtosis - 3.0) * (energy / (n * p)) ** 2
-    excess = (whole - 6.0 * float(squares.sum())) / variance**2
+    excess = whole - 6.0 * float(squares.sum())
     spread = 9.0 * math.sqrt(10.7 / n + 10.7 / p) * math.sqrt(float(np.square(squares).sum()))
-    return 3.0 + excess, math.hypot(math.sqrt(24.0 / (n * p)), spread / variance**2)
+    return 3.0 + excess, math.hypot(math.sqrt(24.0 / (n * p)), spread)
 
 
 def _expected(
-    components: Float64Array, count: int, length: int, *, variance: float, kurtosis: float
+    components: Float64Array, count: int, length: int, kurtosis: float
 ) -> tuple[float, float]:
     """Return the variance among `count` sums of squares under noise and components, and its error.
 
-    A component gives the row i s^2 u_i^2, of variance 2 s^4 / count^2, and the noise the variance
-    length (kurtosis - 1) variance^2.
+    A component gives the row i s^2 u_i^2, of variance 2 s^4 / count^2, and the noise, of variance
+    1, the variance length (kurtosis - 1).
     """
     shares = components / count
     signal = 2.0 * float(np.square(shares).sum())
-    mixed = 4.0 * variance * float(shares.sum())
-    total = signal + mixed + length * max(kurtosis - 1.0, 0.0) * variance**2
+    mixed = 4.0 * float(shares.sum())
+    total = signal + mixed + length * max(kurtosis - 1.0, 0.0)
     fourth = 2.0 + 48.0 * float(np.sum(shares**4)) / total**2 if total else 2.0
     return total, total * math.sqrt(fourth / count)

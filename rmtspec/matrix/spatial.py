@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidValueError
+from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.split import relative_errors
 from rmtspec.matrix.weighting import RIDGE, Weighting
 from rmtspec.terms import Form
@@ -120,7 +121,8 @@ def spatial_split(
     Raises
     ------
     InvalidValueError
-        The kernel does not divide the columns, or a moment is none.
+        The kernel does not divide the columns, a moment is none, or the dtype has no room for the
+        kernels.
 
     Examples
     --------
@@ -152,8 +154,8 @@ def spatial_split(
     scale = np.sqrt(np.divide(norms[1], norms[0], out=np.ones(rank), where=norms[0] > 0))
     scale[scale == 0.0] = 1.0
     dtype = _checks.matrix(W).dtype
-    first = (inner * scale[:, None]).astype(dtype)
-    second = (outer / np.repeat(scale, kernel[1])).astype(dtype)
+    first = in_dtype(inner * scale[:, None], dtype)
+    second = in_dtype(outer / np.repeat(scale, kernel[1]), dtype)
     product = second.astype(np.float64) @ _applied(first.astype(np.float64), kernel)
     error, output_error, _ = relative_errors(array, lambda a, b: product[a:b], weighting.moment)
     return SpatialFactors(

@@ -12,6 +12,7 @@ from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._text import aligned
 from rmtspec.matrix.eigenvalues import blocks, gram_matrix
+from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.shrinkage import check_rank, check_shrink, noise_shape, shrunk
 from rmtspec.matrix.spiked_model import residual_variance
 from rmtspec.matrix.weighting import Weighting
@@ -157,7 +158,7 @@ def split(
     InvalidValueError
         `W` has nan or inf, the rank is below 1 or above the smaller side, or a weight has the wrong
         shape, is not symmetric, or has directions of negative weight; or the options do not go
-        together.
+        together, or the dtype has no room for the factors.
 
     References
     ----------
@@ -198,7 +199,7 @@ def split(
         outer, inner, singular, _ = _leading(weighted, k)
         discarded = math.nan  # the projection is not orthogonal in the weights
         outer, inner = _balance(*weighting.undone(outer, inner))
-    outer, inner = outer.astype(dtype), inner.astype(dtype)
+    outer, inner = in_dtype(outer, dtype), in_dtype(inner, dtype)
     loss = math.nan
     if discarded > _PLAIN_ENERGY and _checks.resolution(dtype)[0] < 1e-6:
         error, output_error = math.sqrt(discarded), math.nan
@@ -347,6 +348,6 @@ def truncate(
     kept = np.empty(array.shape, array.dtype)
     for start in range(0, len(kept), _ROWS):
         here = slice(start, start + _ROWS)
-        kept[here] = parts.outer[here] @ parts.inner
+        kept[here] = in_dtype(parts.outer[here] @ parts.inner, array.dtype)
     errors = relative_errors(array, lambda a, b: kept[a:b].astype(np.float64), input_moment)
     return Truncation(kept, *errors[:2], parts.predicted_loss)

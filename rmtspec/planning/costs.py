@@ -123,8 +123,8 @@ class Costs:
                 )
                 for row in content["rows"]
             }  # fmt: skip
-            return cls(table, content["settings"])
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(table, dict(content["settings"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FileError(f"{path} holds no table of costs: {error!r}. Measure again.") from error
 
     def __repr__(self) -> str:

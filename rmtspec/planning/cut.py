@@ -1,6 +1,6 @@
 """One row of a plan carried out on its matrix, by what is known about inputs and outputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.hidden_units import refitted
+from rmtspec.matrix.in_dtype import check_product, in_dtype
 from rmtspec.matrix.spatial import SpatialFactors, spatial_split
 from rmtspec.matrix.split import SplitFactors, Truncation, relative_errors, split, truncate
 from rmtspec.matrix.weighting import Weighting
 from rmtspec.planning.calibration import Weights
 from rmtspec.planning.hidden_units import HiddenLayer
+from rmtspec.planning.plan import settle
 from rmtspec.terms import Action, Form, Kind, Why
 
 
@@ -23,8 +25,10 @@ def cut(
     *,
     calibrated: bool = False,
     by_loss: bool = False,
-) -> SplitFactors | SpatialFactors | Truncation:
+) -> SplitFactors | SpatialFactors | Truncation | None:
     """Return the factors of a matrix, or its truncation, as a row of a plan asks; fill in the row.
+
+    None if the dtype of the matrix has no room for them: then the row says that it stays, and why.
 
     Parameters
     ----------
@@ -41,18 +45,13 @@ def cut(
         "input_moment": None if known is None else known.input_moment,
         "output_weight": None if known is None else known.output_weight,
     }
-    made: SplitFactors | SpatialFactors | Truncation
-    if row.get("form") == Form.SPATIAL and row["action"] == Action.SPLIT:
-        if known is None:
-            raise InvalidValueError(
-                f"The plan makes two kernels of {row['name']!r}, which are fitted to its inputs. "
-                "Pass the `calibration` that the plan was made with."
-            )
-        made = spatial_split(array, tuple(row["kernel"]), row["rank"], **asked)
-    elif row["action"] == Action.TRUNCATE:
-        made = truncate(array, row["rank"], **asked)
-    else:
-        made = split(array, row["rank"], **asked)
+    try:
+        made = _made(row, array, known, asked)
+    except InvalidValueError as error:
+        if Why.OVERFLOWS not in Why.of(str(error)):
+            raise
+        leave(row, str(error))
+        return None
     row["weight_error"] = made.error
     row["output_error"] = None if known is None else made.output_error
     row["predicted_loss"] = None if np.isnan(made.predicted_loss) else made.predicted_loss
@@ -69,6 +68,37 @@ def cut(
             row["output_error"] = _output_error(array, made, known.held_out)
     _note(row, *notes)
     return made
+
+
+def leave(row: dict[str, Any], reason: str) -> None:
+    """Let a matrix stay as it is after all, for that reason."""
+    row["action"], row["reason"] = Action.LEAVE.value, reason
+    settle(row)
+
+
+def leave_with(row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+    """Let all matrices stay that would be split with one that stays: those of its layer."""
+    for other in rows:
+        if other["layer"] == row["layer"] and other["action"] == Action.SPLIT:
+            leave(other, Why.LAYER_HELD.words(name=row["name"], reason=row["reason"]))
+
+
+def _made(
+    row: dict[str, Any], array: NDArray[Any], known: Weights | None, asked: dict[str, Any]
+) -> SplitFactors | SpatialFactors | Truncation:
+    if row.get("form") == Form.SPATIAL and row["action"] == Action.SPLIT:
+        if known is None:
+            raise InvalidValueError(
+                f"The plan makes two kernels of {row['name']!r}, which are fitted to its inputs. "
+                "Pass the `calibration` that the plan was made with."
+            )
+        return spatial_split(array, tuple(row["kernel"]), row["rank"], **asked)
+    if row["action"] == Action.TRUNCATE:
+        return truncate(array, row["rank"], **asked)
+    factors = split(array, row["rank"], **asked)
+    if row.get("form") == Form.PIVOTED:  # some rows of the product are kept as they are
+        check_product(factors.outer, factors.inner)
+    return factors
 
 
 class Narrowed(NamedTuple):
@@ -93,6 +123,8 @@ def narrowed(
     hidden: HiddenLayer | None,
 ) -> dict[str, Narrowed]:
     """Return the matrices of a hidden layer with fewer units, by name; fill in their rows.
+
+    There are none if the dtype has no room for what is fitted: then the rows say that they stay.
 
     Parameters
     ----------
@@ -132,7 +164,12 @@ def narrowed(
         row["output_error"], row["predicted_loss"] = None, 0.0
     row, dtype = rows[reader], array.dtype
     fitted = refitted(array, known.input_moment, units)
-    made[reader] = Narrowed(fitted.astype(dtype), units)
+    try:
+        made[reader] = Narrowed(in_dtype(fitted, dtype), units)
+    except InvalidValueError as error:
+        for each in rows.values():
+            leave(each, str(error))
+        return {}
     gap: NDArray[Any] = np.array(array, dtype=np.float64)
     scale = float(np.linalg.norm(gap))
     gap[:, units] -= fitted

@@ -15,6 +15,7 @@ from rmtspec._text import counted, grouped, nearest, printable, text
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report.frame import data_frame
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
+from rmtspec.report.rows import columns_of, wrong_in_report
 from rmtspec.terms import Verdict
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Report:
         Raises
         ------
         FileError
-            The file does not exist, is not JSON or not a report, or has a later format version.
+            The file does not exist, is not JSON or not a report (the message names the row and the
+            value), or has a later format version.
         """
         return cls.from_dict(read_json(path, "a report", SCHEMA), str(path))
 
@@ -75,23 +77,18 @@ class Report:
         Raises
         ------
         FileError
-            The mapping is not a report.
+            The mapping is not a report, or a value in a row is missing or of another kind; keys
+            that are not known are kept.
         """
-        rows, skipped = content.get("rows"), content.get("skipped")
-        settings, made_with = content.get("settings"), content.get("versions")
-        if not (
-            isinstance(rows, list)
-            and isinstance(skipped, list)
-            and all(isinstance(entry, dict) for entry in (*rows, *skipped))
-            and isinstance(settings, dict)
-            and isinstance(made_with, dict)
-        ):
+        wrong = wrong_in_report(content)
+        if wrong:
             raise FileError(
-                f"{owner} is not a report: expected lists of rows and skipped, settings and "
-                "versions. Write one with Report.to_json."
+                f"{owner} is not a report: {wrong}. Correct it, or write one with Report.to_json."
             )
-        totals = content.get("totals", {})
-        return cls(rows, skipped, settings, versions=made_with, matrices={}, totals=totals)
+        return cls(
+            content["rows"], content["skipped"], content["settings"],
+            versions=content["versions"], matrices={}, totals=content.get("totals", {}),
+        )  # fmt: skip
 
     def row(self, name: str) -> dict[str, Any]:
         """Return the row of a matrix; in a plan it may be edited ("action", "rank").
@@ -180,12 +177,13 @@ class Report:
         environment = Environment(autoescape=True, undefined=StrictUndefined)
         page = environment.from_string(file.read_text("utf-8"))
         header, cells = self.cells()
+        columns = self._columns()
         numbers = [
-            [(key, "" if value is None else text(value)) for key, value in row.items()]
+            ["" if (value := row.get(key)) is None else text(value) for key in columns]
             for row in self.rows
         ]
         content = page.render(
-            header=header, cells=cells, numbers=numbers, skipped=self.skipped,
+            header=header, cells=cells, columns=columns, numbers=numbers, skipped=self.skipped,
             settings=self.settings, versions=self.versions, kept=self.kept(), unsafe=self.unsafe(),
             n_split=sum(row["saves"] and self._passes(row) for row in self.rows),
             n_noise_like=sum(row.get("verdict") == Verdict.NOISE_LIKE for row in self.rows),
@@ -271,9 +269,8 @@ class Report:
         return "\n".join(lines)
 
     def _columns(self) -> list[str]:
-        if not self.rows:
-            return list(COLUMNS)
-        return list(dict.fromkeys(key for row in self.rows for key in row))  # a few rows have more
+        """Return the keys of the rows; those that are not columns of every report go last."""
+        return columns_of(self.rows, COLUMNS) if self.rows else list(COLUMNS)
 
 
 def check_suffix(path: PathLike) -> str:
@@ -299,8 +296,8 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
     before, after = row["parameters_before"], row["parameters_after"]
     count = row.get("n_components")
     shown = "-" if count is None else str(count)
-    return {
-        "name": printable(row["name"]),
+    cells = {
+        "name": row["name"],
         "size": f"{row['rows']} x {row['columns']}",
         "spikes": str(row["n_spikes"]) if fitted else "-",
         "rank": str(row["rank"]),
@@ -311,8 +308,9 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
         "action": row.get("action", ""),
         "error": _error(row),
         "predicted loss": _loss(row),
-        "reason": printable(row["reason"]),
+        "reason": row["reason"],
     }
+    return {title: printable(cell) for title, cell in cells.items()}
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -320,14 +318,15 @@ def _verdict(row: dict[str, Any]) -> str:
     verdict = str(row.get("verdict", ""))
     if verdict != Verdict.CANNOT_TELL:
         return verdict
-    return f"{verdict}: {row['verdict_reason'].split(':')[0].split(' (')[0]}"
+    why = str(row.get("verdict_reason", "")).split(":")[0].split(" (")[0]
+    return f"{verdict}: {why}" if why else verdict
 
 
 def _error(row: dict[str, Any]) -> str:
     """Return the relative error of the output if inputs were given, otherwise of the weight."""
     output, weight = row.get("output_error"), row.get("weight_error")
     if output is not None:
-        return f"{output:.3f} (weight {weight:.3f})"
+        return f"{output:.3f}" + ("" if weight is None else f" (weight {weight:.3f})")
     return "" if weight is None else f"{weight:.3f}"
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rmtspec._files.writing import PathLike, check_space, finished_folder
 from rmtspec.checkpoint.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.matrix.in_dtype import in_dtype
 
 #: How a weight is stored: outputs first, as a table whose rows are looked up, or inputs first, as
 #: in the Conv1D of GPT-2.
@@ -65,7 +66,9 @@ class LayerFactors:
                 outer, inner = self.load()
                 reading, writing = (inner, outer) if self.how == LINEAR else (outer.T, inner.T)
                 for key, factor in zip(shapes, (reading, writing), strict=True):
-                    waiting[key] = np.ascontiguousarray(factor.reshape(shapes[key]), np.float32)
+                    waiting[key] = in_dtype(np.ascontiguousarray(factor), np.float32).reshape(
+                        shapes[key]
+                    )
             return waiting.pop(name)
 
         return [

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -18,10 +17,10 @@ from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.errors import FileError
 from rmtspec.planning.calibration import Calibration
 from rmtspec.runs.fingerprint import fingerprint
+from rmtspec.runs.hidden_folder import JOURNAL, make_hidden, remove_hidden
 from rmtspec.runs.journal import Journal, open_journal
 from rmtspec.runs.targets import refuse_factors
 
-_JOURNAL = "journal.jsonl"
 #: Packages that the moments depend on; an adapter says what to do where one is missing.
 _FRAMEWORKS = ("torch", "transformers")
 
@@ -70,7 +69,7 @@ def calibrated_on(
     if out is None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             place = Path(temporary)
-            with open_journal(place / _JOURNAL, {}) as journal:
+            with open_journal(place / JOURNAL, {}) as journal:
                 work = CalibrationWork(place, journal, say)
                 yield calibration_on(listed.path, text, work=work, **options)
         return
@@ -80,12 +79,9 @@ def calibrated_on(
         "versions": versions(*(name for name in _FRAMEWORKS if find_spec(name))),
     }  # fmt: skip
     place = calibration_path(out)
-    try:
-        place.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{place} cannot be made: {cause(error)}. Name another place.") from error
+    make_hidden(place)
     way_out = f"name another folder, or delete {place}"
-    with open_journal(place / _JOURNAL, header, way_out=way_out) as journal:
+    with open_journal(place / JOURNAL, header, way_out=way_out) as journal:
         try:
             work = CalibrationWork(place, journal, say)
             yield calibration_on(listed.path, text, work=work, **options)
@@ -93,9 +89,9 @@ def calibrated_on(
             if _done(place):
                 say(f"The calibration so far is kept in {place}: the same command goes on with it.")
             else:
-                shutil.rmtree(place, ignore_errors=True)
+                remove_hidden(place)
             raise
-        shutil.rmtree(place, ignore_errors=True)
+        remove_hidden(place)
 
 
 def _digest(text: Path) -> str:
@@ -111,5 +107,5 @@ def _digest(text: Path) -> str:
 def _done(place: Path) -> bool:
     """Tell whether there is something to go on with."""
     with contextlib.suppress(OSError):
-        return len((place / _JOURNAL).read_bytes().splitlines()) > 1
+        return len((place / JOURNAL).read_bytes().splitlines()) > 1
     return False

@@ -20,7 +20,8 @@ from rmtspec.matrix.split import split
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.many import report_of
 from rmtspec.report.options import AnalysisOptions, Progress, check_progress
-from rmtspec.report.report import Report, check_suffix
+from rmtspec.report.places import check_place
+from rmtspec.report.report import Report
 from rmtspec.runs.adapter_folder import LINEAR, TABLE, TURNED, LayerFactors, write_adapter
 from rmtspec.runs.analyze import outcomes
 from rmtspec.terms import Kind, Why
@@ -130,9 +131,9 @@ def extract_lora(
         budget = _checks.inside(budget, "budget", 0.0, 1.0)
     check_progress(progress)
     analysis = AnalysisOptions.of({"rule": "noise", "noise": "auto", "beta": 0.01, **options})
-    if report is not None:
-        check_suffix(report)
     old, new = _listed(base), _listed(tuned)
+    if report is not None:
+        check_place(report, [old.path, new.path])
     if out is not None:
         empty_folder(out)
         check_outside(out, old.path)

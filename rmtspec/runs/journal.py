@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from rmtspec._files.reading import open_regular
 from rmtspec._files.writing import PathLike, cause, file_target
 from rmtspec.errors import FileError
 
@@ -22,6 +23,9 @@ _WITHOUT_CHECKSUMS = 1
 #: What ends a line: the checksum of the text before it.
 _CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"\}$')
 _FORMAT = "rmtspec journal"
+#: How its first line begins, within so many bytes.
+_BEGINNING = re.compile(rb'\{"schema": ?\d{1,9}, ?"format": ?"rmtspec journal"')
+_HEAD = 100
 #: Keys of the first line that must be equal for a run to resume, and what differs otherwise.
 _SAME = {
     "command": "another command", "checkpoint": "another checkpoint",
@@ -92,6 +96,15 @@ def open_journal(
         except OSError as error:
             raise _unusable(target, error) from error
         yield Journal(target, entries, stream)
+
+
+def is_journal(path: Path) -> bool:
+    """Tell whether a file begins as a journal of this package does."""
+    try:
+        with open_regular(path) as stream:
+            return _BEGINNING.match(stream.read(_HEAD)) is not None
+    except OSError:
+        return False
 
 
 def _unusable(path: Path, error: OSError) -> FileError:

@@ -67,8 +67,8 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     ------
     FileError
         `folder` does not exist, has no manifest, or is not as it was written (a file has changed, a
-        factor is missing or has another shape); or `out` is in it, is not empty, or cannot be
-        written. In each case nothing is left in `out`.
+        factor is missing or has another shape); its dtype has no room for a product; or `out` is in
+        it, is not empty, or cannot be written. In each case nothing is left in `out`.
     InvalidTypeError
         `folder` or `out` is not a path.
 
@@ -159,8 +159,19 @@ class _Product:
         for rows in self.rows(wide):
             with np.errstate(over="ignore", invalid="ignore"):  # non-finite entries stay so
                 rounded = rows.astype(dtype)
+            if not np.isfinite(rounded).all() and self._finite():
+                raise FileError(
+                    f"{Path(self.path).parent} cannot be merged: the product of the factors of "
+                    f"{self.entry.name!r} has entries beyond the largest {dtype.name}. Convert the "
+                    "factors to a wider dtype first."
+                )
             del rows  # before the next rows are computed
             yield rounded
+
+    def _finite(self) -> bool:
+        """Tell whether all entries of the factors are finite."""
+        wide = np.dtype(np.float64)
+        return all(bool(np.isfinite(_factor(f, wide)).all()) for f in (self.outer, self.inner))
 
     def rows(self, wide: np.dtype[Any]) -> Iterator[NDArray[Any]]:
         """Yield the weight, read as a matrix, some rows at a time in a wider dtype."""

@@ -9,11 +9,20 @@ from numpy.typing import NDArray
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.safetensors_writer import Outgoing
 from rmtspec.checkpoint.stored import StoredTensor
+from rmtspec.errors import InvalidValueError
 from rmtspec.planning.calibration import Weights
 from rmtspec.planning.cut import Narrowed, narrowed
 from rmtspec.planning.hidden_units import HiddenLayer
 from rmtspec.runs.copied_tensors import little_endian, tensor_dtype
 from rmtspec.terms import Form
+
+
+def unfit(name: str, reason: str) -> InvalidValueError:
+    """Return the error for a matrix whose cut was begun, and cannot be stored."""
+    return InvalidValueError(
+        f"{name!r} cannot be cut: {reason}. Or leave it out with `exclude`, or by the action "
+        "'keep' in a plan."
+    )
 
 
 class NarrowedTensors:
@@ -95,6 +104,8 @@ class NarrowedTensors:
             }
             known = self._weights.get(self._reader)
             self._made = narrowed(rows, matrices, known, self._hidden)
+            if not self._made:  # the header, which lists fewer units, is on disk already
+                raise unfit(name, rows[name]["reason"])
             keys = ("weight_error", "output_error", "predicted_loss", "note")
             for key, row in rows.items():
                 measured = {k: row[k] for k in keys if row.get(k) is not None}

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from rmtspec._files.writing import (
     PathLike,
     check_outside,
     check_space,
-    check_writable,
     empty_folder,
 )
 from rmtspec._records import plain, versions
@@ -43,7 +43,8 @@ from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import settled
 from rmtspec.report.many import Skipped, report_of
 from rmtspec.report.options import Progress
-from rmtspec.report.report import Report, check_suffix
+from rmtspec.report.places import check_place
+from rmtspec.report.report import Report
 from rmtspec.runs.analyze import outcomes
 from rmtspec.runs.copied_tensors import check_holdable
 from rmtspec.runs.fingerprint import fingerprint
@@ -195,8 +196,8 @@ def prune_checkpoint(
     if threads is not None:
         threads = _checks.integer(threads, "threads", 1)
     if report is not None:
-        check_suffix(report)
-        check_writable(report)
+        place = path.path if isinstance(path, Checkpoint) else path
+        check_place(report, [place] if isinstance(place, str | os.PathLike) else [])
     # Splitting takes layers whole; a stack of experts stays one tensor in either mode.
     truncates = asked.mode == Action.TRUNCATE
     listed = path if isinstance(path, Checkpoint) else matrices_in(path)

@@ -16,7 +16,7 @@ from rmtspec.planning.calibration import Weights
 from rmtspec.planning.cut import cut
 from rmtspec.planning.hidden_units import HiddenLayer
 from rmtspec.runs.copied_tensors import copied, little_endian, tensor_dtype
-from rmtspec.runs.narrowed_tensors import NarrowedTensors
+from rmtspec.runs.narrowed_tensors import NarrowedTensors, unfit
 from rmtspec.terms import Form
 
 #: Largest size of a file that collects tensors from files of one tensor each.
@@ -71,6 +71,10 @@ def outgoing_files(
     return list(files.values())
 
 
+#: What changes in the row of a matrix that stays after all.
+_LEFT = ("action", "reason", "weight_error", "output_error", "predicted_loss")
+
+
 class _Cut(NamedTuple):
     """A matrix with the row of the plan that cuts it, and what calibration says by name."""
 
@@ -79,11 +83,17 @@ class _Cut(NamedTuple):
     weights: Mapping[str, Weights]
 
     def made(self, array: NDArray[Any], errors: dict[str, Any]) -> Any:
-        """Return the factors or the truncation; note the errors by name of the matrix."""
+        """Return the factors or the truncation; note the errors by name of the matrix.
+
+        None if it stays as it is after all; what its row says then is noted.
+        """
         row = dict(self.row)
         known = self.weights.get(self.matrix.name)  # kept no longer than it takes
         by_loss = known is not None and known.output_weight is not None
         made = cut(row, array, known, calibrated=bool(self.weights), by_loss=by_loss)
+        if made is None:
+            errors[self.matrix.name] = {key: row[key] for key in _LEFT}
+            return None
         keys = ("weight_error", "output_error", "predicted_loss", "note")
         errors[self.matrix.name] = {key: row[key] for key in keys if row.get(key) is not None}
         return made
@@ -98,6 +108,8 @@ def _factors(one: _Cut) -> list[Outgoing]:
     def take(side: str) -> NDArray[Any]:
         if side not in waiting:
             parts = one.made(little_endian(matrix), errors)
+            if parts is None:  # the header, which lists its factors, is on disk already
+                raise unfit(matrix.name, errors[matrix.name]["reason"])
             if one.row.get("form") == Form.PIVOTED:
                 kept, mixing, place = pivoted(parts.outer, parts.inner)
                 dtype = parts.outer.dtype
@@ -130,9 +142,9 @@ def _truncated(tensor: StoredTensor, cuts: list[_Cut]) -> Outgoing:
     """Return a tensor with its matrices at lower ranks; those of a stack one at a time."""
     errors: dict[str, Any] = {}
 
-    def lowered(one: _Cut, values: NDArray[Any]) -> NDArray[Any]:
-        low: NDArray[Any] = one.made(values.reshape(one.matrix.sides), errors).matrix
-        return low
+    def lowered(one: _Cut, values: NDArray[Any]) -> Any:
+        made = one.made(values.reshape(one.matrix.sides), errors)
+        return values if made is None else made.matrix
 
     def pieces() -> Iterator[NDArray[Any]]:
         whole = little_endian(tensor)
@@ -140,7 +152,7 @@ def _truncated(tensor: StoredTensor, cuts: list[_Cut]) -> Outgoing:
         for one in cuts:
             part = one.matrix.part
             if part is None:
-                yield lowered(one, whole)
+                yield lowered(one, whole).reshape(whole.shape)
                 return
             whole = whole.reshape(part.view)
             spans.setdefault(part.box[0] or (0, len(whole)), []).append((part, one))

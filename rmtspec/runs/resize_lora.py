@@ -12,7 +12,8 @@ from rmtspec._records import versions
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.lora import Pair, adapter_config
 from rmtspec.errors import FileError, InvalidOptionError
-from rmtspec.report.report import Report, check_suffix
+from rmtspec.report.places import check_place
+from rmtspec.report.report import Report
 from rmtspec.runs.adapter_folder import LINEAR, TABLE, LayerFactors, write_adapter
 from rmtspec.runs.copied_tensors import copied
 
@@ -82,9 +83,9 @@ def resize_lora(
     keep = _checks.inside(keep, "keep", 0.0, 1.0, closed=True)
     if keep == 0.0:
         raise InvalidOptionError("`keep` is 0", "a share above 0")
-    if report is not None:
-        check_suffix(report)
     listed = adapter if isinstance(adapter, Checkpoint) else matrices_in(adapter)
+    if report is not None:
+        check_place(report, [listed.path])
     if not listed.pairs:
         raise FileError(
             f"{listed.path} has no pairs of lora_A and lora_B, or lora_down and lora_up; expected "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rmtspec.checkpoint.manifest import MANIFEST, SplitEntry, damaged
 from rmtspec.checkpoint.stored import MappedTensor, named_dtype
+from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.terms import Form
 
 
@@ -127,7 +128,7 @@ def _one_kernel(outer: MappedTensor, inner: MappedTensor) -> NDArray[Any]:
     """Return the kernel that a 1 x l and a k x 1 kernel make, rounded once to their dtype."""
     second, first = (each().astype(np.float64) for each in (outer, inner))
     made: NDArray[Any] = np.einsum("orb,ria->oiab", second[:, :, 0], first[..., 0])
-    return made.astype(named_dtype(outer.numpy_name))
+    return in_dtype(made, named_dtype(outer.numpy_name))
 
 
 def decode(folder: Path, entry: SplitEntry, prefix: str, tensors: dict[str, Any]) -> None:

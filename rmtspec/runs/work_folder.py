@@ -10,13 +10,13 @@ from typing import Any
 
 from rmtspec._files.writing import TEMPORARY, PathLike, cause, empty_folder
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.runs.hidden_folder import JOURNAL, make_hidden, remove_hidden
 from rmtspec.runs.journal import Journal, open_journal
 
 #: In the hidden folder: what becomes the new folder.
 _CONTENT = "content"
 #: Key of the line of the journal that says that the content is complete.
 FINISHED = "finished"
-_JOURNAL = "journal.jsonl"
 
 
 class WorkFolder:
@@ -53,7 +53,7 @@ def is_finished(out: PathLike) -> bool:
     place = work_path(out)
     with contextlib.suppress(OSError):
         place.rmdir()  # if it is empty: a kill came just before it was removed
-    moved = (place / _JOURNAL).exists() and not (place / _CONTENT).exists()
+    moved = (place / JOURNAL).exists() and not (place / _CONTENT).exists()
     return moved and Path(out).is_dir() and any(Path(out).iterdir())
 
 
@@ -68,14 +68,10 @@ def work_folder(out: PathLike, header: Mapping[str, Any]) -> Iterator[WorkFolder
     if not is_finished(out):
         empty_folder(out)
     target, place = Path(os.path.realpath(out)), work_path(out)
-    began = not place.exists()
-    try:
-        place.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{out} cannot be made: {cause(error)}. Name another place.") from error
+    began = make_hidden(place)
     try:
         way_out = f"name another folder, or delete {place}"
-        with open_journal(place / _JOURNAL, header, way_out=way_out) as journal:
+        with open_journal(place / JOURNAL, header, way_out=way_out) as journal:
             folder = WorkFolder(target, place, journal)
             if not journal.entries:
                 empty_folder(out)
@@ -90,7 +86,7 @@ def work_folder(out: PathLike, header: Mapping[str, Any]) -> Iterator[WorkFolder
     except BaseException as error:
         _leave(out, place, began, error)
         raise
-    _remove(place)
+    remove_hidden(place)
 
 
 def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> None:
@@ -104,7 +100,7 @@ def _leave(out: PathLike, place: Path, began: bool, error: BaseException) -> Non
         return
     done = _anything_done(place, error)
     if began and not done:
-        _remove(place)
+        remove_hidden(place)
     elif done and isinstance(error, FileError) and str(place) not in str(error):
         raise FileError(
             f"{error} What was done is kept in {place}: the same command resumes it."
@@ -118,17 +114,9 @@ def _anything_done(place: Path, error: Exception) -> bool:
             return True
     if isinstance(error, InvalidValueError | InvalidTypeError):
         return False
-    with contextlib.suppress(OSError), (place / _JOURNAL).open("rb") as stream:
+    with contextlib.suppress(OSError), (place / JOURNAL).open("rb") as stream:
         return len(list(itertools.islice(stream, 2))) == 2
     return False
-
-
-def _remove(place: Path) -> None:
-    """Remove the work, the journal last, so that it stays recognisable after a kill."""
-    shutil.rmtree(place / _CONTENT, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (place / _JOURNAL).unlink(missing_ok=True)
-        place.rmdir()
 
 
 def _sync(folder: Path) -> None:

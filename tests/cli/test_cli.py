@@ -218,7 +218,7 @@ def test_inputs_that_cannot_be_used_exit_1_and_leave_out_alone(tmp_path):
     cases = unreadable(tmp_path)
     before = sorted(tmp_path.iterdir())
     for name, message in cases.items():
-        done = run("analyze", tmp_path / name, "--out", out)
+        done = run("analyze", tmp_path / name, "--out", out, "--force")
         assert (name, done.exit_code) == (name, 1)
         assert done.stderr.startswith("Error: ")
         assert message in done.stderr

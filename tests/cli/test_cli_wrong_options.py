@@ -17,7 +17,7 @@ SHARES = ["-0.1", "1.5", "nan", "inf", "x"]
 INSIDE = [*SHARES, "0", "1"]
 PATTERNS = ["(", "[", "*"]
 WHOLE = ["0", "1.5", "x"]
-REPORTS = ["r.txt", "missing/r.json", "file/r.json", "folder.json"]
+REPORTS = ["r.txt", "missing/r.json", "file/r.json", "folder.json", "notes.json"]
 SAME = {
     "--jobs": WHOLE,
     "--threads": [*WHOLE, "-1"],
@@ -30,6 +30,7 @@ SAME = {
     "--include": PATTERNS,
     "--exclude": PATTERNS,
     "--key": ["model"],  # a .safetensors file has none
+    "--force": [],
     "--dry-run": [],
 }
 FOLDERS = ["file", "missing/new"]
@@ -80,12 +81,14 @@ WRONG = {
         "--rng": ["-1", "1.5", "x"],
         "--dry-run": [],
         "--report": REPORTS,
+        "--force": [],
     },
     "resize-lora lora.safetensors new": {
         "--rank": [*WHOLE, "-1"],
         "--keep": [*SHARES, "0"],
         "--dry-run": [],
         "--report": REPORTS,
+        "--force": [],
     },
 }
 CASES = [
@@ -108,6 +111,7 @@ def place(tmp_path_factory):
     rmtspec.prune_checkpoint(place / "m.safetensors", None, dry_run=True).save(place / "plan.json")
     rmtspec.prune_checkpoint(place / "m.safetensors", place / "small", bulk_keep=0.0)
     (place / "file").write_text("x")
+    (place / "notes.json").write_text("{}")
     (place / "folder.json").mkdir()
     return place
 

@@ -194,7 +194,15 @@ def a_manifest(place, rng):
 def a_plan(place, rng):
     file = place / "mutant-plan.json"
     file.write_bytes(mutated_text(rng, json.loads((place / "plan.json").read_bytes())))
-    Report.from_json(file)
+    shown(Report.from_json(file))
+
+
+def shown(report):
+    """What is accepted can be shown in every form."""
+    for word in (repr(report), report.to_csv(), report.to_html(), report.to_json()):
+        assert word
+    report.to_pandas()
+    assert report.parameters_after >= 0
 
 
 def a_journal(place, rng):

@@ -40,8 +40,9 @@ def test_extreme_entries(factor):
     W = clear()
     for model in ("auto", "equalized", "signflip"):
         same(rmtspec.fit_noise(factor * W, model), rmtspec.fit_noise(W, model), 1e-6)
-    with pytest.raises(rmtspec.RmtspecError, match="rescale the matrix"):
-        rmtspec.fit_noise(factor * W, "mp")
+    plain = rmtspec.fit_noise(factor * W, "mp"), rmtspec.fit_noise(W, "mp")
+    assert plain[0].n_components == plain[1].n_components
+    assert plain[0].threshold / factor**2 == pytest.approx(plain[1].threshold)
 
 
 BAD = [

@@ -113,7 +113,7 @@ STEPS = [
     ("rmtspec.checkpoint.manifest.Manifest", "write", KeyboardInterrupt()),
     ("rmtspec.runs.work_folder.WorkFolder", "finish", KeyboardInterrupt()),
     ("rmtspec.runs.work_folder", "_sync", KeyboardInterrupt()),
-    ("rmtspec.runs.work_folder", "_remove", KeyboardInterrupt()),
+    ("rmtspec.runs.work_folder", "remove_hidden", KeyboardInterrupt()),
 ]
 
 
@@ -309,10 +309,11 @@ def test_a_checkpoint_that_was_moved_goes_on(folder, out, unbroken, tmp_path):
 
 def test_leftovers_of_other_work_do_not_get_into_the_result(folder, out, unbroken):
     work = stopped(folder, out, "dense")
-    (work / "journal.jsonl").unlink()
+    journal = work / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
     assert (work / "content" / "model-00001-of-00002.safetensors").exists()
-    prune(folder, out)
-    same(out, unbroken, "factors")
+    prune(folder, out, "dense")
+    same(out, unbroken, "dense")
 
 
 def test_a_file_that_was_cut_or_lost_meanwhile_is_made_again(folder, out, unbroken, monkeypatch):
@@ -353,7 +354,7 @@ def test_read_only_places(folder, out, monkeypatch):
             prune(folder, out)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", refuse)
-        with pytest.raises(FileError, match=r"out cannot be made: permission denied\. Name anoth"):
+        with pytest.raises(FileError, match=r"work cannot be made: permission denied\. Name an"):
             prune(folder, out)
     with monkeypatch.context() as patch:
         opened = os.open
@@ -364,7 +365,7 @@ def test_read_only_places(folder, out, monkeypatch):
         with pytest.raises(FileError, match=r"cannot be used: permission denied"):
             prune(folder, out)
     work_path(out).write_text("mine")
-    with pytest.raises(FileError, match=r"out cannot be made: file exists"):
+    with pytest.raises(FileError, match=r"work, where the work is kept, is a file"):
         prune(folder, out)
     assert [path.name for path in out.parent.iterdir()] == [".out.rmtspec-work"]
     assert work_path(out).read_text() == "mine"
@@ -372,7 +373,7 @@ def test_read_only_places(folder, out, monkeypatch):
 
 def test_killed_between_the_name_and_the_clearing_up(folder, out, unbroken, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        failing(patch, _work_folder, "_remove", 1, KeyboardInterrupt())
+        failing(patch, _work_folder, "remove_hidden", 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             prune(folder, out)
     work = work_path(out)

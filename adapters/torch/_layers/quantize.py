@@ -99,7 +99,8 @@ def _refitted(second: torch.Tensor, first: torch.Tensor, stored: torch.Tensor) -
     gram += 1e-12 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
     turned = torch.linalg.solve(gram, known @ wide.T).T  # first is about turned @ stored
     fitted: torch.Tensor = second.detach().cpu().double() @ turned
-    return fitted.to(second)
+    rounded = fitted.to(second)
+    return rounded if bool(torch.isfinite(rounded).all()) else second.detach()
 
 
 def _with_weight(layer: Any, weight: torch.Tensor) -> nn.Linear:

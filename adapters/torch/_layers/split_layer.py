@@ -172,7 +172,8 @@ class SplitLayer(nn.Module, abc.ABC):
         Raises
         ------
         InvalidValueError
-            A factor does more than multiply by its weight; the message names the layer by `path`.
+            A factor does more than multiply by its weight, or the dtype has no room for the
+            product; the message names the layer by `path`.
         """
         self._check_factors(path)
         layer: Any = self.original_type.__new__(self.original_type)
@@ -180,6 +181,13 @@ class SplitLayer(nn.Module, abc.ABC):
         inner, outer = self.inner.weight, self.outer.weight  # products, if split again
         exact = self._product(inner.detach().double(), outer.detach().double())
         tensor = exact.to(outer.dtype).contiguous(memory_format=memory_format(inner))
+        if not bool(torch.isfinite(tensor).all()) and bool(torch.isfinite(exact).all()):
+            name = path or type(self).__name__
+            raise InvalidValueError(
+                f"{name!r} cannot be merged: its weight has entries beyond the largest "
+                f"{str(outer.dtype).removeprefix('torch.')}. Convert the model to a "
+                "wider dtype first: model.float()."
+            )
         trained = inner.requires_grad or outer.requires_grad
         layer.weight = nn.Parameter(tensor, requires_grad=trained)
         if self.has_bias:

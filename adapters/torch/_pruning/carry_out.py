@@ -18,7 +18,7 @@ from rmtspec.adapters.torch._weights.layer_kinds import path_of
 from rmtspec.adapters.torch._weights.matrices import weight_matrices
 from rmtspec.adapters.torch._weights.tensors import to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Action, Form, Plan, SplitFactors, cut, narrowed, settle
+from rmtspec.adapting import Action, Form, Plan, SplitFactors, cut, leave_with, narrowed, settle
 
 #: Actions that put other layers in the place of the old ones.
 REPLACED = (Action.SPLIT.value, Action.NARROW.value)
@@ -73,6 +73,10 @@ def carry_out(
         low_rank: Any = cut(
             row, matrix(), weights.get(row["name"]), calibrated=bool(weights), by_loss=by_loss
         )
+        if low_rank is None:
+            parts.pop(matrix.layer, None)
+            leave_with(row, plan.rows)
+            continue
         if row["action"] == Action.TRUNCATE:
             if inplace:
                 matrix.write(low_rank.matrix)
