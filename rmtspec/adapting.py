@@ -45,6 +45,7 @@ from rmtspec.checkpoint.manifest import (
 )
 from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
+from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
 from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.pivots import pivoted
@@ -79,13 +80,14 @@ __all__ = [
     "DTYPES", "HEAD", "MANIFEST", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action",
     "AnalysisOptions", "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array",
     "Form", "Gate", "HiddenLayer", "Kind", "Manifest", "MappedTensor", "Matrix", "Narrowed",
-    "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions",
-    "Progress", "Refit", "Report", "Schedule", "Selection", "SplitEntry", "SplitFactors",
-    "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset", "Weights", "Why", "adopt",
-    "bounded_json", "cause", "check_budgets", "check_space", "check_target", "checks", "cut",
-    "finished_file", "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget",
-    "leave_with", "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost",
-    "model_folder", "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum",
-    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share",
-    "stored_tensors", "suffix_of", "truncate", "versions", "weighted_energies",
+    "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan",
+    "PlanOptions", "Progress", "Refit", "Report", "Schedule", "Selection", "SplitEntry",
+    "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset",
+    "Weights", "Why", "adopt", "bounded_json", "cause", "check_budgets", "check_space",
+    "check_target", "checks", "cut", "finished_file", "format_dtype", "hidden_layers",
+    "in_dtype", "is_head", "least_budget", "leave_with", "listed", "looks_like",
+    "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype",
+    "narrowed", "open_regular", "pivoted", "product_spectrum", "report_on", "run_noise_test",
+    "settle", "smallest_budget", "split", "step_share", "stored_tensors", "suffix_of",
+    "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models in files: read without their external data, which is mapped when its turn comes."""
+"""Models in files: read without their external data, each of which is read in its turn."""
 
 import math
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from rmtspec.adapting import PathLike, cause, finished_file, open_regular
+from rmtspec.adapting import MappedTensor, PathLike, Stamp, cause, finished_file, open_regular
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 
 #: What ONNX, as a protobuf message, can hold in one file; some room is left for the graph.
@@ -21,9 +21,11 @@ _SMALL = 1024
 EMBEDDED = 2**30
 #: Key of the folder in the external data of a tensor, while it is in memory.
 _BASE = "basepath"
+#: Key of the stamp that the file with the data had when the model was read.
+_STAMP = "rmtspec.stamp"
 _BLOCK = 2**24
-#: Folders of models that were read here. Data of tensors are mapped from no other folder, whatever
-#: a model says about itself.
+#: Folders of models that were read here. Data of tensors are read from no other folder, whatever a
+#: model says about itself.
 _FOLDERS: set[str] = set()
 
 
@@ -62,14 +64,31 @@ def opened(model: ModelProto | PathLike) -> ModelProto:
         raise FileError(f"{file} is not an ONNX model, or is truncated. Get it again.") from None
     if not (read.ir_version and read.opset_import and read.graph.node):
         raise FileError(f"{file} is not an ONNX model: it has no graph of operators.")
+    if not _is_text(read):
+        raise FileError(f"{file} is damaged: it has names that are not UTF-8. Get it again.")
     folder = file.resolve().parent
     for tensor in tensors_of(read.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             entries = {e.key: e.value for e in tensor.external_data}
-            _set_external(tensor, entries | {_BASE: str(folder)})
             _FOLDERS.add(str(folder))
-            external_place(tensor)
+            _set_external(tensor, entries | {_BASE: str(folder), _STAMP: ""})
+            stamp = Stamp.of(external_place(tensor)[0])
+            _set_external(tensor, entries | {_BASE: str(folder), _STAMP: stamp.text()})
     return read
+
+
+def _is_text(message: Message) -> bool:
+    """Tell whether all that should be text in a message is; protobuf gives other bytes as such."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = [value] if isinstance(value, str | bytes) else value
+            if not all(isinstance(text, str) for text in texts):
+                return False
+        elif field.type == field.TYPE_MESSAGE:
+            inner = [value] if isinstance(value, Message) else value
+            if not all(map(_is_text, inner)):
+                return False
+    return True
 
 
 def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
@@ -120,7 +139,7 @@ def external_base(tensor: TensorProto) -> Path:
 def forget_base(model: ModelProto) -> None:
     """Remove what `opened` noted in the tensors with external data, which others do not read."""
     for tensor in tensors_of(model.graph):
-        kept = [entry for entry in tensor.external_data if entry.key != _BASE]
+        kept = [entry for entry in tensor.external_data if entry.key not in (_BASE, _STAMP)]
         del tensor.external_data[:]
         tensor.external_data.extend(kept)
 
@@ -145,7 +164,8 @@ def external_place(tensor: TensorProto) -> tuple[Path, int, int]:
     InvalidValueError
         The model did not come from a file that was read here.
     FileError
-        The file is missing, too short, or not in the folder of the model.
+        The file is missing, too short, not in the folder of the model, or was rewritten since the
+        model was read.
     """
     base, entries = external_base(tensor), {e.key: e.value for e in tensor.external_data}
     given = entries.get("location", "")
@@ -167,6 +187,8 @@ def external_place(tensor: TensorProto) -> tuple[Path, int, int]:
         ) from error
     except ValueError:
         raise FileError(f"{tensor.name!r} has no whole number as offset or length.") from None
+    if entries.get(_STAMP):
+        Stamp.of_text(entries[_STAMP]).check(file)
     expected = math.prod(tensor.dims) * itemsize_of(tensor)
     if offset < 0 or min(tensor.dims, default=1) < 0 or offset + length > size:
         raise FileError(
@@ -180,11 +202,15 @@ def external_place(tensor: TensorProto) -> tuple[Path, int, int]:
 
 
 def array_of(tensor: TensorProto) -> NDArray[Any]:
-    """Return the array of a tensor; external data are mapped, not read."""
-    dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+    """Return the array of a tensor; external data are read when this is called."""
     if tensor.data_location == TensorProto.EXTERNAL:
         file, offset, _ = external_place(tensor)
-        return np.memmap(file, dtype, "r", offset, shape)
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        known = dtype.str if dtype.isbuiltin == 1 else dtype.name
+        return MappedTensor(
+            str(file), tensor.name, known, numpy_name=known, shape=tuple(tensor.dims),
+            nbytes=math.prod(tensor.dims) * dtype.itemsize, begin=offset,
+        )()  # fmt: skip
     return np.asarray(numpy_helper.to_array(tensor))
 
 

@@ -194,9 +194,9 @@ def _drop_nodes(model: ModelProto, names: set[str]) -> None:
         place = 0
         while place < len(graph.node):
             node = graph.node[place]
-            constant = node.op_type == "Constant" and node.output[0] in names
-            passed = node.op_type == "Identity" and node.input[0] in names
-            if constant or passed:
+            constant = node.op_type == "Constant" and names.intersection(node.output)
+            passed = node.op_type == "Identity" and names.intersection(node.input)
+            if (constant or passed) and node.output:
                 names.add(node.output[0])
                 del graph.node[place]
             else:

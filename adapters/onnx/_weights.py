@@ -173,9 +173,10 @@ def held_tensors(model: ModelProto) -> list[Held]:
             for attribute in node.attribute:
                 for inner in subgraphs(attribute):
                     walk(inner, scope, top=False)
-                if node.op_type == "Constant" and attribute.name == "value":
+                if node.op_type == "Constant" and attribute.name == "value" and node.output:
                     hold(node.output[0], attribute.t)
-            if node.op_type == "Identity" and node.input[0] in scope:
+            named = node.op_type == "Identity" and node.output and node.input
+            if named and node.input[0] in scope:
                 scope[node.output[0]] = scope[node.input[0]]
         for value in graph.output:
             if value.name in scope:
@@ -253,7 +254,8 @@ def _gates(name: str, base: GraphMatrix, operator: str) -> Iterator[tuple[str, G
 def _unread(held: Held) -> str:
     """Return why a tensor cannot be read as a weight, or ""."""
     tensor = held.tensor
-    type_name = TensorProto.DataType.Name(tensor.data_type).lower()
+    known = tensor.data_type in TensorProto.DataType.values()
+    type_name = TensorProto.DataType.Name(tensor.data_type).lower() if known else "unknown"
     if not held.uses:
         return "no layer reads it"
     for use in held.uses:
@@ -272,6 +274,8 @@ def _unread(held: Held) -> str:
     if not math.prod(tensor.dims):
         return Why.EMPTY.words()
     wrong = damage(tensor)
+    if any(not use.node.output or len(use.node.input) < 2 for use in held.uses):
+        wrong = "the node that reads it lacks an input or an output"
     return Why.DAMAGED.words(error=wrong) if wrong else ""
 
 

@@ -31,6 +31,18 @@ class Stamp(NamedTuple):
             )
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
+    @classmethod
+    def of_text(cls, text: str) -> "Stamp":
+        """Return the stamp that `text` wrote; raise `FileError` if it is none."""
+        try:
+            return cls(*map(int, text.split()))
+        except (TypeError, ValueError):
+            raise FileError(f"{text[:80]!r} is no stamp of a file; read the file again.") from None
+
+    def text(self) -> str:
+        """Return the stamp as text."""
+        return " ".join(map(str, self))
+
     def check(self, file: str | Path, *, elsewhere: bool = False) -> None:
         """Raise `FileError` if the file under this path is another one than at the stamp.
 

@@ -17,6 +17,7 @@ import gguf
 import h5py
 import msgpack
 import numpy as np
+import onnx
 import pytest
 import torch
 from checkpoints import planted, write_safetensors, write_sharded
@@ -26,6 +27,7 @@ from mutants import EXAMPLES, mutated_bytes, mutated_text
 from safetensors import safe_open
 
 import rmtspec
+import rmtspec.adapters.onnx
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._training.file import _content, write_training
 from rmtspec.checkpoint import matrices_in
@@ -88,6 +90,7 @@ def place(tmp_path_factory):
     write_gguf(place / "m.gguf")
     write_keras(place)
     write_flax(place / "m.msgpack")
+    write_onnx(place / "m.onnx")
     (place / "lora").mkdir()
     factors = {"fc.lora_A.weight": planted(3, 8), "fc.lora_B.weight": planted(12, 3)}
     write_safetensors(place / "lora" / "adapter_model.safetensors", factors)
@@ -128,6 +131,23 @@ def write_flax(path):
 
     dense = {"kernel": packed(planted(12, 8)), "bias": packed(np.ones(8))}
     path.write_bytes(msgpack.packb({"params": {"fc": dense}, "step": 3}, use_bin_type=True))
+
+
+def write_onnx(path):
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    W, V = planted(8, 12).astype("f4"), planted(6, 12).astype("f4")
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "W"], ["h"], name="one"),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("Gemm", ["r", "V"], ["y"], name="two", transB=1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 6])],
+        [numpy_helper.from_array(W, "W"), numpy_helper.from_array(V, "V")],
+    )
+    onnx.save(helper.make_model(graph), path)
 
 
 def of_bytes(name, read):
@@ -232,6 +252,10 @@ def an_adapter_config(place, rng):
     loaded(place / "lora")
 
 
+def pruned_onnx(path):
+    rmtspec.adapters.onnx.prune(path, ranks={"one": 2})
+
+
 TRIALS = {
     "safetensors": of_bytes("m.safetensors", loaded),
     "npy": of_bytes("w.npy", loaded),
@@ -245,6 +269,7 @@ TRIALS = {
     "keras-h5": of_bytes("m.weights.h5", loaded),
     "keras": of_bytes("m.keras", loaded),
     "flax": of_bytes("m.msgpack", loaded),
+    "onnx": of_bytes("m.onnx", pruned_onnx),
     "adapter-config": an_adapter_config,
     "training": of_bytes("training.pt", _content),
     "index": an_index,
@@ -265,7 +290,7 @@ def check(place, kind, seed):
 
 
 #: Each of these starts a process.
-SLOWER = {"keras-h5": 20, "keras": 20}
+SLOWER = {"keras-h5": 20, "keras": 20, "onnx": 2}
 
 
 @pytest.mark.parametrize("kind", TRIALS)

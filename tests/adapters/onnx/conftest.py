@@ -1,4 +1,0 @@
-import pytest
-
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
