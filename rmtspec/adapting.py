@@ -35,6 +35,7 @@ from rmtspec._files.writing import PathLike, cause, check_space, finished_file
 from rmtspec._frameworks import SUFFIXES, suffix_of
 from rmtspec._records import versions
 from rmtspec._text import listed
+from rmtspec.checkpoint.grouping import MOST_EXPERTS
 from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.manifest import (
     MANIFEST,
@@ -77,7 +78,8 @@ from rmtspec.report.trade_off import TradeOff, check_budgets
 from rmtspec.terms import Action, Form, Kind, Why
 
 __all__ = [
-    "DTYPES", "HEAD", "MANIFEST", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET", "Action",
+    "DTYPES", "HEAD", "MANIFEST", "MOST_EXPERTS", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET",
+    "Action",
     "AnalysisOptions", "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array",
     "Form", "Gate", "HiddenLayer", "Kind", "Manifest", "MappedTensor", "Matrix", "Narrowed",
     "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan",

@@ -102,6 +102,10 @@ class Need(StrEnum):
     CANNOT_TELL = "cannot tell"
 
 
+#: Of a reason: characters, and parts.
+_LONGEST_REASON, _MOST_PARTS = 10_000, 30
+
+
 class Why(StrEnum):
     """Templates of the reasons why something was left, was skipped, or cannot be relied on.
 
@@ -205,6 +209,7 @@ class Why(StrEnum):
         "{ndim} dimensions of unknown use: neither a convolution's weight nor a stack of experts; "
         "load it, and pass analyze the matrix that the model makes of it"
     )
+    TOO_MANY_PARTS = "a stack of {count} matrices: more than {most} are no experts of a model"
     NOT_A_TENSOR = "a {type}, not a tensor"
     BIAS = "a bias or a mask: added, not multiplied"
     BUFFER = "a buffer: computed, not trained"
@@ -269,7 +274,12 @@ class Why(StrEnum):
 
     @classmethod
     def of(cls, reason: str) -> tuple["Why", ...]:
-        """Return the parts of a reason in a report, in order; none for an empty one."""
+        """Return the parts of a reason in a report, in order; none for an empty one.
+
+        What is much longer than a reason, or has many more parts, is `OTHER` as a whole.
+        """
+        if len(reason) > _LONGEST_REASON or reason.count("; ") > _MOST_PARTS:
+            return (cls.OTHER,)
         parts = tuple(cls[str(match.lastgroup)] for match in _templates().finditer(reason))
         return parts or ((cls.OTHER,) if reason else ())
 

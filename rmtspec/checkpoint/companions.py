@@ -4,9 +4,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from rmtspec._files.reading import open_regular
+from rmtspec._files.writing import cause
 from rmtspec._frameworks import SUFFIXES
 from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.paths import INDEX, PLAIN
+from rmtspec.errors import FileError
 
 #: Suffixes of files that may hold the same weights in another format.
 _WEIGHTS = (*PLAIN, *SUFFIXES, ".onnx", ".ot", ".tflite", ".mlmodel")
@@ -31,6 +34,23 @@ def companions(path: Path, read: Iterable[Path] = ()) -> tuple[list[Path], list[
         else:
             left_behind.append(f"{name}/" if place.is_dir() else name)
     return copied, left_behind
+
+
+def check_companions(path: Path) -> None:
+    """Raise now what copying the companions would raise after all the work."""
+    try:
+        for place in companions(path)[0]:
+            try:
+                open_regular(place).close()
+            except OSError as error:
+                raise FileError(
+                    f"{place} cannot be read: {cause(error)}. It would be copied along: check its "
+                    "permissions, or move it away."
+                ) from error
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {cause(error)}. Check its permissions.") from error
 
 
 def copy_companions(path: Path, folder: Path) -> None:

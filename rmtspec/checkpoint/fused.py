@@ -12,7 +12,7 @@ sizes of the parts from the config; if they do not add up to the tensor, it is l
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -178,6 +178,10 @@ _RULES = {
     for rule in (_heads, _per_head, _per_key_head, _multi_query, _chatglm, _codegen,
                  _linear_attention, _inner, _alternating, _flat_experts)
 }  # fmt: skip
+#: Words at the end of a model type that name a part of a model.
+_PARTS = ["text", "vision", "audio", "sam", "encoder", "decoder", "model", "thinker", "talker"]
+#: Sections of a config, and entries of a section; those of models have fewer.
+_MOST_SECTIONS, _LONGEST = 100, 2000
 #: Architectures of timm whose q, k and v have as many rows each as columns; tiny_vit and maxvit
 #: do not.
 _TIMM = re.compile(
@@ -187,32 +191,36 @@ _TIMM = re.compile(
 
 
 def parts_of(
-    name: str, shape: tuple[int, ...], config: _Config, shapes: Mapping[str, tuple[int, ...]] = {}
+    name: str,
+    shape: tuple[int, ...],
+    config: "_Config | Sections",
+    shapes: Mapping[str, tuple[int, ...]] = {},
 ) -> list[Part]:
     """Return the matrices that a tensor of a checkpoint holds, in the order they are stored.
 
     The list is empty if the tensor is one matrix, or if its content is not known for sure. `config`
-    is the parsed config.json next to the weights, or empty. Its sections ("text_config") count too:
-    a tensor is cut if the sizes of at least one section fit it and all that fit agree. `shapes` are
-    the shapes of all tensors of the checkpoint, which reveal the gates of LSTM and GRU layers.
+    is the parsed config.json next to the weights, or empty, or its `Sections`. Each section
+    ("text_config") counts: a tensor is cut if the sizes of at least one fit it and all that fit
+    agree. `shapes` are those of all tensors, which reveal the gates of LSTM and GRU layers.
     """
     if len(shape) not in (2, 3) or 0 in shape:
         return []
+    sections = config if isinstance(config, Sections) else Sections(config)
     layer = "." + name.removesuffix(".weight")
     layouts = _layouts("matrices" if len(shape) == 2 else "stacks")
     named = [layout for layout in layouts if layer.endswith(layout.names)]
     fitting = [
         parts
-        for types, section in (_sections(config) if named else ())
+        for types, section in (sections if named else ())
         for layout in named
         if layout.types & types and (parts := _from_config(layout, shape, section))
     ]
     if fitting and all(parts == fitting[0] for parts in fitting):
         return fitting[0]
-    return _heads_apart(layer, shape, config) or _from_name(name, shape, shapes)
+    return _heads_apart(layer, shape, sections) or _from_name(name, shape, shapes)
 
 
-def _heads_apart(layer: str, shape: tuple[int, ...], config: _Config) -> list[Part]:
+def _heads_apart(layer: str, shape: tuple[int, ...], sections: "Sections") -> list[Part]:
     """Return the matrix of an attention weight whose heads are an axis: (hidden, heads, size).
 
     Its rows are the hidden units, whichever side these are on: fused.toml has the models.
@@ -220,7 +228,7 @@ def _heads_apart(layer: str, shape: tuple[int, ...], config: _Config) -> list[Pa
     for names, types in _tables()["heads_apart"].items():
         ends = tuple(f".{name}" for name in names.split())
         if len(shape) == 3 and layer.endswith(ends):
-            for own, section in _sections(config):
+            for own, section in sections:
                 heads = _size(section, *_HEADS)
                 if own & set(types.split()) and shape[:2] == (_size(section, *_HIDDEN), heads):
                     sides = (shape[0], shape[1] * shape[2])
@@ -229,19 +237,45 @@ def _heads_apart(layer: str, shape: tuple[int, ...], config: _Config) -> list[Pa
     return []
 
 
-def _sections(config: _Config) -> Iterator[tuple[set[str], _Config]]:
-    """Yield the config and its sections, each with its model types or those of its parent."""
-    waiting: list[tuple[set[str], _Config]] = [(set(), config)]
-    while waiting:
-        types, section = waiting.pop()
-        own, architecture = section.get("model_type"), section.get("architecture")
-        if isinstance(own, str):
-            part = r"(_(text|vision|audio|sam|encoder|decoder|model|thinker|talker))+$"
-            types = {own, re.sub(part, "", own)}
-        if isinstance(architecture, str) and _TIMM.match(architecture):
-            types = types | {"timm"}
-        yield types, section
-        waiting += [(types, value) for value in section.values() if isinstance(value, Mapping)]
+class Sections(list[tuple[set[str], _Config]]):
+    """A config and its sections, each with its model types or those of its parent.
+
+    There are none if it has more sections than any model's config: then nothing is known for sure.
+    Long tables in it, such as the names of classes, are no sections.
+    """
+
+    def __init__(self, config: _Config) -> None:
+        super().__init__()
+        waiting: list[tuple[set[str], _Config]] = [(set(), config)]
+        while waiting:
+            types, section = waiting.pop()
+            if len(section) > _LONGEST:
+                continue
+            own, architecture = section.get("model_type"), section.get("architecture")
+            if isinstance(own, str):
+                types = {own, _whole_model(own)}
+            if isinstance(architecture, str) and _TIMM.match(architecture):
+                types = types | {"timm"}
+            self.append((types, section))
+            waiting += [(types, value) for value in section.values() if isinstance(value, Mapping)]
+            if len(self) + len(waiting) > _MOST_SECTIONS:
+                self.clear()
+                return
+
+
+def _whole_model(own: str) -> str:
+    """Return the model type without the words for parts of a model at its end."""
+    words = own.split("_")
+    while len(words) > 1 and words[-1] in _PARTS:
+        words.pop()
+    return "_".join(words)
+
+
+def stack_by_name(name: str) -> bool:
+    """Tell whether a tensor of three dimensions is called as a stack of matrices is."""
+    layer = "." + name.removesuffix(".weight")
+    by_layout = any(layer.endswith(layout.names) for layout in _layouts("stacks"))
+    return by_layout or re.search("expert|moe", name.lower()) is not None
 
 
 def _from_config(layout: _Layout, shape: tuple[int, ...], config: _Config) -> list[Part]:

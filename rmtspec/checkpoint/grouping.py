@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from rmtspec import _checks
-from rmtspec.checkpoint.fused import parts_of
+from rmtspec.checkpoint.fused import Sections, parts_of, stack_by_name
 from rmtspec.checkpoint.stored import Part, StoredMatrix, StoredTensor, layer_of, named_dtype
 from rmtspec.terms import Kind, Why
 
+#: Matrices in a stack; more would each be a row of the report, and are no experts of a model.
+MOST_EXPERTS = 10_000
 _Shapes = Mapping[str, tuple[int, ...]]
 #: Matches the last part of the name of a layer that looks rows up.
 _EMBEDDING = re.compile(
@@ -44,10 +46,11 @@ def group(
     matrices: dict[str, StoredMatrix] = {}
     skipped: list[dict[str, str]] = []
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    sections = Sections(config)
     for name, tensor in tensors.items():
         reason = refused.get(name) or _not_a_matrix(tensor)
         reason = reason or _block_scaled(name, tensor, shapes)
-        held = [] if reason else _matrices(tensor, config, shapes, parts)
+        held = [] if reason else _matrices(tensor, sections, shapes, parts)
         if len(held) == 1 and held[0].kind == Kind.CONV and _of_unknown_axes(tensor):
             held, reason = [], Why.AXES_OF_FILE.words(ndim=len(tensor.shape))
         if not held:
@@ -60,7 +63,7 @@ def group(
 
 
 def _matrices(
-    tensor: StoredTensor, config: Mapping[str, Any], shapes: _Shapes, divide: bool
+    tensor: StoredTensor, config: Sections, shapes: _Shapes, divide: bool
 ) -> list[StoredMatrix]:
     name, shape = tensor.name, tensor.shape
     parts: list[Part] = []
@@ -103,6 +106,8 @@ def _not_a_matrix(tensor: StoredTensor) -> str:
         return (Why.VECTOR if shape else Why.NUMBER).words()
     if len(shape) > 5:
         return Why.DIMENSIONS.words(ndim=len(shape))
+    if len(shape) == 3 and shape[0] > MOST_EXPERTS and stack_by_name(tensor.name):
+        return Why.TOO_MANY_PARTS.words(count=shape[0], most=MOST_EXPERTS)
     last = _last(tensor.name)
     return next((why.words() for pattern, why in _NOT_WEIGHTS if pattern.search(last)), "")
 

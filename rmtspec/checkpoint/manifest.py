@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -117,8 +119,8 @@ class Manifest:
                 f"{content.get('format')!r}, expected {_FORMAT!r}. Expected {_MADE_BY}."
             )
         splits = manifest_entries(file, _field(file, content, "splits", list))
-        names = [entry.name for entry in splits]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        counts = Counter(entry.name for entry in splits)
+        twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise damaged(file, f"it lists the layer {twice!r} twice")
         tied, versions = (_words(file, content, key) for key in ("tied", "versions"))
@@ -194,6 +196,10 @@ class Manifest:
                     f"{file} has changed since it was saved: its {what} is not the one in "
                     f"{MANIFEST}. {_AGAIN}"
                 )
+
+
+#: Sides and ranks are below it.
+_LARGEST = 2**31
 
 
 def manifest_entries(file: Path, content: Sequence[Any]) -> tuple[SplitEntry, ...]:
@@ -272,7 +278,8 @@ def _entry(file: Path, entry: Any) -> SplitEntry:
         valid = all(isinstance(word, str) for word in words) and split.form in [*Form]
         valid = valid and split.stored in ("", "int8", "bfloat16")
         valid = valid and isinstance(split.shape, list) and 2 <= len(split.shape) <= 5
-        valid = valid and all(type(number) is int and number >= 1 for number in numbers)
+        valid = valid and all(type(n) is int and 1 <= n < _LARGEST for n in numbers)
+        valid = valid and split.rank <= math.prod(split.shape)
     except (TypeError, KeyError):
         valid = False
     if not valid:

@@ -15,7 +15,7 @@ from rmtspec._text import counted, grouped, nearest, printable, text
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report.frame import data_frame
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
-from rmtspec.report.rows import columns_of, wrong_in_report
+from rmtspec.report.rows import as_text, columns_of, wrong_in_report
 from rmtspec.terms import Verdict
 
 if TYPE_CHECKING:
@@ -154,12 +154,13 @@ class Report:
     def to_csv(self, path: PathLike | None = None) -> str:
         """Return the rows as CSV with a header, missing numbers empty; write it to `path` if given.
 
-        Skipped matrices are listed in `skipped`, not in this table.
+        Skipped matrices are listed in `skipped`, not in this table. Text that a spreadsheet would
+        take for a formula, because it begins with =, +, - or @, gets an apostrophe before it.
         """
         stream = io.StringIO()
         writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows({key: as_text(value) for key, value in row.items()} for row in self.rows)
         return _written(stream.getvalue(), path)
 
     def to_json(self, path: PathLike | None = None) -> str:

@@ -1,5 +1,6 @@
 """What the rows of a report hold: checked where a report is read from a file or a mapping."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -115,6 +116,16 @@ def columns_of(rows: Iterable[Mapping[str, Any]], first: Iterable[str]) -> list[
     """Return the keys of rows, those in `first` before all others, as they come."""
     found = dict.fromkeys(key for row in rows for key in row)
     return [key for key in first if key in found] + [key for key in found if key not in {*first}]
+
+
+def as_text(value: Any) -> Any:
+    """Return a value for a cell of CSV: text that would be a formula with an apostrophe first."""
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return value
+    with contextlib.suppress(ValueError):
+        float(value)  # a number is no formula
+        return value
+    return f"'{value}"
 
 
 def _shown(value: Any) -> str:

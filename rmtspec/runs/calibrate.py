@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.errors import FileError
 from rmtspec.planning.calibration import Calibration
 from rmtspec.runs.fingerprint import fingerprint
-from rmtspec.runs.hidden_folder import JOURNAL, make_hidden, remove_hidden
+from rmtspec.runs.hidden_folder import JOURNAL, hidden_beside, make_hidden, remove_hidden
 from rmtspec.runs.journal import Journal, open_journal
 from rmtspec.runs.targets import refuse_factors
 
@@ -27,8 +26,7 @@ _FRAMEWORKS = ("torch", "transformers")
 
 def calibration_path(out: PathLike) -> Path:
     """Return the hidden folder in which the calibration for `out` is kept."""
-    target = Path(os.path.realpath(out))
-    return target.parent / f".{target.name}.rmtspec-calibration"
+    return hidden_beside(out, "rmtspec-calibration")
 
 
 class CalibrationWork(NamedTuple):

@@ -1,18 +1,34 @@
 """A hidden folder for work that can be resumed: made for this user alone, known by its journal."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
 from pathlib import Path
 
-from rmtspec._files.writing import cause
+from rmtspec._files.writing import PathLike, cause
 from rmtspec.errors import FileError
 from rmtspec.runs.journal import is_journal
 
 JOURNAL = "journal.jsonl"
 #: For this user alone: in a shared folder nobody else may plant links in it.
 _PRIVATE = 0o700
+#: Bytes that a name may have on most file systems.
+_LONGEST_NAME = 255
+
+
+def hidden_beside(out: PathLike, suffix: str) -> Path:
+    """Return the hidden folder in which the work on `out` is kept, ".out.suffix".
+
+    Where that name would be too long for a file system, its end is a digest.
+    """
+    target = Path(os.path.realpath(out))
+    name = os.fsencode(target.name)
+    if len(name) + len(suffix) + 2 > _LONGEST_NAME:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        return target.parent / f".{target.name[:40]}-{digest}.{suffix}"
+    return target.parent / f".{target.name}.{suffix}"
 
 
 def make_hidden(place: Path) -> bool:

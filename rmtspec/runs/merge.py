@@ -20,7 +20,7 @@ from rmtspec._files.writing import (
     finished_folder,
 )
 from rmtspec._text import listed
-from rmtspec.checkpoint.companions import companions, copy_companions
+from rmtspec.checkpoint.companions import check_companions, companions, copy_companions
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest, SplitEntry, damaged
 from rmtspec.checkpoint.safetensors_reader import stored_metadata
@@ -104,6 +104,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     manifest = Manifest.read(place)
     empty_folder(out)
     check_outside(out, place)
+    check_companions(place)
     stored = manifest.tensors(place)
     tensors, products = _dense(place, manifest, stored)
     old = [place / name for name in manifest.weight_files]

@@ -19,7 +19,7 @@ from rmtspec._files.writing import (
 )
 from rmtspec._records import plain, versions
 from rmtspec._text import counted, grouped
-from rmtspec.checkpoint.companions import copy_companions
+from rmtspec.checkpoint.companions import check_companions, copy_companions
 from rmtspec.checkpoint.gguf_export import in_transformers, write_config
 from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_names, write_index
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
@@ -210,6 +210,7 @@ def prune_checkpoint(
     if out is None or dry_run:
         return task.sized(task.plan())[0]
     check_outside(out, listed.path)
+    check_companions(listed.path)
     if truncates:
         size = sum(t.nbytes for t in listed.tensors.values())
         check_space(out, size - written_bytes(out))

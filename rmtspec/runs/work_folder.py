@@ -10,7 +10,7 @@ from typing import Any
 
 from rmtspec._files.writing import TEMPORARY, PathLike, cause, empty_folder
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
-from rmtspec.runs.hidden_folder import JOURNAL, make_hidden, remove_hidden
+from rmtspec.runs.hidden_folder import JOURNAL, hidden_beside, make_hidden, remove_hidden
 from rmtspec.runs.journal import Journal, open_journal
 
 #: In the hidden folder: what becomes the new folder.
@@ -38,14 +38,14 @@ class WorkFolder:
 
 def work_path(out: PathLike) -> Path:
     """Return the hidden folder in which the work on `out` is kept."""
-    target = Path(os.path.realpath(out))
-    return target.parent / f".{target.name}.rmtspec-work"
+    return hidden_beside(out, "rmtspec-work")
 
 
 def written_bytes(out: PathLike) -> int:
     """Return the number of bytes of content that an earlier call wrote."""
-    content = work_path(out) / _CONTENT
-    return sum(file.stat().st_size for file in content.iterdir()) if content.is_dir() else 0
+    with contextlib.suppress(OSError):
+        return sum(file.stat().st_size for file in (work_path(out) / _CONTENT).iterdir())
+    return 0
 
 
 def is_finished(out: PathLike) -> bool:
@@ -53,8 +53,11 @@ def is_finished(out: PathLike) -> bool:
     place = work_path(out)
     with contextlib.suppress(OSError):
         place.rmdir()  # if it is empty: a kill came just before it was removed
-    moved = (place / JOURNAL).exists() and not (place / _CONTENT).exists()
-    return moved and Path(out).is_dir() and any(Path(out).iterdir())
+    try:
+        moved = (place / JOURNAL).exists() and not (place / _CONTENT).exists()
+        return moved and Path(out).is_dir() and any(Path(out).iterdir())
+    except OSError:  # a place that cannot be read: what makes the folder says so
+        return False
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from checkpoints import planted, write_safetensors
 
 
 def named(output):
-    """Tell whether the name is there, as an escape or (click takes ASCII for UTF-8) itself."""
+    """Tell whether the name is there: as an escape, or itself where click takes ASCII for UTF-8."""
     words = output.decode("utf-8")
     return "block.\\u03b1.weight" in words or "block.\u03b1.weight" in words
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from rmtspec.adapting import Action, Form, Plan, SplitFactors, cut, leave_with, 
 REPLACED = (Action.SPLIT.value, Action.NARROW.value)
 
 #: Called with the path, the new layer, and the factors of its matrices, one pair per group.
-Replaced = Callable[[str, Any, list[SplitFactors]], object]
+#: The layer is replaced in the block of the context that it returns.
+Replaced = Callable[[str, Any, list[SplitFactors]], AbstractContextManager[None]]
 
 
 def carry_out(
@@ -38,9 +40,9 @@ def carry_out(
 ) -> tuple[Any, Plan]:
     """Return the pruned model and the plan with the measured errors.
 
-    `known` is what calibration says; nothing without. Matrices that are cut
-    are removed from `matrices`, which frees a weight that was replaced in place before the next one
-    is split. `tell` is called before each layer is replaced.
+    `known` is what calibration says; nothing without. Matrices that are cut are removed from
+    `matrices`, which frees a weight that was replaced in place before the next one is split. Each
+    layer is replaced in the context that `tell` gives for it.
     """
     before = replace.model_sizes(model)
     new: dict[str, nn.Module] = {}
@@ -91,11 +93,12 @@ def carry_out(
             new[path] = SPLIT_TYPES[kind].from_factors(
                 model.get_submodule(path), ordered, row.get("form", Form.PLAIN)
             )
-            if tell is not None:
-                tell(path, new[path], ordered)
+            told = nullcontext() if tell is None else tell(path, new[path], ordered)
             del matrix, low_rank, made, ordered, parts[row["layer"]]
-            if inplace:
-                replace.replace_layers(model, {path: new.pop(path)}, inplace=True)
+            with told:
+                if inplace:
+                    replace.replace_layers(model, {path: new.pop(path)}, inplace=True)
+            del told
     result = model if inplace else replace.replace_layers(model, new, inplace=False)
     mark(result)
     if written:

@@ -90,6 +90,27 @@ class FactorOptimizer:
                 "to its device), or freeze the others: requires_grad_(False)."
             )
 
+    def snapshot(self) -> tuple[Any, ...]:
+        """Return what a split changes, for `restore`."""
+        groups = [
+            {key: list(group[key]) for key in ("params", "param_names") if key in group}
+            for group in self.optimizer.param_groups
+        ]
+        return groups, [dict(held) for held in self._held()]
+
+    def _held(self) -> list[dict[Any, Any]]:
+        return [self.optimizer.state, self._layers, self._share, self._old]
+
+    def restore(self, known: tuple[Any, ...]) -> None:
+        """Undo what was done since that snapshot."""
+        groups, states = known
+        for group, held in zip(self.optimizer.param_groups, groups, strict=True):
+            for key, values in held.items():
+                group[key][:] = values
+        for state, before in zip(self._held(), states, strict=True):
+            state.clear()
+            state.update(before)
+
     def replace(
         self, path: str, matrices: list[WeightMatrix], parts: list[SplitFactors], layer: SplitLayer
     ) -> list[float]:

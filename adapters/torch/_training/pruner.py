@@ -1,16 +1,17 @@
 """Pruning while training: the paper's algorithm 4.4, for any training loop."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._layers.replace import model_sizes, replace_layers, totals
+from rmtspec.adapters.torch._layers.replace import model_sizes, totals
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
 from rmtspec.adapters.torch._pruning.task import PruningTask
@@ -19,6 +20,7 @@ from rmtspec.adapters.torch._training.file import read_training, write_training
 from rmtspec.adapters.torch._training.optimizer import FactorOptimizer
 from rmtspec.adapters.torch._training.product import ProductMatrix, matrices_with_products
 from rmtspec.adapters.torch._training.state import SCHEMA, Rebuilt, fingerprint
+from rmtspec.adapters.torch._training.transaction import Merged, together
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT
 from rmtspec.adapters.torch._weights.matrices import check_model, weight_matrices
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
@@ -358,7 +360,7 @@ class RMTPruner:
     def _split(self) -> Report:
         plan = replicas.decided_once(self._plan)
         sizes = model_sizes(self.model)
-        lowered = self._merged(plan)
+        merged = self._merged(plan)
         matrices = self._matrices()
         by_layer: dict[str, list[WeightMatrix]] = {}
         changed: list[torch.Tensor] = []
@@ -370,31 +372,36 @@ class RMTPruner:
                 changed.append(matrix.parameter)
         made: list[SplitLayer] = []
 
-        def tell(path: str, layer: SplitLayer, parts: list[SplitFactors]) -> None:
+        @contextlib.contextmanager
+        def tell(path: str, layer: SplitLayer, parts: list[SplitFactors]) -> Iterator[None]:
             members = by_layer.pop(path)
             # In the order of their rows in the weight, like `parts`.
             members.sort(key=lambda m: m.part.start if isinstance(m.part, slice) else 0)
-            if path in lowered:
-                share = self._optimizer.lower(path, lowered[path], parts, layer)
-            else:
-                share = self._optimizer.replace(path, members, parts, layer)
+            with together(self.model, self._optimizer):
+                if path in merged.layers:
+                    share = self._optimizer.lower(path, merged.layers[path], parts, layer)
+                else:
+                    share = self._optimizer.replace(path, members, parts, layer)
+                yield
             self._splits.append({"name": path, "rank": layer.rank, "share": share})
+            merged.done(path)
             made.append(layer)
 
-        _, report = carry_out(self.model, plan, matrices, inplace=True, tell=tell)
+        try:
+            _, report = carry_out(self.model, plan, matrices, inplace=True, tell=tell)
+        finally:
+            merged.put_back()
         changed += [tensor for layer in made for tensor in self._optimizer.tensors_of(layer)]
         replicas.made_equal(changed)
         self._unproved |= bool(made) and replicas.count() > 1
         return dataclasses.replace(report, totals=totals(sizes, model_sizes(self.model)))
 
-    def _merged(self, plan: Plan) -> dict[str, SplitLayer]:
-        """Merge the split layers whose rank a plan lowers; return them as they were, by path."""
+    def _merged(self, plan: Plan) -> Merged:
+        """Merge the split layers whose rank a plan lowers; return them as they were."""
         known = self._matrices()
         held = [known[row["name"]] for row in plan.cut]
         layers = {m.layer: m.split_layer for m in held if isinstance(m, ProductMatrix)}
-        for path, layer in layers.items():
-            replace_layers(self.model, {path: layer.merged(path)}, inplace=True)
-        return layers
+        return Merged(self.model, layers)
 
     def _plan(self) -> Plan:
         matrices = self._matrices()

@@ -12,7 +12,7 @@ from torch import nn
 from rmtspec.adapters.torch._weights.axes import Axes, axes_of
 from rmtspec.adapters.torch._weights.tensors import readable
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Kind, Why
+from rmtspec.adapting import MOST_EXPERTS, Kind, Why
 
 #: The layers whose weight is one matrix, or one per group.
 _KINDS: dict[type[nn.Module], Kind] = {
@@ -206,6 +206,10 @@ def _unknown(base: WeightMatrix, short: str, module: nn.Module) -> Iterator[Weig
     elif len(sides) == 1:
         yield base
     elif len(sides) == 2 and (count == 1 or "expert" in words or "moe" in words):
+        if count > MOST_EXPERTS:
+            why = Why.TOO_MANY_PARTS.words(count=count, most=MOST_EXPERTS)
+            yield replace(base, unsplittable="", reason=why)
+            return
         if count > 1:
             base = replace(base, kind=Kind.EXPERT)
         for index in range(count):
