@@ -9,6 +9,7 @@ import io
 import json
 import random
 import shutil
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -38,6 +39,8 @@ from rmtspec.runs.journal import open_journal
 
 #: Seconds that no damaged file may take; reading a good one takes milliseconds.
 MOST_SECONDS = 5.0
+#: Bytes by which the peak of the process may grow.
+MOST_BYTES = 2**30
 CONFIGS = [
     {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1},
     {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -51,6 +54,16 @@ FUSED = {
     "model.layers.0.mlp.gate_up_proj.weight": np.ones((16, 8), "<f4"),
     "model.layers.0.mlp.experts.gate_up_proj": np.ones((2, 8, 16), "<f4"),
 }
+
+
+def peak_memory():
+    """Return the most bytes that this process has had; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def loaded(path):
@@ -305,4 +318,6 @@ def test_damage_is_read_or_refused(place, kind):
     def trials(seed):
         check(place, kind, seed)
 
+    before = peak_memory()
     trials()
+    assert peak_memory() - before < MOST_BYTES
