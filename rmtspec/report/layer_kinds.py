@@ -84,20 +84,21 @@ def _counts(pieces: Sequence[str], i: int) -> bool:
 def depths(places: Iterable[Place]) -> list[int]:
     """Return how deep in the model each place is: 0, 1, ... by block, in natural order.
 
-    Embeddings come before the blocks; what else stands outside of them, behind in the order given
-    (its names do not tell where it is).
+    What stands outside of all blocks comes before them if it is an embedding, or if it is listed
+    before all that is in a block and is no head; otherwise behind them, in the order given.
     """
     listed = list(places)
     blocks = sorted({place.block for place in listed if place.block}, key=natural)
-    first = any(_early(place) for place in listed)
-    order = {block: number + first for number, block in enumerate(blocks)}
-    outside = list(dict.fromkeys(p.role for p in listed if not p.block and not _early(p)))
-    behind = {role: len(blocks) + first + number for number, role in enumerate(outside)}
-    return [
-        0 if _early(place) else order[place.block] if place.block else behind[place.role]
-        for place in listed
-    ]
+    inside = next((i for i, place in enumerate(listed) if place.block), len(listed))
+    outside = [(i, place) for i, place in enumerate(listed) if not place.block]
+    front = [place for i, place in outside if _early(place, i, inside)]
+    front.sort(key=lambda place: place.role != "embedding")
+    behind = [place for i, place in outside if place not in front]
+    rows = [*front, *(Place(block, "") for block in blocks), *behind]
+    order = {place: i for i, place in enumerate(dict.fromkeys(rows))}
+    return [order[Place(place.block, "") if place.block else place] for place in listed]
 
 
-def _early(place: Place) -> bool:
-    return not place.block and place.role == "embedding"
+def _early(place: Place, number: int, inside: int) -> bool:
+    """Tell whether a place outside of all blocks, `number` in the list, comes before them."""
+    return place.role == "embedding" or (number < inside and place.role != "head")

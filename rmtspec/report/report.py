@@ -4,16 +4,16 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rmtspec._files.reading import read_json
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import counted, grouped, nearest, printable, text
+from rmtspec._text import counted, grouped, nearest, printable
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report.frame import data_frame
+from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
 from rmtspec.report.rows import as_text, columns_of, wrong_in_report
 from rmtspec.terms import Verdict
@@ -49,6 +49,9 @@ class Report:
     totals : dict of str to int
         Sizes of the whole model before and after, if an adapter knows it: "parameters_before",
         "parameters_after", "bytes_before", "bytes_after"; otherwise empty.
+    source : dict
+        What was analysed, as far as it is known: "name" of the file, folder or model, "parameters"
+        and "bytes" of all its tensors, and the "fingerprint" of a checkpoint.
     """
 
     rows: list[dict[str, Any]]
@@ -57,6 +60,7 @@ class Report:
     versions: dict[str, str]
     matrices: dict[str, MatrixReport]
     totals: dict[str, int] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, path: PathLike) -> Self:
@@ -88,6 +92,7 @@ class Report:
         return cls(
             content["rows"], content["skipped"], content["settings"],
             versions=content["versions"], matrices={}, totals=content.get("totals", {}),
+            source=content.get("source", {}),
         )  # fmt: skip
 
     def row(self, name: str) -> dict[str, Any]:
@@ -119,10 +124,10 @@ class Report:
         return sum(self._after(row) for row in self.rows)
 
     def _after(self, row: dict[str, Any]) -> int:
-        return int(row["parameters_after" if self._passes(row) else "parameters_before"])
+        return int(row["parameters_after" if self.passes(row) else "parameters_before"])
 
-    def _passes(self, row: dict[str, Any]) -> bool:
-        """Tell whether what a row would save may be counted."""
+    def passes(self, row: dict[str, Any]) -> bool:
+        """Tell whether what a row would save is counted: see `parameters_after`."""
         if "action" in row:
             return True
         if not row["reliable"]:
@@ -138,7 +143,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""
-        keys = ["rows", "skipped", "settings", "versions", *(["totals"] if self.totals else [])]
+        known = [key for key in ("totals", "source") if getattr(self, key)]
+        keys = ["rows", "skipped", "settings", "versions", *known]
         return {"schema": SCHEMA, **{key: plain(getattr(self, key)) for key in keys}}
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -149,7 +155,7 @@ class Report:
         MissingDependencyError
             pandas is not installed.
         """
-        return data_frame(self.rows, self._columns())
+        return data_frame(self.rows, self.columns())
 
     def to_csv(self, path: PathLike | None = None) -> str:
         """Return the rows as CSV with a header, missing numbers empty; write it to `path` if given.
@@ -158,7 +164,7 @@ class Report:
         take for a formula, because it begins with =, +, - or @, gets an apostrophe before it.
         """
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
+        writer = csv.DictWriter(stream, self.columns(), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: as_text(value) for key, value in row.items()} for row in self.rows)
         return _written(stream.getvalue(), path)
@@ -166,30 +172,25 @@ class Report:
     def to_json(self, path: PathLike | None = None) -> str:
         """Return the report as JSON, missing numbers as null; write it to `path` if given.
 
-        The keys are schema (1), rows, skipped, settings and versions, and totals if known.
+        The keys are schema (1), rows, skipped, settings and versions, and totals and source if
+        known.
         """
         return json_text(self.to_dict(), path)
 
     def to_html(self, path: PathLike | None = None) -> str:
-        """Return the report as one self-contained HTML page; write it to `path` if given."""
-        from jinja2 import Environment, StrictUndefined
+        """Return the report as one self-contained HTML page; write it to `path` if given.
 
-        file = resources.files("rmtspec.report").joinpath("report_template.html")
-        environment = Environment(autoescape=True, undefined=StrictUndefined)
-        page = environment.from_string(file.read_text("utf-8"))
-        header, cells = self.cells()
-        columns = self._columns()
-        numbers = [
-            ["" if (value := row.get(key)) is None else text(value) for key in columns]
-            for row in self.rows
-        ]
-        content = page.render(
-            header=header, cells=cells, columns=columns, numbers=numbers, skipped=self.skipped,
-            settings=self.settings, versions=self.versions, kept=self.kept(), unsafe=self.unsafe(),
-            n_split=sum(row["saves"] and self._passes(row) for row in self.rows),
-            n_noise_like=sum(row.get("verdict") == Verdict.NOISE_LIKE for row in self.rows),
-        )  # fmt: skip
-        return _written(content, path)
+        The page asks nothing of any network. It shows the spectrum of each matrix in `matrices`, so
+        a report read from JSON has a page without them.
+        """
+        from rmtspec.report.page.page import report_page
+
+        return _written(report_page(self), path)
+
+    def to_markdown(self, path: PathLike | None = None) -> str:
+        """Return the short table in Markdown; write it to `path` if given."""
+        head, lines = markdown_lines(*self.cells())
+        return _written("\n".join([head, *lines, ""]), path)
 
     def save(self, path: PathLike) -> Path:
         """Write the report in the format given by the suffix of `path`, and return the path.
@@ -218,7 +219,7 @@ class Report:
         after = self.totals.get("parameters_after", self.parameters_after)
         whole = f"the model's {before:,}" if self.totals else f"{before:,}"
         words = f"{after:,} of {whole} parameters kept ({share_of(after, before)})"
-        failing = [row for row in self.rows if row["reliable"] and not self._passes(row)]
+        failing = [row for row in self.rows if row["reliable"] and not self.passes(row)]
         more = sum(row["parameters_before"] - row["parameters_after"] for row in failing)
         if more and not self.totals:
             count = sum(row["saves"] for row in failing)
@@ -269,7 +270,7 @@ class Report:
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
         return "\n".join(lines)
 
-    def _columns(self) -> list[str]:
+    def columns(self) -> list[str]:
         """Return the keys of the rows; those that are not columns of every report go last."""
         return columns_of(self.rows, COLUMNS) if self.rows else list(COLUMNS)
 

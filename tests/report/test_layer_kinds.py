@@ -46,6 +46,12 @@ def test_depth_is_natural_and_ends_are_ends():
     assert depths(map(place_of, names)) == [3, 0, 2, 1, 1]
 
 
+def test_what_is_listed_before_the_blocks_comes_first():
+    names = ["conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "linear.weight"]
+    assert depths(map(place_of, names)) == [0, 1, 2, 3]
+    assert depths(map(place_of, ["fc1.weight", "fc2.weight", "fc3.weight"])) == [0, 1, 2]
+
+
 def test_experts_stand_side_by_side():
     names = [f"layers.{i}.experts.{e}.up_proj" for i in (0, 1) for e in range(3)]
     assert depths(map(place_of, names)) == [0, 0, 0, 1, 1, 1]
