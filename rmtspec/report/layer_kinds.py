@@ -33,7 +33,7 @@ _LAST = re.compile(r"\.(weight|kernel|embeddings|kernel:0)$")
 
 
 class Place(NamedTuple):
-    """Where a matrix stands: the name of its block, "" outside of all, and its role there."""
+    """Where a matrix stands: the name of its block, "" for embeddings and heads, and its role."""
 
     block: str
     role: str
@@ -43,9 +43,9 @@ def place_of(name: str, kind: str = "") -> Place:
     """Return the block of a matrix and its role, by its name and, if it is known, its kind.
 
     The block is the part of the name up to the last number ("model.layers.3"), without the numbers
-    of experts, which stand side by side. A role is "query", "key", "value", "query-key-value",
-    "attention output", "up", "gate", "gate-up", "down", "conv", "embedding", "head", or what the
-    name has behind the block.
+    of experts, which stand side by side; a matrix outside of all blocks is one of its own. A role
+    is "query", "key", "value", "query-key-value", "attention output", "up", "gate", "gate-up",
+    "down", "conv", "embedding", "head", what the name has behind the block, or the kind.
 
     >>> place_of("model.layers.3.self_attn.q_proj.weight")
     Place(block='model.layers.3', role='query')
@@ -61,7 +61,7 @@ def place_of(name: str, kind: str = "") -> Place:
     if "embedding" in kind or (not end and _EMBEDDING.search(plain)):
         return Place("", "embedding")
     if "conv" in kind:
-        return Place(block, "conv")
+        return Place(block or plain, "conv")
     if not end and _HEAD.search(plain):
         return Place("", "head")
     if part is not None and end:
@@ -71,7 +71,7 @@ def place_of(name: str, kind: str = "") -> Place:
         if role:
             return Place(block, role)
     shown = ".".join(piece for piece in inner.split(".") if not piece.isdecimal())
-    return Place(block, shown or kind or "matrix")
+    return Place(block, shown or kind or "matrix") if end else Place(plain, kind or "matrix")
 
 
 def _counts(pieces: Sequence[str], i: int) -> bool:
@@ -82,23 +82,30 @@ def _counts(pieces: Sequence[str], i: int) -> bool:
 
 
 def depths(places: Iterable[Place]) -> list[int]:
-    """Return how deep in the model each place is: 0, 1, ... by block, in natural order.
+    """Return how deep in the model each place is: 0, 1, ... by block.
 
-    What stands outside of all blocks comes before them if it is an embedding, or if it is listed
-    before all that is in a block and is no head; otherwise behind them, in the order given.
+    Blocks whose names differ in numbers alone stand in the order of these, and such groups as they
+    are listed first; embeddings come before all blocks, heads behind.
     """
     listed = list(places)
-    blocks = sorted({place.block for place in listed if place.block}, key=natural)
-    inside = next((i for i, place in enumerate(listed) if place.block), len(listed))
-    outside = [(i, place) for i, place in enumerate(listed) if not place.block]
-    front = [place for i, place in outside if _early(place, i, inside)]
-    front.sort(key=lambda place: place.role != "embedding")
-    behind = [place for i, place in outside if place not in front]
-    rows = [*front, *(Place(block, "") for block in blocks), *behind]
-    order = {place: i for i, place in enumerate(dict.fromkeys(rows))}
-    return [order[Place(place.block, "") if place.block else place] for place in listed]
+    groups: dict[str, None] = {}
+    for place in listed:
+        groups.setdefault(_unnumbered(place.block))
+    rank = {group: i for i, group in enumerate(groups)}
+
+    def key(place: Place) -> tuple[int, int, Sequence[object]]:
+        ends = {"embedding": -1, "head": 1}
+        end = 0 if place.block else ends.get(place.role, 0)
+        return end, rank[_unnumbered(place.block)], natural(place.block)
+
+    keys = [key(place) for place in listed]
+    order: list[object] = []
+    for each in sorted(keys):
+        if not order or order[-1] != each:
+            order.append(each)
+    number = {str(each): i for i, each in enumerate(order)}
+    return [number[str(each)] for each in keys]
 
 
-def _early(place: Place, number: int, inside: int) -> bool:
-    """Tell whether a place outside of all blocks, `number` in the list, comes before them."""
-    return place.role == "embedding" or (number < inside and place.role != "head")
+def _unnumbered(block: str) -> str:
+    return re.sub(r"[0-9]+", "#", block)

@@ -24,9 +24,9 @@ PLACES = {
     "encoder.block.0.layer.1.DenseReluDense.wo.weight": ("encoder.block.0.layer.1", "down"),
     "decoder.block.0.layer.0.SelfAttention.o": ("decoder.block.0.layer.0", "attention output"),
     "0.weight": ("0", "matrix"),
-    "fc1.weight": ("", "fc1"),
-    "conv1": ("", "conv1"),
-    "W": ("", "W"),
+    "fc1.weight": ("fc1", "matrix"),
+    "conv1": ("conv1", "matrix"),
+    "W": ("W", "matrix"),
 }  # fmt: skip
 
 
@@ -46,10 +46,16 @@ def test_depth_is_natural_and_ends_are_ends():
     assert depths(map(place_of, names)) == [3, 0, 2, 1, 1]
 
 
-def test_what_is_listed_before_the_blocks_comes_first():
+def test_what_stands_outside_of_blocks_stays_where_it_is_listed():
     names = ["conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "linear.weight"]
-    assert depths(map(place_of, names)) == [0, 1, 2, 3]
+    assert depths(place_of(name, "conv") for name in names) == [0, 1, 2, 3]
     assert depths(map(place_of, ["fc1.weight", "fc2.weight", "fc3.weight"])) == [0, 1, 2]
+    assert depths(map(place_of, ["proj_in", "blocks.0.a", "blocks.1.a", "out"])) == [0, 1, 2, 3]
+
+
+def test_a_sorted_report_has_the_same_depths():
+    names = [f"layers.{i}.up_proj" for i in (3, 11, 0)]
+    assert depths(map(place_of, names)) == [1, 2, 0]
 
 
 def test_experts_stand_side_by_side():

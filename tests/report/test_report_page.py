@@ -41,7 +41,7 @@ def test_one_file_that_asks_for_nothing(report, tmp_path):
 def test_names_stay_text(report):
     page = report.to_html()
     assert "<script>alert" not in page
-    assert "<b>" not in page
+    assert '"&<b>' not in page
     assert "vector&lt;i&gt;" in page
     assert "\x1b" not in page
     assert "\u202e" not in page

@@ -25,6 +25,8 @@ _COLUMNS = {
     "predicted loss": "predicted_loss",
 }  # fmt: skip
 _NUMERIC = ("size", "spikes", "components", "rank", "kept", "error", "predicted loss")
+#: Characters of a label on the axis of blocks.
+_LABEL = 12
 #: A mark for each verdict, which also tells them apart without colours.
 _MARKS = {
     Verdict.NOISE_LIKE: ("good", "✓"), Verdict.NOT_NOISE_LIKE: ("bad", "✗"),
@@ -59,11 +61,11 @@ def _asset(name: str) -> str:
 
 
 def _as_script(data: Mapping[str, Any]) -> str:
-    """Return JSON that no name can end, without <, and without what ends a line of a script."""
+    """Return JSON that no name can end: without < and > and what is not printable."""
     words = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        words = words.replace(character, f"\\u{ord(character):04x}")
-    return "".join(c if not "\ud800" <= c <= "\udfff" else f"\\u{ord(c):04x}" for c in words)
+    for c in {c for c in words if c in "<>&" or not c.isprintable()}:
+        words = words.replace(c, f"\\u{ord(c):04x}" if c in "<>&" else json.dumps(c)[1:-1])
+    return words
 
 
 def _title(report: Report) -> str:
@@ -169,7 +171,8 @@ def _short_block(block: str) -> str:
     """Return the end of the name of a block that tells it from the others: "layers.3" is "3"."""
     pieces = block.split(".")
     numbers = [piece for piece in pieces if piece[-1:].isdecimal()]
-    return printable(".".join(numbers[-2:]) or block)[:20]
+    shown = printable(".".join(numbers[-2:]) or block)
+    return shown if len(shown) <= _LABEL else f"{shown[: _LABEL - 3]}..."
 
 
 def _csv_line(values: Sequence[Any]) -> str:

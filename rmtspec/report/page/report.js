@@ -55,11 +55,15 @@
 
   function trend(caption, key, width, y) {
     const drawn = rows.filter((row) => row[key] !== null);
-    const ticks = d3.ticks(0, data.blocks.length - 1, Math.min(data.blocks.length - 1, Math.floor(width / 55)) || 1)
-      .filter(Number.isInteger);
+    const last = data.blocks.length - 1;
+    const each = (width - 70) / Math.max(last, 1); /* pixels between two blocks */
+    const room = (i, j) => (3.5 * (data.blocks[i].length + data.blocks[j].length) + 10) / each;
+    const steps = d3.range(1, last + 1);
+    const step = steps.find((k) => d3.range(k, last + 1, k).every((i) => room(i - k, i) <= k)) ?? Math.max(last, 1);
+    const ticks = d3.range(0, last + 1, step);
     const style = { x: "depth", y: key, symbol: (row) => symbol(row.group), stroke: (row) => colour(row.group), r: 3.2 };
     const plot = Plot.plot({
-      width, height: 220, marginLeft: 44, marginBottom: 34, style: { background: "transparent" },
+      width, height: 220, marginLeft: 46, marginRight: 24, marginBottom: 34, style: { background: "transparent" },
       x: { domain: [-0.3, Math.max(data.blocks.length - 0.7, 0.3)], ticks, tickFormat: (i) => data.blocks[i], label: "block" },
       y: { grid: true, ...y },
       symbol: { type: "identity" },
@@ -232,6 +236,12 @@
     }
   }
 
+  const values = []; /* by column, once it was sorted by */
+  function valuesIn(column) {
+    values[column] ??= new Map(lines.map((line) => [line, valueIn(line, column)]));
+    return values[column];
+  }
+
   const collator = new Intl.Collator("en", { numeric: true });
   function valueIn(line, column) {
     const cell = line.cells[column];
@@ -241,18 +251,14 @@
   }
 
   function sort(column, ascending) {
-    const keyed = lines.map((line) => [valueIn(line, column), line]);
+    const keyed = [...valuesIn(column)].map(([line, value]) => [value, line]);
     keyed.sort(([a, one], [b, other]) => {
       if (a === null || b === null) return (a === null) - (b === null) || indexOf(one) - indexOf(other);
       const order = typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b);
       return (ascending ? order : -order) || indexOf(one) - indexOf(other);
     });
-    const ordered = document.createDocumentFragment();
-    for (const [, line] of keyed) {
-      ordered.append(line);
-      if (details.has(line)) ordered.append(details.get(line));
-    }
-    table.tBodies[0].append(ordered);
+    table.tBodies[0].replaceChildren(...keyed.flatMap(([, line]) =>
+      (details.has(line) ? [line, details.get(line)] : [line])));
   }
 
   function filter() {
