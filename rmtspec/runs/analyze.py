@@ -252,7 +252,8 @@ def _from_entry(
         if known is None:  # the plain fit follows from the spectrum
             options = dataclasses.replace(options, noise="mp")
         kind = options.kind or matrix.kind
-        report = report_on(spectrum, entry["name"], kind, options, known=known)
+        with np.errstate(over="raise", invalid="raise"):  # no matrix has such numbers
+            report = report_on(spectrum, entry["name"], kind, options, known=known)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "

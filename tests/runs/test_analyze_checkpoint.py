@@ -203,6 +203,21 @@ def test_a_line_that_lacks_something(folder, tmp_path, change):
         scan(folder, journal=journal)
 
 
+@pytest.mark.parametrize("largest", [1e153, 1e300])
+def test_a_line_with_numbers_that_no_matrix_has(folder, tmp_path, largest):
+    """Journals of earlier versions have no checksums; squares of these overflow."""
+    journal = tmp_path / "j"
+    scan(folder, journal=journal)
+    first, second, *rest = lines(journal)
+    line = {key: value for key, value in json.loads(second).items() if key != "crc32"}
+    values = _scan._array(line["spectrum"]["eigenvalues"])
+    values[-1] = largest
+    line["spectrum"] |= _scan._packed({"eigenvalues": values})
+    journal.write_bytes(b"".join([first, _journal._line(line), *rest]))
+    with pytest.raises(FileError, match=r"journal is damaged \(overflow"):
+        scan(folder, journal=journal)
+
+
 @pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
 def test_two_processes_give_the_same_to_the_last_digit(folder, tmp_path):
     expected = scan(folder, threads=1)
