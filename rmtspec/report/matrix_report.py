@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._files.writing import PathLike
 from rmtspec._records import plain, versions
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import InvalidTypeError
 from rmtspec.matrix.bema import BulkFit, bema
 from rmtspec.matrix.components import Components, components
@@ -39,7 +39,7 @@ _FITS = {"plain": "plain fit", "refined": "refined fit", "refused": "plain fit, 
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class MatrixReport:
+class MatrixReport(Readable):
     """The results for one matrix.
 
     Attributes

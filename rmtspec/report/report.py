@@ -1,8 +1,10 @@
 """The report on many matrices, and its table, files and pages."""
 
 import csv
+import dataclasses
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 from rmtspec._files.reading import read_json
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import counted, grouped, nearest, printable
+from rmtspec._text import counted, grouped, html_table, nearest
 from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.report.cells import row_cells, share_of
+from rmtspec.report.chosen import ordered, test_of
 from rmtspec.report.frame import data_frame
 from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
@@ -37,7 +41,8 @@ class Report:
     ----------
     rows : list of dict
         One flat JSON-ready row per matrix, in the order given (`MatrixReport.to_dict`); None
-        stands for a number that could not be computed, and the row's "reason" says why.
+        stands for a number that could not be computed, and the row's "reason" says why. The report
+        iterates over them; ``report["fc1"]``, ``report[0]`` and ``report[2:5]`` give one or some.
     skipped : list of dict
         "name" and "reason" of each matrix that could not be analysed at all.
     settings : dict
@@ -108,6 +113,59 @@ class Report:
                 return row
         hint = nearest(name, (row["name"] for row in self.rows))
         raise InvalidValueError(f"No row is named {name!r}; there are {len(self.rows)}.{hint}")
+
+    def sort(self, by: str, *, descending: bool = False) -> "Report":
+        """Return the report with its rows in another order.
+
+        Parameters
+        ----------
+        by : str
+            A key of the rows ("n_spikes"), or a title of the short table ("spikes", "size",
+            "kept"). Names sort by the numbers in them, layers.2 before layers.10.
+        descending : bool
+            The largest first. Rows without a value come last in either order.
+
+        Raises
+        ------
+        InvalidOptionError
+            The rows have no such key.
+        """
+        return self._of(ordered(self.rows, by, descending))
+
+    def filter(
+        self, where: "str | re.Pattern[str] | Callable[[dict[str, Any]], object]"
+    ) -> "Report":
+        """Return the report on some of its matrices.
+
+        Parameters
+        ----------
+        where : str, pattern or callable
+            A regular expression to be found in the name, kind, verdict or action of a row, or a
+            function of a row.
+
+        Raises
+        ------
+        InvalidOptionError, InvalidOptionTypeError
+            `where` is neither.
+
+        Examples
+        --------
+        >>> import rmtspec
+        >>> noise = rmtspec.ensembles.wishart(200, 100, rng=1)
+        >>> report = rmtspec.analyze_many({"fc1": noise, "fc2": noise, "conv": noise})
+        >>> [row["name"] for row in report.filter("^fc").sort("name", descending=True)]
+        ['fc2', 'fc1']
+        """
+        fits = test_of(where)
+        return self._of([row for row in self.rows if fits(row)])
+
+    def _of(self, rows: list[dict[str, Any]]) -> "Report":
+        """Return a report on these of its rows; that of a plan is no plan."""
+        matrices = {r["name"]: self.matrices[r["name"]] for r in rows if r["name"] in self.matrices}
+        settings, versions, source = self.settings, self.versions, self.source
+        return Report(
+            rows, self.skipped, settings, versions=versions, matrices=matrices, source=source
+        )
 
     @property
     def parameters_before(self) -> int:
@@ -253,6 +311,25 @@ class Report:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        return any(row["name"] == name for row in self.rows)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """Return the row of that name or number, or a report on a slice of the rows."""
+        if isinstance(key, str):
+            return self.row(key)
+        return self._of(self.rows[key]) if isinstance(key, slice) else self.rows[key]
+
+    def _repr_html_(self) -> str:
+        header, cells = self.cells()
+        title, *notes = repr(dataclasses.replace(self, rows=[], matrices={})).splitlines()
+        if self.rows:
+            title = f"{len(self.rows)} analysed, {len(self.skipped)} skipped, {self.kept()}"
+        return html_table(title, header, cells, notes=notes, most=_SHOWN)
+
     def __repr__(self) -> str:
         title = f"Report: {len(self.rows)} analysed, {len(self.skipped)} skipped"
         lines = [f"{title}, {self.kept()}" if self.rows else title]
@@ -290,54 +367,3 @@ def _written(content: str, path: PathLike | None) -> str:
     if path is not None:
         write_atomically(path, content)
     return content
-
-
-def row_cells(row: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a row by title; `components` is empty where the spikes are these."""
-    fitted = row["variance"] is not None
-    before, after = row["parameters_before"], row["parameters_after"]
-    count = row.get("n_components")
-    shown = "-" if count is None else str(count)
-    cells = {
-        "name": row["name"],
-        "size": f"{row['rows']} x {row['columns']}",
-        "spikes": str(row["n_spikes"]) if fitted else "-",
-        "rank": str(row["rank"]),
-        "fit": ("yes" if row["accepted"] else "no") if fitted else "-",
-        "components": "" if row.get("noise_model", "mp") == "mp" else shown,
-        "verdict": _verdict(row),
-        "kept": share_of(after, before),
-        "action": row.get("action", ""),
-        "error": _error(row),
-        "predicted loss": _loss(row),
-        "reason": row["reason"],
-    }
-    return {title: printable(cell) for title, cell in cells.items()}
-
-
-def _verdict(row: dict[str, Any]) -> str:
-    """Return the verdict, where it is "cannot tell" with the first words of its reason."""
-    verdict = str(row.get("verdict", ""))
-    if verdict != Verdict.CANNOT_TELL:
-        return verdict
-    why = str(row.get("verdict_reason", "")).split(":")[0].split(" (")[0]
-    return f"{verdict}: {why}" if why else verdict
-
-
-def _error(row: dict[str, Any]) -> str:
-    """Return the relative error of the output if inputs were given, otherwise of the weight."""
-    output, weight = row.get("output_error"), row.get("weight_error")
-    if output is not None:
-        return f"{output:.3f}" + ("" if weight is None else f" (weight {weight:.3f})")
-    return "" if weight is None else f"{weight:.3f}"
-
-
-def _loss(row: dict[str, Any]) -> str:
-    """Return the growth of the loss that is predicted for the cut, which ranks the layers."""
-    loss = row.get("predicted_loss")
-    return "" if loss is None else f"{loss:.2g}"
-
-
-def share_of(part: int, whole: int) -> str:
-    """Return part / whole in per cent, or a dash if the whole is 0."""
-    return f"{part / whole:.1%}" if whole else "-"

@@ -3,7 +3,8 @@
 from typing import Any
 
 from rmtspec._text import counted
-from rmtspec.report.report import Report, share_of
+from rmtspec.report.cells import share_of
+from rmtspec.report.report import Report
 from rmtspec.terms import Verdict
 
 

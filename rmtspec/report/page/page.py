@@ -10,11 +10,12 @@ from importlib.metadata import version
 from typing import Any
 
 from rmtspec._text import counted, grouped, natural, printable, text
+from rmtspec.report.cells import row_cells
 from rmtspec.report.layer_kinds import Place, depths, place_of
 from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.page.curves import curves_of
 from rmtspec.report.page.headline import noise_sentence, saving_sentence
-from rmtspec.report.report import Report, row_cells
+from rmtspec.report.report import Report
 from rmtspec.report.rows import as_text
 from rmtspec.terms import Verdict
 
