@@ -117,6 +117,11 @@ def _wrong_in(
     return ""
 
 
+def known_keys() -> list[str]:
+    """Return the keys that rows of reports and plans may have."""
+    return [*_NEEDED, *_KNOWN]
+
+
 def columns_of(rows: Iterable[Mapping[str, Any]], first: Iterable[str]) -> list[str]:
     """Return the keys of rows, those in `first` before all others, as they come."""
     found = dict.fromkeys(key for row in rows for key in row)
