@@ -46,6 +46,7 @@ def test_data_files_are_package_data():
     assert shipped == {
         "rmtspec/py.typed",
         "rmtspec/checkpoint/fused.toml",
+        "rmtspec/comparison/comparison_template.html",
         "rmtspec/report/trade_off_template.html",
         "rmtspec/laws/_fit_statistic_table.npz",
         "rmtspec/laws/_tracy_widom_table.npz",

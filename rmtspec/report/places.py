@@ -15,7 +15,7 @@ from rmtspec.errors import FileError
 from rmtspec.report.report import SCHEMA, check_suffix
 
 #: How a report in CSV begins, and what the head of one in HTML holds.
-_CSV, _HTML = b"name,kind,rows,columns,", b"<title>rmtspec report</title>"
+_CSV, _HTML = b"name,kind,rows,columns,", b"<title>rmtspec "
 _HEAD = 2**12
 
 
