@@ -112,15 +112,20 @@ def _compared(options: ChangeOptions, couple: Couple) -> MatrixChange | Skipped:
         )
     delta = difference(old, new)
     known = [squared_steps(entry, array) for entry, array in ((before, old), (after, new))]
-    squares = sum((each for each in known if each is not None), np.zeros(delta.shape))
+    squares = sum((each for each, _ in known if each is not None), np.zeros(delta.shape))
+    well = all(sure for _, sure in known)
     del known
     spec = spectrum(delta)
     recast = old.dtype != new.dtype and (is_recast(old, new) or within_rounding(old, new, delta))
-    beyond = None if recast else beyond_rounding(spec, np.sqrt(squares))
+    beyond = None if recast else beyond_rounding(spec, np.sqrt(squares), well)
     rounding = float(squares.mean()) / 12.0
     del squares
-    if recast or beyond is not None:
-        report = _analysed(options, couple, spec if beyond is None else beyond.spectrum)
+    if recast:
+        report = _analysed(options, couple, spec)
+    elif beyond is not None:
+        report = _analysed(options, couple, beyond.spectrum)
+        left = Verdict.NO_BULK_LEFT, Why.ONLY_ROUNDING.words(count=beyond.rank)
+        report = dataclasses.replace(report, noise=dataclasses.replace(report.noise, settled=left))
     else:
         report = _analysed(options, couple, delta, spec)
     small = beyond is not None or _left(report, delta.size) <= ROUNDING * rounding

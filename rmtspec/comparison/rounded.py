@@ -19,7 +19,7 @@ ROUNDING = 1.5
 _MARGIN = 1.2
 #: Between rounding and what is beyond it there is a gap of this factor, but for so many values.
 _GAP, _STRAYS = 4.0, 0.1
-#: So many values, and this share of the variance, are needed to speak of rounding.
+#: So many values, of this share of the variance, are needed to speak of rounding.
 _LEAST, _SHARE = 4, 0.3
 
 
@@ -39,28 +39,32 @@ class Beyond:
     spectrum: Spectrum
 
 
-def squared_steps(entry: Entry, array: NDArray[Any]) -> Float64Array | None:
-    """Return 12 times the variance of the rounding error of each entry; None if there is none.
+def squared_steps(entry: Entry, array: NDArray[Any]) -> tuple[Float64Array | None, bool]:
+    """Return 12 times the variance of each entry's rounding error, and whether it is known well.
+
+    It is None if there is no such error.
 
     The error is uniform: of variance step^2 / 12 in a quantised file and ulp^2 / 12 in a floating
     format; see `rmtspec.rounding_noise`.
     """
     quantised = entry.rounding() if entry.rounding is not None else None
     if quantised is not None:
-        return np.square(quantised[1].astype(np.float64))
+        return np.square(quantised[1].astype(np.float64)), False
     if not _checks.is_float(array.dtype):
-        return None
+        return None, True
     above, below = gaps(array.astype(np.float64), array.dtype)
     squares: Float64Array = above * above - above * below + below * below
-    return squares
+    return squares, True
 
 
-def beyond_rounding(spec: Spectrum, steps: Float64Array) -> Beyond | None:
+def beyond_rounding(spec: Spectrum, steps: Float64Array, well: bool) -> Beyond | None:
     """Return how many singular values of a difference are beyond rounding; None if it has others.
 
     `steps` says, for each entry, from which uniform error the rounding of both matrices comes. The
-    rest is rounding if it has the variance of that, and a gap to what is beyond it: a bulk of noise
-    reaches down to the level of the rounding without one.
+    rest is rounding if all of it is below the edge of such errors, not far below, and there is a
+    gap to what is beyond: a bulk of noise reaches down to the level of the rounding without one.
+    Where only one of the two was rounded the rest is smaller, and so is the edge that counts; that
+    is used only if `steps` are known `well`.
     """
     level = rounding_level(spec, "rounding", steps)
     if not level.edge > 0.0:
@@ -74,9 +78,9 @@ def beyond_rounding(spec: Spectrum, steps: Float64Array) -> Beyond | None:
     beyond = p - inside
     variance = float(values[:inside].sum()) * n / max(1, (n - beyond) * inside)
     share = variance / level.variance
-    if not _SHARE <= share <= ROUNDING:
+    if share < _SHARE:
         return None
-    edge *= min(1.0, share)
+    edge *= min(1.0, share) if well else 1.0
     rank = p - int(np.searchsorted(values, edge, side="right"))
     known = {**spec.to_dict(), "rounding_variance": edge / (1.0 + np.sqrt(p / n)) ** 2}
     return Beyond(rank, Spectrum.from_dict(known))

@@ -30,9 +30,12 @@ class ProductTensor(StoredTensor):
         return whole(self.held, np.dtype(np.float64)).reshape(self.shape)
 
     def steps(self) -> NDArray[Any] | None:
-        """Return the width of uniform errors as large as those of the rounded factors make."""
+        """Return the width of uniform errors whose spectrum reaches beyond that of rounded factors.
+
+        Each factor adds about as much as rounding the product would, on fewer singular values.
+        """
         dtype = named_dtype(self.factor_name)
-        return math.sqrt(3.0) * gaps(self._load().astype(np.float64), dtype)[0]
+        return math.sqrt(6.0) * gaps(self._load().astype(np.float64), dtype)[0]
 
 
 def with_products(listed: Checkpoint) -> Checkpoint:

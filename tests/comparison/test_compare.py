@@ -152,7 +152,7 @@ def test_subspaces_by_principal_angles():
 def test_leading_vectors_are_those_of_the_svd(shape):
     W = rmtspec.ensembles.spiked(*shape, [9, 7, 5], rng=1)
     left, right = leading_vectors(W, 3)
-    u, s, vt = np.linalg.svd(W, full_matrices=False)
+    u, _, vt = np.linalg.svd(W, full_matrices=False)
     assert_allclose(np.abs(np.sum(left * u[:, :3], axis=0)), 1.0, rtol=1e-9)
     assert_allclose(np.abs(np.sum(right * vt[:3].T, axis=0)), 1.0, rtol=1e-9)
     assert_allclose(principal_angles(left, u[:, :3]), 0.0, atol=1e-4)
@@ -264,7 +264,7 @@ def test_files_of_a_comparison(tmp_path):
     assert "prefers-color-scheme" in page
     frame = done.to_pandas()
     assert list(frame["rank"]) == [2, 0]
-    with pytest.raises(InvalidValueError, match="suffix '.txt'"):
+    with pytest.raises(InvalidValueError, match=r"suffix '\.txt'"):
         done.save(tmp_path / "c.txt")
     with pytest.raises(InvalidValueError, match="No row is named 'x'"):
         done.row("x")
