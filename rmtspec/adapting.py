@@ -54,6 +54,7 @@ from rmtspec.comparison.comparison import Comparison
 from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.pivots import pivoted
 from rmtspec.matrix.product import product_spectrum
+from rmtspec.matrix.rounding import product_steps
 from rmtspec.matrix.split import SplitFactors, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
 from rmtspec.matrix.weighting import weighted_energies
@@ -91,7 +92,7 @@ __all__ = [
     "check_budgets", "check_space", "check_target", "checks", "compare", "cut", "finished_file",
     "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget", "leave_with",
     "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
-    "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum", "report_on",
-    "run_noise_test", "settle", "smallest_budget", "split", "step_share", "stored_tensors",
+    "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum", "product_steps",
+    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share", "stored_tensors",
     "suffix_of", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

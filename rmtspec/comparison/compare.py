@@ -174,7 +174,7 @@ def _sides(a: Any, b: Any, key: str | None) -> tuple[Side | None, Side]:
     before = side_of(a, "a", key=key)
     if b is None:
         if not before.adapter:
-            raise not_an_adapter(before, "`a`")
+            raise not_an_adapter(before)
         return None, before
     after = side_of(b, "b", key=key)
     if before.adapter and not after.adapter:

@@ -19,6 +19,8 @@ ROUNDING = 1.5
 _MARGIN = 1.2
 #: Between rounding and what is beyond it there is a gap of this factor, but for so many values.
 _GAP, _STRAYS = 4.0, 0.1
+#: These belong to the rounding if what is beyond the gap is larger than they by this factor.
+_FAR = 100.0
 #: So many values, of this share of the variance, are needed to speak of rounding.
 _LEAST, _SHARE = 4, 0.3
 
@@ -75,15 +77,26 @@ def beyond_rounding(spec: Spectrum, steps: Float64Array, well: bool) -> Beyond |
     strays = int(np.searchsorted(values, _GAP * edge, side="right")) - inside
     if inside < min(_LEAST, p) or strays > _STRAYS * inside:
         return None
+    if strays:  # the change was rounded itself before it was added
+        wide = inside + strays
+        if wide == p:
+            return None
+        if values[wide] > _FAR * values[wide - 1]:
+            return _with_rank(spec, float(values[wide - 1]) * _MARGIN)
     beyond = p - inside
     variance = float(values[:inside].sum()) * n / max(1, (n - beyond) * inside)
     share = variance / level.variance
     if share < _SHARE:
         return None
     edge *= min(1.0, share) if well else 1.0
-    rank = p - int(np.searchsorted(values, edge, side="right"))
-    known = {**spec.to_dict(), "rounding_variance": edge / (1.0 + np.sqrt(p / n)) ** 2}
-    return Beyond(rank, Spectrum.from_dict(known))
+    return _with_rank(spec, edge)
+
+
+def _with_rank(spec: Spectrum, edge: float) -> Beyond:
+    """Return the number of eigenvalues above an edge, and the spectrum with that as its rank."""
+    variance = edge / (1.0 + np.sqrt(spec.p / spec.n)) ** 2
+    known = Spectrum.from_dict({**spec.to_dict(), "rounding_variance": variance})
+    return Beyond(known.numerical_rank, known)
 
 
 def is_recast(before: NDArray[Any], after: NDArray[Any]) -> bool:

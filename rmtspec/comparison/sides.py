@@ -15,7 +15,7 @@ from rmtspec._text import printable
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.lora import PREFIX, Pair, adapter_config
 from rmtspec.checkpoint.stored import StoredMatrix
-from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
+from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError, RmtspecError
 from rmtspec.runs.products import with_products
 from rmtspec.terms import Kind
 
@@ -190,9 +190,11 @@ def _given(value: Any) -> Any:
     return value
 
 
-def not_an_adapter(side: Side, place: str) -> FileError:
-    """Return the error for a whole model where an adapter is expected."""
+def not_an_adapter(side: Side) -> RmtspecError:
+    """Return the error for a whole model that is given alone."""
+    if side.listed is None:
+        return InvalidTypeError(f"`b` is None; expected {_EXPECTED}.")
     return FileError(
-        f"{place} is given alone and is no adapter of LoRA; expected two checkpoints, or an "
-        f"adapter. Name the model that {side.label} is to be compared with."
+        f"{side.listed.path} is given alone and is no adapter of LoRA; expected two checkpoints, "
+        "or an adapter. Name what it is to be compared with."
     )

@@ -225,6 +225,16 @@ def gaps(values: Float64Array, kind: np.dtype[Any]) -> tuple[Float64Array, Float
     return above, below
 
 
+def product_steps(product: NDArray[Any], dtype: np.dtype[Any]) -> Float64Array:
+    """Return, for each entry of a product, a step that covers the rounding of its factors.
+
+    Each factor adds about as much as rounding the product would, on fewer singular values, which
+    reach further.
+    """
+    steps: Float64Array = math.sqrt(6.0) * gaps(product.astype(np.float64), dtype)[0]
+    return steps
+
+
 def _steps(step: ArrayLike, shape: tuple[int, ...]) -> Float64Array:
     """Return the step at each entry."""
     steps = _checks.floats(step, "step")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.manifest import MANIFEST, Manifest
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
-from rmtspec.matrix.rounding import gaps
+from rmtspec.matrix.rounding import product_steps
 from rmtspec.runs.merge import Multiplied, dense_tensors, whole
 
 
@@ -30,12 +30,8 @@ class ProductTensor(StoredTensor):
         return whole(self.held, np.dtype(np.float64)).reshape(self.shape)
 
     def steps(self) -> NDArray[Any] | None:
-        """Return the width of uniform errors whose spectrum reaches beyond that of rounded factors.
-
-        Each factor adds about as much as rounding the product would, on fewer singular values.
-        """
-        dtype = named_dtype(self.factor_name)
-        return math.sqrt(6.0) * gaps(self._load().astype(np.float64), dtype)[0]
+        """Return how uniform errors would spread that are as large as those of the factors."""
+        return product_steps(self._load(), named_dtype(self.factor_name))
 
 
 def with_products(listed: Checkpoint) -> Checkpoint:

@@ -7,9 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from rmtspec.adapters.torch._layers.product_matrix import matrices_with_products
+from rmtspec.adapters.torch._layers.product_matrix import ProductMatrix, matrices_with_products
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix
-from rmtspec.adapting import Comparison
+from rmtspec.adapting import Comparison, product_steps
 from rmtspec.adapting import compare as compare_matrices
 
 
@@ -38,6 +38,13 @@ class DenseMatrix:
     def names(self) -> tuple[str, ...]:
         """All names that `include` and `exclude` may use."""
         return self.matrix.names
+
+    def rounding(self) -> tuple[str, NDArray[Any]] | None:
+        """Return the dtype of the factors, and the steps of their rounding; None for a weight."""
+        if not isinstance(self.matrix, ProductMatrix):
+            return None
+        array = self()
+        return str(array.dtype), product_steps(array, array.dtype)
 
     def __call__(self) -> NDArray[Any]:
         """Return the array."""
