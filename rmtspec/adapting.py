@@ -93,6 +93,6 @@ __all__ = [
     "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget", "leave_with",
     "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
     "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum", "product_steps",
-    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share", "stored_tensors",
-    "suffix_of", "truncate", "versions", "weighted_energies",
+    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share",
+    "stored_tensors", "suffix_of", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ __all__ = [
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
     "analyze", "apply_plan", "calibrate", "compare", "count_parameters", "from_pretrained",
-    "layer_dims", "load", "measure_costs", "merge", "noise_test", "plan", "prune", "quantize_factors",
-    "read_state_dict", "refit", "save", "shrink_singular_values", "trade_off", "weight_matrices",
+    "layer_dims", "load", "measure_costs", "merge", "noise_test", "plan", "prune",
+    "quantize_factors", "read_state_dict", "refit", "save", "shrink_singular_values", "trade_off",
+    "weight_matrices",
 ]  # fmt: skip

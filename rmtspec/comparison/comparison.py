@@ -221,7 +221,8 @@ def _rank(row: Mapping[str, Any]) -> str:
     if row["rank"] is None:
         return "-"
     low, high = row["rank_low"], row["rank_high"]
-    return str(row["rank"]) if row["rank_is_exact"] else f"{row['rank']} ({low} to {high})"
+    sure = row["rank_is_exact"] or row["change"] == Change.ROUNDING
+    return str(row["rank"]) if sure else f"{row['rank']} ({low} to {high})"
 
 
 def _drift(row: Mapping[str, Any], key: str) -> str:

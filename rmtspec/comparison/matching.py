@@ -72,7 +72,7 @@ def matched(
     for name, entry in before.items():
         twin = after.get(partner.get(name, ""))
         if twin is None:
-            skip(name, Why.ONLY_IN.words(place=places[0]))
+            skip(name, entry.reason or Why.ONLY_IN.words(place=places[0]))
         elif entry.reason or twin.reason:
             skip(name, entry.reason or twin.reason)
         elif not _fit(entry.sides, twin.sides):
@@ -80,9 +80,9 @@ def matched(
         else:
             couples[name] = Couple(entry, twin)
     used = set(partner.values())
-    for name in after:
+    for name, entry in after.items():
         if name not in used:
-            skip(name, Why.ONLY_IN.words(place=places[1]))
+            skip(name, entry.reason or Why.ONLY_IN.words(place=places[1]))
     return Matching(couples, skipped, renamed)
 
 

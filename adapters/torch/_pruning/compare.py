@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
@@ -43,12 +44,15 @@ class DenseMatrix:
         """Return the dtype of the factors, and the steps of their rounding; None for a weight."""
         if not isinstance(self.matrix, ProductMatrix):
             return None
-        array = self()
-        return str(array.dtype), product_steps(array, array.dtype)
+        dtype = self.matrix.factors()[0].dtype
+        return str(dtype), product_steps(self(), dtype)
 
     def __call__(self) -> NDArray[Any]:
-        """Return the array."""
-        return WeightMatrix.__call__(self.matrix)
+        """Return the array; a product in float64, as no rounding of it is in the model."""
+        if not isinstance(self.matrix, ProductMatrix):
+            return self.matrix()
+        outer, inner = (factor.astype(np.float64) for factor in self.matrix.factors())
+        return outer @ inner
 
 
 def compare(a: Any, b: Any, **options: Any) -> Comparison:

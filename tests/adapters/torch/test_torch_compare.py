@@ -45,6 +45,7 @@ def test_a_split_layer_stands_for_its_product(mnist_net):
     error = torch.linalg.norm(smaller[0].weight.detach() - weight) / torch.linalg.norm(weight)
     assert_allclose(row["relative_change"], float(error), rtol=1e-4)
     assert row["left_overlap"] > 0.999
+    assert row["reason"].startswith("684 of 784 singular values are components")
 
 
 def test_a_split_convolution_and_its_groups():
