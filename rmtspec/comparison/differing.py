@@ -18,9 +18,9 @@ from rmtspec.comparison.change import MatrixChange
 from rmtspec.comparison.matching import Couple
 from rmtspec.comparison.rounded import (
     ROUNDING,
+    Errors,
     beyond_rounding,
     is_recast,
-    squared_steps,
     within_rounding,
 )
 from rmtspec.comparison.sides import Entry
@@ -111,15 +111,10 @@ def _compared(options: ChangeOptions, couple: Couple) -> MatrixChange | Skipped:
             couple=couple, state=Change.UNCHANGED, norms=(norm, norm, 0.0), dtypes=dtypes
         )
     delta = difference(old, new)
-    known = [squared_steps(entry, array) for entry, array in ((before, old), (after, new))]
-    squares = sum((each for each, _ in known if each is not None), np.zeros(delta.shape))
-    well = all(sure for _, sure in known)
-    del known
+    errors = Errors.of(before, old) + Errors.of(after, new)
     spec = spectrum(delta)
     recast = old.dtype != new.dtype and (is_recast(old, new) or within_rounding(old, new, delta))
-    beyond = None if recast else beyond_rounding(spec, np.sqrt(squares), well)
-    rounding = float(squares.mean()) / 12.0
-    del squares
+    beyond = None if recast else beyond_rounding(spec, errors)
     if recast:
         report = _analysed(options, couple, spec)
     elif beyond is not None:
@@ -128,10 +123,10 @@ def _compared(options: ChangeOptions, couple: Couple) -> MatrixChange | Skipped:
         report = dataclasses.replace(report, noise=dataclasses.replace(report.noise, settled=left))
     else:
         report = _analysed(options, couple, delta, spec)
-    small = beyond is not None or _left(report, delta.size) <= ROUNDING * rounding
+    small = beyond is not None or _left(report, delta.size) <= ROUNDING * errors.variance
     made = MatrixChange(
         couple=couple, state=Change.CANNOT_TELL, change=report, dtypes=dtypes,
-        rounding_variance=rounding, bulk_is_rounding=recast or small,
+        rounding_variance=errors.variance, bulk_is_rounding=recast or small,
     )  # fmt: skip
     made = dataclasses.replace(made, state=Change.ROUNDING if recast else _state(made))
     return _with_sides(options, made, (old, new), functools.partial(leading_vectors, delta))

@@ -78,6 +78,17 @@ def test_a_little_noise_is_not_taken_for_a_rank(scale):
     assert row["change"] in ("noise", "rounding", "low rank and noise")
 
 
+def test_noise_beside_a_strong_change_is_not_rounding():
+    before = base((300, 200)).astype("float32")
+    rng = np.random.default_rng(5)
+    step = float(np.abs(np.spacing(before)).mean()) / 12**0.5
+    noise = 6 * step * rng.standard_normal((300, 200))
+    after = (before + low_rank(3, 0.1, shape=(300, 200)) + noise).astype("float32")
+    row = rmtspec.compare(before, after).rows[0]
+    assert (row["change"], row["rank"]) == ("low rank and noise", 3)
+    assert not row["bulk_is_rounding"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn"])
 def test_rounding_is_told_from_a_change(dtype):
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))

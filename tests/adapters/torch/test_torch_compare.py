@@ -77,3 +77,27 @@ def test_wrong_models():
         rt.compare(net(), None)
     with pytest.raises(InvalidTypeError, match=r"DataParallel"):
         rt.compare(net(), nn.DataParallel(net()))
+
+
+def test_a_folder_of_peft_is_what_peft_merges(tmp_path, needs_packages):
+    needs_packages("peft")
+    import peft
+
+    base = nn.Sequential(nn.Linear(60, 90), nn.ReLU(), nn.Linear(90, 40))
+    torch.manual_seed(1)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    config = peft.LoraConfig(r=6, lora_alpha=12, target_modules=["0", "2"], use_rslora=True)
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    by_factors = rt.compare(base, tmp_path / "adapter")
+    merged = rt.compare(base, model.merge_and_unload())
+    assert len(by_factors) == len(merged) == 2
+    for row, other in zip(by_factors, merged, strict=True):
+        assert row["change"] == other["change"] == "low rank"
+        assert row["rank"] == other["rank"] == row["adapter_rank"] == 6
+        for key in ("relative_change", "effective_rank", "bulk_edge_after", "norm_after"):
+            assert_allclose(row[key], other[key], rtol=1e-4)
