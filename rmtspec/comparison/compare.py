@@ -117,7 +117,7 @@ def compare(
     --------
     >>> import rmtspec
     >>> base = rmtspec.ensembles.spiked(400, 300, [4, 9], rng=0)
-    >>> change = rmtspec.ensembles.spiked(400, 300, [3, 3, 3], variance=1e-4, rng=1)
+    >>> change = rmtspec.ensembles.spiked(400, 300, [3, 3, 3], variance=1e-4, rng=2)
     >>> done = rmtspec.compare({"fc": base}, {"fc": base + change})
     >>> done.row("fc")["change"], done.row("fc")["rank"]
     ('low rank and noise', 3)

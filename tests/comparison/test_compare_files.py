@@ -229,6 +229,12 @@ def test_a_file_that_is_rewritten_meanwhile(tmp_path):
     with pytest.raises((FileError, InvalidValueError), match=r"changed|rewritten"):
         rmtspec.compare(listed, paths[1])
 
+    def rewrite(done, total, name):
+        write_safetensors(paths[1], {"fc.weight": planted(seed=5), "more.weight": planted()})
+
+    with pytest.raises(FileError, match="was rewritten while"):
+        rmtspec.compare(*paths, progress=rewrite)
+
 
 def test_a_model_is_sent_elsewhere():
     torch = pytest.importorskip("torch")
