@@ -27,6 +27,7 @@ from rmtspec.comparison.sides import Entry
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.eigenvalues import check_finite
 from rmtspec.matrix.noise import noise_of
+from rmtspec.matrix.noise_fit import LAW_LEVEL, Bulk
 from rmtspec.matrix.product import product_spectrum
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.matrix.subspaces import (
@@ -204,6 +205,8 @@ def _analysed(
             return report
     model = "auto" if options.noise == SCREENED else options.noise
     noise = noise_of(delta, model, options.beta, options.rng)
+    if noise.settled or noise.law_pvalue >= LAW_LEVEL:  # 19 spectra would tell nothing more
+        noise = dataclasses.replace(noise, bulk=Bulk.tested(None))
     noise.bulk_pvalue  # noqa: B018  made now, so that the entries need not be kept
     asked = AnalysisOptions(noise=model, **common)
     return report_on(spec, name, kind, asked, known=(noise, None))

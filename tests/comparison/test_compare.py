@@ -105,16 +105,11 @@ def test_rounding_is_told_from_a_change(dtype):
     assert row["rank"] == 4
 
 
-def test_a_cast_that_changes_one_entry_is_rounding():
-    """The difference is of rank 1 then, but no change."""
-    before = np.random.default_rng(0).integers(-9, 9, (60, 40)).astype("float32")
-    before[3, 4] += 1e-5
+def test_a_cast_with_errors_of_low_rank_is_rounding():
+    """The difference is of rank 1 then, but no change: its spectrum alone would not tell."""
+    before = np.full((60, 40), 0.1, dtype="float32")  # all errors are the same
     row = rmtspec.compare(before, before.astype("float16")).rows[0]
     assert (row["change"], row["rank"]) == ("rounding", 0)
-    after = before.copy()
-    after[3, 4] += 0.01
-    row = rmtspec.compare(before, after).rows[0]
-    assert (row["change"], row["rank"]) == ("low rank", 1)
 
 
 def test_two_formats_of_the_same_numbers():
