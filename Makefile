@@ -8,12 +8,13 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint pins audit bench bench-truth bench-checkpoint bench-compression docs build clean
+.PHONY: help demo test test-all browser fuzz lint pins audit bench bench-truth bench-checkpoint bench-compression docs build clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
 	@echo "make test      install, then run the tests (without the slow ones)"
 	@echo "make test-all  all tests"
+	@echo "make browser   the HTML reports in headless Chromium, which must be installed"
 	@echo "make fuzz      damaged files of every format, EXAMPLES=$(EXAMPLES) of each; an hour"
 	@echo "make lint      style, types, layer contract"
 	@echo "make pins      the hashes of what requirements/*.in pin; make audit: what is known against it"
@@ -57,7 +58,7 @@ demo: $(VENV)/.demo
 	$(ONE_THREAD) $(BIN)/rmtspec demo --out rmtspec-demo
 
 test: $(VENV)/.test
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not browser" -n 2 --dist worksteal
 	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "kernels and not slow"
 
@@ -65,6 +66,9 @@ test-all: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules rmtspec
 	$(ONE_THREAD) NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernels
+
+browser: $(VENV)/.test
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/browser
 
 # 100,000 of each take about an hour on one core.
 EXAMPLES ?= 100000

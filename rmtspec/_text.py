@@ -1,6 +1,7 @@
-"""Text for people: aligned lines, counts of what was skipped, text that is safe on a terminal."""
+"""Text for people: aligned lines, tables of notebooks, text that is safe on a terminal."""
 
 import difflib
+import html
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +16,50 @@ def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
     width = max(len(name) for name, _ in shown)
     lines = [title, *(f"  {name:<{width}}  {value}" for name, value in shown)]
     return "\n".join(map(printable, lines))
+
+
+class Readable:
+    """A result whose `repr` is that of `aligned`; notebooks show it as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        title, *lines = repr(self).splitlines()
+        pairs = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines]
+        return html_table(title, (), [pair if len(pair) == 2 else ["", *pair] for pair in pairs])
+
+
+def html_table(
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    notes: Iterable[str] = (),
+    most: int = 1000,
+) -> str:
+    """Return a table for a notebook, in the colours of its theme; the first cell of a row names it.
+
+    At most `most` lines are shown, and it is said how many are not.
+    """
+    left = "text-align: left; vertical-align: top"
+    head = "".join(f'<th scope="col" style="{left}">{_safe(cell)}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row" style="{left}">{_safe(first)}</th>'
+        + "".join(f'<td style="{left}">{_safe(cell)}</td>' for cell in cells)
+        + "</tr>"
+        for first, *cells in lines[:most]
+    )
+    more = [f"{len(lines) - most:,} more rows are not shown."] if len(lines) > most else []
+    below = "".join(f"<p>{_safe(note.strip())}</p>" for note in (*notes, *more))
+    return (
+        f'<div style="overflow-x: auto"><table><caption style="{left}">{_safe(title)}</caption>'
+        f"{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>{below}"
+        "</div>"
+    )
+
+
+def _safe(words: str) -> str:
+    return html.escape(printable(words))
 
 
 def text(value: Any) -> str:

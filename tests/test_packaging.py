@@ -48,9 +48,14 @@ def test_data_files_are_package_data():
         "rmtspec/checkpoint/fused.toml",
         "rmtspec/comparison/comparison_template.html",
         "rmtspec/report/trade_off_template.html",
+        "rmtspec/report/page/LICENSES.txt",
+        "rmtspec/report/page/d3.min.js",
+        "rmtspec/report/page/plot.umd.min.js",
+        "rmtspec/report/page/report.css",
+        "rmtspec/report/page/report.html",
+        "rmtspec/report/page/report.js",
         "rmtspec/laws/_fit_statistic_table.npz",
         "rmtspec/laws/_tracy_widom_table.npz",
-        "rmtspec/report/report_template.html",
     }
 
 

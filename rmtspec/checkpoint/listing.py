@@ -10,7 +10,7 @@ from typing import Any
 from rmtspec._files.reading import bounded_json
 from rmtspec._files.writing import cause
 from rmtspec._frameworks import SUFFIXES, reader_of, suffix_of
-from rmtspec._text import aligned, natural
+from rmtspec._text import Readable, aligned, natural
 from rmtspec.checkpoint.flax_reader import flax_tensors
 from rmtspec.checkpoint.gguf_reader import gguf_tensors
 from rmtspec.checkpoint.grouping import group
@@ -33,7 +33,7 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Checkpoint:
+class Checkpoint(Readable):
     """The matrices of a file or folder, not yet loaded; iterating gives (name, matrix) pairs.
 
     Attributes

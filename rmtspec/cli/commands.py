@@ -16,6 +16,8 @@ from click.core import ParameterSource
 from rmtspec import __version__
 from rmtspec._text import counted, printable
 from rmtspec.cli import compare_command, graph_files, lora_commands
+from rmtspec.cli.completion import completion
+from rmtspec.cli.display import display_options
 from rmtspec.cli.memory import return_freed_memory
 from rmtspec.cli.output import after, complete, say, say_lines
 from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
@@ -98,6 +100,7 @@ def main() -> None:
 @_include
 @_exclude
 @_key
+@display_options
 def analyze(
     paths: tuple[Path, ...], out: Path | None, force: bool, journal: Path | None, dry_run: bool,
     n_jobs: int,
@@ -200,6 +203,7 @@ def analyze(
 @click.option("--report", "report_file", type=_PATH, help=_REPORT_HELP.format("plan"))
 @force_option
 @_key
+@display_options
 def prune(
     path: Path, out: Path | None, key: str | None, ranks: tuple[str, ...], plan: Path | None,
     dry_run: bool, threads: int | None, report_file: Path | None, force: bool,
@@ -331,6 +335,7 @@ def merge(folder: Path, out: Path) -> None:
 main.add_command(compare_command.compare)
 main.add_command(lora_commands.extract_lora)
 main.add_command(lora_commands.resize_lora)
+main.add_command(completion)
 
 
 @main.command()

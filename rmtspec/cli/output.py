@@ -4,7 +4,7 @@ import contextlib
 import errno
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -20,8 +20,14 @@ def spell_out() -> None:
 
 
 def say(words: str = "", *, err: bool = False) -> None:
-    """Print one line, its control characters spelled out; everything is printed by this."""
+    """Print one line, its control characters spelled out; what has no style goes here."""
     click.echo(printable(words), err=err)
+
+
+def say_styled(lines: Iterable[str]) -> None:
+    """Print lines whose texts are `printable` and which have the escapes of a style besides."""
+    for line in lines:
+        click.echo(line)
 
 
 def say_lines(words: str = "") -> None:

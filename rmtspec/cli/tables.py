@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rmtspec._text import counted, grouped, printable
-from rmtspec.cli.output import say
+from rmtspec.cli.display import display
+from rmtspec.cli.output import say, say_styled
 from rmtspec.cli.progress import duration
+from rmtspec.cli.terminal import terminal_lines
 from rmtspec.cli.wording import spoken
 
 if TYPE_CHECKING:
@@ -15,21 +17,44 @@ if TYPE_CHECKING:
 
 
 def show(report: "Report") -> None:
-    """Print the table of a report, the share of parameters kept, and what was skipped."""
-    header, lines = report.cells()
-    lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
-    table(header, lines, numeric=("spikes", "components", "rank", "kept"))
+    """Print the table of a report, the share of parameters kept, and what was skipped.
+
+    Rows and columns are those that `Display` asks for; the totals are those of the whole report.
+    """
+    asked = display()
+    if not asked.quiet:
+        shown = asked.of(report)
+        _show_rows(shown, all_columns=asked.verbose or not sys.stdout.isatty())
+        if len(shown) < len(report):
+            say(f"{len(shown)} of {len(report)} shown (--filter {asked.filter})")
     say(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
     if words := report.unsafe():
         say(spoken(words))
+    if asked.quiet:
+        return
     for reason, names in grouped(report.skipped):
         say(f"skipped {names}: {spoken(reason)}")
+
+
+def _show_rows(report: "Report", *, all_columns: bool) -> None:
+    if not report.rows:
+        return
+    if all_columns:
+        header, lines = report.cells()
+        lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
+        table(header, lines, numeric=("spikes", "components", "rank", "kept"))
+        return
+    say_styled(terminal_lines(report))
+    say()
+    reasons = [{"name": r["name"], "reason": r["reason"]} for r in report.rows if r["reason"]]
+    for reason, names in grouped(reasons):
+        say(f"{spoken(reason)}: {names}")
 
 
 def table(
     header: Sequence[str], lines: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
 ) -> None:
-    """Print a table, at full width unless it goes to a terminal."""
+    """Print a table: on a terminal as wide as this is, elsewhere as wide as its cells."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -44,8 +69,7 @@ def table(
         shown.add_row(*(Text(printable(cell)) for cell in line))
     with console.capture() as text:  # rich would end the program where a pipe is closed
         console.print(shown)
-    for line in text.get().splitlines():
-        say(line)
+    say_styled(text.get().splitlines())
 
 
 def show_costs(costs: "DryRun", other: "DryRun") -> None:

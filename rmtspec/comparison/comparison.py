@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import counted, grouped, nearest, printable, text
+from rmtspec._text import counted, grouped, html_table, nearest, printable, text
 from rmtspec.comparison.change import MatrixChange
 from rmtspec.comparison.columns import COLUMNS
 from rmtspec.errors import InvalidValueError
@@ -179,6 +179,12 @@ class Comparison:
             lines.append(f"  ... {len(cells) - _SHOWN} more; `rows` and to_pandas() have all")
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header, cells = self.cells()
+        notes = [f"Skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
+        title = f"Comparison: {self.summary()}"
+        return html_table(title, header, cells, notes=[*self.remarks(), *notes], most=_SHOWN)
 
     def remarks(self) -> list[str]:
         """Return what to know about the whole, in words: the note, and how names were matched."""

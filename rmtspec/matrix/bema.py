@@ -12,7 +12,7 @@ from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec._records import plain
-from rmtspec._text import aligned, counted
+from rmtspec._text import Readable, aligned, counted
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.laws.marchenko_pastur import VARIANCES, MarchenkoPastur
 from rmtspec.laws.tracy_widom import upper_quantile
@@ -31,7 +31,7 @@ _MAX_ITERATIONS = 100
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class BulkFit:
+class BulkFit(Readable):
     """Result of BEMA: the law of the noise, its edges, and the eigenvalues beyond it.
 
     Everything is in the units of the spectrum, s^2 / n. If nothing could be fitted, the numbers

@@ -9,7 +9,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import InvalidTypeError
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
@@ -25,7 +25,7 @@ WHAT_IS_COUNTED = (
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Components:
+class Components(Readable):
     """The leading components of a matrix as they are without the noise.
 
     All arrays have shape (n_components,), strongest first. A component that does not stand beyond

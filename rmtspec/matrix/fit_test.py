@@ -6,7 +6,7 @@ from typing import Any
 
 from rmtspec import _checks
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.laws.fit_statistic import FitStatisticNull
 from rmtspec.matrix.bema import BulkFit
@@ -15,7 +15,7 @@ from rmtspec.matrix.window import statistic
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class FitTest:
+class FitTest(Readable):
     """Result of the fit test.
 
     Attributes

@@ -10,7 +10,7 @@ from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import largest_gap, scale_through_origin
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.laws.gamma_bulk import GammaMarchenkoPastur
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # of log(shape)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class GammaFit:
+class GammaFit(Readable):
     """Result of `fit_gamma`: how far the variances of the columns spread, as a bulk shows it.
 
     A description of the bulk. It counts nothing, since it takes weak signal for differences in

@@ -9,7 +9,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned, counted
+from rmtspec._text import Readable, aligned, counted
 from rmtspec.errors import InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.laws.tracy_widom import upper_quantile
@@ -20,7 +20,7 @@ from rmtspec.terms import Why
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class LowerEnd:
+class LowerEnd(Readable):
     """Result of `below_bulk`: the eigenvalues below the noise, without the numerically zero ones.
 
     Everything is in the units of the spectrum, s^2 / n. Without a law, or without a lower edge, the

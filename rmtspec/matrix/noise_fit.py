@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned, listed
+from rmtspec._text import Readable, aligned, listed
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.matrix.flip_test import FlipTest, flip_test
 from rmtspec.matrix.spectrum import Spectrum
@@ -56,7 +56,7 @@ class Bulk:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class NoiseFit:
+class NoiseFit(Readable):
     """Result of `rmtspec.fit_noise`: components, and what the rest is.
 
     The count is of separable components. Those weaker than about 1.5 times the detection limit,

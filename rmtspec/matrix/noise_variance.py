@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import InvalidOptionError
 from rmtspec.matrix.residual_sums import residual_sums
 from rmtspec.matrix.spiked_model import residual_variance
@@ -22,7 +22,7 @@ _LEAST_BULK = 16
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class NoiseVariance:
+class NoiseVariance(Readable):
     """Variance of the noise and edge of the bulk, each with an interval.
 
     Where no noise is left, the numbers are nan and `reason` says why.

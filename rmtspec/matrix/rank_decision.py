@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.matrix.rules.options import BULK_RULES
 
 _NAN: Any = math.nan  # the value of a whole number that there is not
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class RankDecision:
+class RankDecision(Readable):
     """How many singular values to keep; it can be used as an integer (``split(W, decision)``).
 
     Attributes

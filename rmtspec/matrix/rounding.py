@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import (
     InvalidOptionError,
     InvalidOptionTypeError,
@@ -32,7 +32,7 @@ _GRAM_SUFFICES = 1e-5
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class RoundingNoise:
+class RoundingNoise(Readable):
     """Result of `rounding_noise`: the noise that rounding added, and what lies below it.
 
     Attributes

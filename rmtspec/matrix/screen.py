@@ -88,5 +88,5 @@ def _expected(
     signal = 2.0 * float(np.square(shares).sum())
     mixed = 4.0 * float(shares.sum())
     total = signal + mixed + length * max(kurtosis - 1.0, 0.0)
-    fourth = 2.0 + 48.0 * float(np.sum(shares**4)) / total**2 if total else 2.0
+    fourth = 2.0 + 48.0 * float(np.sum((shares**2 / total) ** 2)) if total else 2.0
     return total, total * math.sqrt(fourth / count)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from rmtspec import _checks
 from rmtspec._arrays import as_array
 from rmtspec._checks import Float64Array
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import (
     InvalidOptionError,
     InvalidOptionTypeError,
@@ -28,7 +28,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
-class Spectrum:
+class Spectrum(Readable):
     """Eigenvalues s^2 / n of a matrix, ascending, where s are its singular values.
 
     `spectrum` computes one from a matrix; the constructor takes eigenvalues that are known already.

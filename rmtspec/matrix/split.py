@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.matrix.eigenvalues import blocks, gram_matrix
 from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.shrinkage import check_rank, check_shrink, noise_shape, shrunk
@@ -26,7 +26,7 @@ _PLAIN_ENERGY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class SplitFactors:
+class SplitFactors(Readable):
     """Two factors whose product ``outer @ inner`` approximates the matrix.
 
     Attributes

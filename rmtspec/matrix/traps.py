@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.matrix.bema import BulkFit, bema
 from rmtspec.matrix.eigenvalues import check_finite
 from rmtspec.matrix.spectrum import spectrum
@@ -19,7 +19,7 @@ _SHOWN = 5  # entries in the repr
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Traps:
+class Traps(Readable):
     """Result of `correlation_traps`: the spikes that a matrix keeps when its entries are shuffled.
 
     Attributes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec._files.writing import PathLike, file_target, finished_file
-from rmtspec._text import aligned, counted
+from rmtspec._text import Readable, aligned, counted
 from rmtspec.checkpoint.safetensors_reader import stored_metadata, stored_tensors
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype, write_safetensors
 from rmtspec.checkpoint.stored import MappedTensor
@@ -54,7 +54,7 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
-class Calibration:
+class Calibration(Readable):
     """Second moments of the inputs of a model's layers, and of the loss's gradients at its outputs.
 
     Made by an adapter (`rmtspec.adapters.torch.calibrate`), saved, loaded, and used for any number

@@ -11,7 +11,7 @@ from rmtspec._checks import Float64Array
 from rmtspec._files.reading import read_json
 from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.terms import Form
 
@@ -46,7 +46,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Costs:
+class Costs(Readable):
     """A table of costs by shape, measured on one machine: from `measure_costs` of an adapter.
 
     Attributes

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtspec._records import plain, versions
-from rmtspec._text import grouped
+from rmtspec._text import grouped, html_table
 from rmtspec.errors import (
     InvalidOptionTypeError,
     InvalidTypeError,
@@ -105,6 +105,11 @@ class RuleComparison:
             lines.append("  " + "  ".join(padded).rstrip())
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        title = repr(self).splitlines()[0]
+        notes = [f"Skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
+        return html_table(title, _HEADER, [_cells(row) for row in self.rows], notes=notes)
 
 
 #: The columns that are set to the right.

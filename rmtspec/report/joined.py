@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from rmtspec.report.matrix_report import MatrixReport
 from rmtspec.report.report import Report
@@ -24,6 +25,10 @@ def joined(reports: Mapping[str, Report]) -> Report:
         for name, matrix in report.matrices.items():
             full = named(label, name)
             matrices[full] = dataclasses.replace(matrix, name=full)
+    source: dict[str, Any] = {"name": ", ".join(reports)}
+    for key in ("parameters", "bytes"):
+        if all(key in report.source for report in reports.values()):
+            source[key] = sum(report.source[key] for report in reports.values())
     if all(report.totals for report in reports.values()):
         totals = {
             name: sum(report.totals[name] for report in reports.values()) for name in first.totals
@@ -40,4 +45,5 @@ def joined(reports: Mapping[str, Report]) -> Report:
             for entry in report.skipped
         ],
         settings=first.settings, versions=first.versions, matrices=matrices, totals=totals,
+        source=source,
     )  # fmt: skip

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtspec import _checks
-from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._files.writing import PathLike
+from rmtspec._records import plain, versions
+from rmtspec._text import Readable, aligned
 from rmtspec.errors import InvalidTypeError
 from rmtspec.matrix.bema import BulkFit, bema
 from rmtspec.matrix.components import Components, components
@@ -38,7 +39,7 @@ _FITS = {"plain": "plain fit", "refined": "refined fit", "refused": "plain fit, 
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class MatrixReport:
+class MatrixReport(Readable):
     """The results for one matrix.
 
     Attributes
@@ -110,6 +111,13 @@ class MatrixReport:
     def to_dict(self) -> dict[str, Any]:
         """Return one flat JSON-ready row (nan as None), the row of a `Report`."""
         return {column: plain(value(self)) for column, value in COLUMNS.items()}
+
+    def to_html(self, path: PathLike | None = None) -> str:
+        """Return one self-contained HTML page on the matrix; write it to `path` if given."""
+        from rmtspec.report.report import Report
+
+        alone = Report([self.to_dict()], [], {}, versions=versions(), matrices={self.name: self})
+        return alone.to_html(path)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the spectrum with the fitted law: see `rmtspec.plot.plot_esd`."""

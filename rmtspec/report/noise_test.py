@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
-from rmtspec._text import grouped, printable
+from rmtspec._text import grouped, html_table, printable
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.noise import fit_noise
 from rmtspec.terms import Need, Why
@@ -156,7 +156,7 @@ class NoiseTest:
             f"{title} skipped; the unchanged model has {self.baseline:.6g}, "
             f"a loss of {self.tolerance:.3g} is tolerated"
         ]
-        header = ["name", "size", "components", "flipped", "change", "95 %", "verdict"]
+        header = list(_HEADER)
         cells = [_cells(row) for row in self.rows[:_SHOWN]]
         if self.together is not None:
             cells.append(_cells(self.together))
@@ -168,6 +168,15 @@ class NoiseTest:
             lines.append(f"  ... {len(self.rows) - _SHOWN} more; `rows` has all")
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = self.rows if self.together is None else [*self.rows, self.together]
+        notes = [f"Skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
+        title = repr(self).splitlines()[0]
+        return html_table(title, _HEADER, [_cells(row) for row in rows], notes=notes)
+
+
+_HEADER = ("name", "size", "components", "flipped", "change", "95 %", "verdict")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ from rmtspec.errors import FileError
 from rmtspec.report.report import SCHEMA, check_suffix
 
 #: How a report in CSV begins, and what the head of one in HTML holds.
-_CSV, _HTML = b"name,kind,rows,columns,", b"<title>rmtspec "
+_CSV = b"name,kind,rows,columns,"
+_HTML = b'<meta name="generator" content="rmtspec ', b"<title>rmtspec report</title>"
 _HEAD = 2**12
 
 
@@ -55,7 +56,7 @@ def is_report(path: PathLike) -> bool:
             head = stream.read(_HEAD)
     except OSError:
         return False
-    return not head or head.startswith(_CSV) or _HTML in head
+    return not head or head.startswith(_CSV) or any(mark in head for mark in _HTML)
 
 
 def _belongs(target: Path, source: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
-from rmtspec._text import aligned
+from rmtspec._text import Readable, aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Refit:
+class Refit(Readable):
     """What `refit` of an adapter did.
 
     Attributes

@@ -1,19 +1,23 @@
 """The report on many matrices, and its table, files and pages."""
 
 import csv
+import dataclasses
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rmtspec._files.reading import read_json
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import counted, grouped, nearest, printable, text
+from rmtspec._text import counted, grouped, html_table, nearest
 from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.report.cells import row_cells, share_of
+from rmtspec.report.chosen import ordered, test_of
 from rmtspec.report.frame import data_frame
+from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
 from rmtspec.report.rows import as_text, columns_of, wrong_in_report
 from rmtspec.terms import Verdict
@@ -37,7 +41,8 @@ class Report:
     ----------
     rows : list of dict
         One flat JSON-ready row per matrix, in the order given (`MatrixReport.to_dict`); None
-        stands for a number that could not be computed, and the row's "reason" says why.
+        stands for a number that could not be computed, and the row's "reason" says why. The report
+        iterates over them; ``report["fc1"]``, ``report[0]`` and ``report[2:5]`` give one or some.
     skipped : list of dict
         "name" and "reason" of each matrix that could not be analysed at all.
     settings : dict
@@ -49,6 +54,9 @@ class Report:
     totals : dict of str to int
         Sizes of the whole model before and after, if an adapter knows it: "parameters_before",
         "parameters_after", "bytes_before", "bytes_after"; otherwise empty.
+    source : dict
+        What was analysed, as far as it is known: "name" of the file, folder or model, "parameters"
+        and "bytes" of all its tensors, and the "fingerprint" of a checkpoint.
     """
 
     rows: list[dict[str, Any]]
@@ -57,6 +65,7 @@ class Report:
     versions: dict[str, str]
     matrices: dict[str, MatrixReport]
     totals: dict[str, int] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, path: PathLike) -> Self:
@@ -88,6 +97,7 @@ class Report:
         return cls(
             content["rows"], content["skipped"], content["settings"],
             versions=content["versions"], matrices={}, totals=content.get("totals", {}),
+            source=content.get("source", {}),
         )  # fmt: skip
 
     def row(self, name: str) -> dict[str, Any]:
@@ -104,6 +114,59 @@ class Report:
         hint = nearest(name, (row["name"] for row in self.rows))
         raise InvalidValueError(f"No row is named {name!r}; there are {len(self.rows)}.{hint}")
 
+    def sort(self, by: str, *, descending: bool = False) -> "Report":
+        """Return the report with its rows in another order.
+
+        Parameters
+        ----------
+        by : str
+            A key of the rows ("n_spikes"), or a title of the short table ("spikes", "size",
+            "kept"). Names sort by the numbers in them, layers.2 before layers.10.
+        descending : bool
+            The largest first. Rows without a value come last in either order.
+
+        Raises
+        ------
+        InvalidOptionError
+            The rows have no such key.
+        """
+        return self._of(ordered(self.rows, by, descending))
+
+    def filter(
+        self, where: "str | re.Pattern[str] | Callable[[dict[str, Any]], object]"
+    ) -> "Report":
+        """Return the report on some of its matrices.
+
+        Parameters
+        ----------
+        where : str, pattern or callable
+            A regular expression to be found in the name, kind, verdict or action of a row, or a
+            function of a row.
+
+        Raises
+        ------
+        InvalidOptionError, InvalidOptionTypeError
+            `where` is neither.
+
+        Examples
+        --------
+        >>> import rmtspec
+        >>> noise = rmtspec.ensembles.wishart(200, 100, rng=1)
+        >>> report = rmtspec.analyze_many({"fc1": noise, "fc2": noise, "conv": noise})
+        >>> [row["name"] for row in report.filter("^fc").sort("name", descending=True)]
+        ['fc2', 'fc1']
+        """
+        fits = test_of(where)
+        return self._of([row for row in self.rows if fits(row)])
+
+    def _of(self, rows: list[dict[str, Any]]) -> "Report":
+        """Return a report on these of its rows; that of a plan is no plan."""
+        matrices = {r["name"]: self.matrices[r["name"]] for r in rows if r["name"] in self.matrices}
+        settings, versions, source = self.settings, self.versions, self.source
+        return Report(
+            rows, self.skipped, settings, versions=versions, matrices=matrices, source=source
+        )
+
     @property
     def parameters_before(self) -> int:
         """Number of entries of all matrices in `rows`."""
@@ -119,10 +182,10 @@ class Report:
         return sum(self._after(row) for row in self.rows)
 
     def _after(self, row: dict[str, Any]) -> int:
-        return int(row["parameters_after" if self._passes(row) else "parameters_before"])
+        return int(row["parameters_after" if self.passes(row) else "parameters_before"])
 
-    def _passes(self, row: dict[str, Any]) -> bool:
-        """Tell whether what a row would save may be counted."""
+    def passes(self, row: dict[str, Any]) -> bool:
+        """Tell whether what a row would save is counted: see `parameters_after`."""
         if "action" in row:
             return True
         if not row["reliable"]:
@@ -138,7 +201,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the content of `to_json`."""
-        keys = ["rows", "skipped", "settings", "versions", *(["totals"] if self.totals else [])]
+        known = [key for key in ("totals", "source") if getattr(self, key)]
+        keys = ["rows", "skipped", "settings", "versions", *known]
         return {"schema": SCHEMA, **{key: plain(getattr(self, key)) for key in keys}}
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -149,7 +213,7 @@ class Report:
         MissingDependencyError
             pandas is not installed.
         """
-        return data_frame(self.rows, self._columns())
+        return data_frame(self.rows, self.columns())
 
     def to_csv(self, path: PathLike | None = None) -> str:
         """Return the rows as CSV with a header, missing numbers empty; write it to `path` if given.
@@ -158,7 +222,7 @@ class Report:
         take for a formula, because it begins with =, +, - or @, gets an apostrophe before it.
         """
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, self._columns(), lineterminator="\n")
+        writer = csv.DictWriter(stream, self.columns(), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: as_text(value) for key, value in row.items()} for row in self.rows)
         return _written(stream.getvalue(), path)
@@ -166,30 +230,25 @@ class Report:
     def to_json(self, path: PathLike | None = None) -> str:
         """Return the report as JSON, missing numbers as null; write it to `path` if given.
 
-        The keys are schema (1), rows, skipped, settings and versions, and totals if known.
+        The keys are schema (1), rows, skipped, settings and versions, and totals and source if
+        known.
         """
         return json_text(self.to_dict(), path)
 
     def to_html(self, path: PathLike | None = None) -> str:
-        """Return the report as one self-contained HTML page; write it to `path` if given."""
-        from jinja2 import Environment, StrictUndefined
+        """Return the report as one self-contained HTML page; write it to `path` if given.
 
-        file = resources.files("rmtspec.report").joinpath("report_template.html")
-        environment = Environment(autoescape=True, undefined=StrictUndefined)
-        page = environment.from_string(file.read_text("utf-8"))
-        header, cells = self.cells()
-        columns = self._columns()
-        numbers = [
-            ["" if (value := row.get(key)) is None else text(value) for key in columns]
-            for row in self.rows
-        ]
-        content = page.render(
-            header=header, cells=cells, columns=columns, numbers=numbers, skipped=self.skipped,
-            settings=self.settings, versions=self.versions, kept=self.kept(), unsafe=self.unsafe(),
-            n_split=sum(row["saves"] and self._passes(row) for row in self.rows),
-            n_noise_like=sum(row.get("verdict") == Verdict.NOISE_LIKE for row in self.rows),
-        )  # fmt: skip
-        return _written(content, path)
+        The page asks nothing of any network. It shows the spectrum of each matrix in `matrices`, so
+        a report read from JSON has a page without them.
+        """
+        from rmtspec.report.page.page import report_page
+
+        return _written(report_page(self), path)
+
+    def to_markdown(self, path: PathLike | None = None) -> str:
+        """Return the short table in Markdown; write it to `path` if given."""
+        head, lines = markdown_lines(*self.cells())
+        return _written("\n".join([head, *lines, ""]), path)
 
     def save(self, path: PathLike) -> Path:
         """Write the report in the format given by the suffix of `path`, and return the path.
@@ -218,7 +277,7 @@ class Report:
         after = self.totals.get("parameters_after", self.parameters_after)
         whole = f"the model's {before:,}" if self.totals else f"{before:,}"
         words = f"{after:,} of {whole} parameters kept ({share_of(after, before)})"
-        failing = [row for row in self.rows if row["reliable"] and not self._passes(row)]
+        failing = [row for row in self.rows if row["reliable"] and not self.passes(row)]
         more = sum(row["parameters_before"] - row["parameters_after"] for row in failing)
         if more and not self.totals:
             count = sum(row["saves"] for row in failing)
@@ -252,6 +311,25 @@ class Report:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __contains__(self, name: object) -> bool:
+        return any(row["name"] == name for row in self.rows)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """Return the row of that name or number, or a report on a slice of the rows."""
+        if isinstance(key, str):
+            return self.row(key)
+        return self._of(self.rows[key]) if isinstance(key, slice) else self.rows[key]
+
+    def _repr_html_(self) -> str:
+        header, cells = self.cells()
+        title, *notes = repr(dataclasses.replace(self, rows=[], matrices={})).splitlines()
+        if self.rows:
+            title = f"{len(self.rows)} analysed, {len(self.skipped)} skipped, {self.kept()}"
+        return html_table(title, header, cells, notes=notes, most=_SHOWN)
+
     def __repr__(self) -> str:
         title = f"Report: {len(self.rows)} analysed, {len(self.skipped)} skipped"
         lines = [f"{title}, {self.kept()}" if self.rows else title]
@@ -269,7 +347,7 @@ class Report:
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
         return "\n".join(lines)
 
-    def _columns(self) -> list[str]:
+    def columns(self) -> list[str]:
         """Return the keys of the rows; those that are not columns of every report go last."""
         return columns_of(self.rows, COLUMNS) if self.rows else list(COLUMNS)
 
@@ -289,54 +367,3 @@ def _written(content: str, path: PathLike | None) -> str:
     if path is not None:
         write_atomically(path, content)
     return content
-
-
-def row_cells(row: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a row by title; `components` is empty where the spikes are these."""
-    fitted = row["variance"] is not None
-    before, after = row["parameters_before"], row["parameters_after"]
-    count = row.get("n_components")
-    shown = "-" if count is None else str(count)
-    cells = {
-        "name": row["name"],
-        "size": f"{row['rows']} x {row['columns']}",
-        "spikes": str(row["n_spikes"]) if fitted else "-",
-        "rank": str(row["rank"]),
-        "fit": ("yes" if row["accepted"] else "no") if fitted else "-",
-        "components": "" if row.get("noise_model", "mp") == "mp" else shown,
-        "verdict": _verdict(row),
-        "kept": share_of(after, before),
-        "action": row.get("action", ""),
-        "error": _error(row),
-        "predicted loss": _loss(row),
-        "reason": row["reason"],
-    }
-    return {title: printable(cell) for title, cell in cells.items()}
-
-
-def _verdict(row: dict[str, Any]) -> str:
-    """Return the verdict, where it is "cannot tell" with the first words of its reason."""
-    verdict = str(row.get("verdict", ""))
-    if verdict != Verdict.CANNOT_TELL:
-        return verdict
-    why = str(row.get("verdict_reason", "")).split(":")[0].split(" (")[0]
-    return f"{verdict}: {why}" if why else verdict
-
-
-def _error(row: dict[str, Any]) -> str:
-    """Return the relative error of the output if inputs were given, otherwise of the weight."""
-    output, weight = row.get("output_error"), row.get("weight_error")
-    if output is not None:
-        return f"{output:.3f}" + ("" if weight is None else f" (weight {weight:.3f})")
-    return "" if weight is None else f"{weight:.3f}"
-
-
-def _loss(row: dict[str, Any]) -> str:
-    """Return the growth of the loss that is predicted for the cut, which ranks the layers."""
-    loss = row.get("predicted_loss")
-    return "" if loss is None else f"{loss:.2g}"
-
-
-def share_of(part: int, whole: int) -> str:
-    """Return part / whole in per cent, or a dash if the whole is 0."""
-    return f"{part / whole:.1%}" if whole else "-"

@@ -72,13 +72,18 @@ def wrong_in_report(content: Mapping[str, Any]) -> str:
     for key, kind, words in (
         ("rows", list, "a list"), ("skipped", list, "a list"), ("settings", dict, "an object"),
         ("versions", dict, "an object"), ("totals", dict, "an object"),
+        ("source", dict, "an object"),
     ):  # fmt: skip
-        value = content.get(key, {} if key == "totals" else None)
+        value = content.get(key, {} if key in ("totals", "source") else None)
         if not isinstance(value, kind):
             return f"{key!r} is {_shown(value)}; expected {words}"
     wrong = _wrong_in(content.get("totals", {}), {}, dict.fromkeys(_TOTALS, _COUNT))
     if wrong:
         return f"in 'totals' {wrong}"
+    known = {"name": _TEXT, "parameters": _COUNT, "bytes": _COUNT, "fingerprint": _TEXT}
+    wrong = _wrong_in(content.get("source", {}), {}, known)
+    if wrong:
+        return f"in 'source' {wrong}"
     entry = {"name": _TEXT, "reason": _TEXT}
     for key, needed, known in (("rows", _NEEDED, _KNOWN), ("skipped", entry, {})):
         for number, row in enumerate(content[key], 1):
@@ -110,6 +115,11 @@ def _wrong_in(
         if key not in row and key in needed:
             return f"there is no {key!r}; expected {expected}"
     return ""
+
+
+def known_keys() -> list[str]:
+    """Return the keys that rows of reports and plans may have."""
+    return [*_NEEDED, *_KNOWN]
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]], first: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
+from rmtspec._text import html_table
 from rmtspec.errors import InvalidValueError
 from rmtspec.report.frame import data_frame
 from rmtspec.report.report import Report
@@ -121,6 +122,10 @@ class TradeOff:
             padded = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
             lines.append(f"  {'  '.join(padded)}".rstrip())
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header, cells = self.cells()
+        return html_table("TradeOff", header, cells)
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_
 from rmtspec.report.parallel import each
 from rmtspec.report.report import Report
 from rmtspec.runs.costs import cost
-from rmtspec.runs.fingerprint import fingerprint
+from rmtspec.runs.fingerprint import fingerprint, source_of
 from rmtspec.runs.journal import Journal, open_journal
 from rmtspec.runs.read_ahead import read_ahead
 
@@ -124,14 +124,17 @@ def analyze_checkpoint(
     run = functools.partial(
         outcomes, chosen, analysis, n_jobs=n_jobs, threads=threads, progress=progress
     )
+    source = source_of(listed)
     if journal is None:
-        return report_of(run(), settings, skipped)
+        return dataclasses.replace(report_of(run(), settings, skipped), source=source)
     header = {
-        "command": "analyze", "checkpoint": fingerprint(listed), "settings": settings,
+        "command": "analyze", "checkpoint": source.get("fingerprint") or fingerprint(listed),
+        "settings": settings,
         "versions": versions(),
     }  # fmt: skip
     with open_journal(journal, header) as opened:
-        return report_of(run(journal=opened), settings, skipped)
+        report = report_of(run(journal=opened), settings, skipped)
+        return dataclasses.replace(report, source=source)
 
 
 def outcomes(
@@ -249,7 +252,8 @@ def _from_entry(
         if known is None:  # the plain fit follows from the spectrum
             options = dataclasses.replace(options, noise="mp")
         kind = options.kind or matrix.kind
-        report = report_on(spectrum, entry["name"], kind, options, known=known)
+        with np.errstate(over="raise", invalid="raise"):  # no matrix has such numbers
+            report = report_on(spectrum, entry["name"], kind, options, known=known)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FileError(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "

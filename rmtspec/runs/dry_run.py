@@ -6,7 +6,7 @@ from typing import Any
 
 import joblib
 
-from rmtspec._text import aligned, counted, grouped
+from rmtspec._text import Readable, aligned, counted, grouped
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.stored import StoredMatrix, named_dtype
 from rmtspec.errors import InvalidValueError
@@ -19,7 +19,7 @@ BASE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class DryRun:
+class DryRun(Readable):
     """The matrices that a scan would analyse, and what it would cost.
 
     Attributes

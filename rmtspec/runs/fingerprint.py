@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from rmtspec.checkpoint.gguf_reader import GgufTensor
 from rmtspec.checkpoint.listing import Checkpoint
 from rmtspec.checkpoint.quantised.tensor import QuantisedTensor
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, ZippedTensor
+from rmtspec.errors import RmtspecError
 
 #: Tensors up to this many bytes are read whole; larger ones are sampled up to it, in pieces.
 _SAMPLED = 2**16
@@ -32,6 +35,22 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     for name, matrix in sorted(checkpoint.matrices.items()):  # the config affects these too
         digest.update(json.dumps([name, matrix.kind, list(matrix.shape)]).encode())
     return digest.hexdigest()
+
+
+def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a report says of the checkpoint that it is on; see `Report.source`.
+
+    Without the fingerprint where a tensor cannot be read, which is a matter of its own row.
+    """
+    source = {
+        "name": checkpoint.path.absolute().name,
+        "parameters": sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        "bytes": sum(file.stat().st_size for file in checkpoint.files if file.is_file()),
+    }
+    try:
+        return source | {"fingerprint": fingerprint(checkpoint)}
+    except (RmtspecError, OSError, MemoryError):
+        return source
 
 
 def _sample(tensor: StoredTensor) -> bytes:

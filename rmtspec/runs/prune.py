@@ -294,7 +294,11 @@ class _Task:
             "bytes_before": sum(t.nbytes for t in old), "bytes_after": sum(t.nbytes for t in new),
         }  # fmt: skip
         settings = {**decided.settings, **self.selection.settings, "form": self.form}
-        return dataclasses.replace(decided, settings=settings, totals=totals), files
+        source = {
+            "name": self.listed.path.absolute().name,
+            "parameters": totals["parameters_before"], "bytes": totals["bytes_before"],
+        }  # fmt: skip
+        return dataclasses.replace(decided, settings=settings, totals=totals, source=source), files
 
 
 def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:

@@ -32,6 +32,10 @@ SAME = {
     "--key": ["model"],  # a .safetensors file has none
     "--force": [],
     "--dry-run": [],
+    "--sort": ["spykes", "", "-"],
+    "--filter": PATTERNS,
+    "--quiet": ["--verbose"],
+    "--verbose": ["--quiet"],
 }
 FOLDERS = ["file", "missing/new"]
 #: Words that make a command out of each name, and wrong values of its options.
@@ -83,6 +87,7 @@ WRONG = {
         "--key": ["model"],  # a .safetensors file has none
         "--jobs": WHOLE,
     },
+    "completion bash": {"--print": []},
     "extract-lora m.safetensors tuned.safetensors new": {
         "--rank": [*WHOLE, "-1", "3 --budget .5"],
         "--budget": INSIDE,

@@ -288,6 +288,8 @@ def test_files_of_a_comparison(tmp_path):
     assert "&lt;script&gt;" in page
     assert "http" not in page
     assert "prefers-color-scheme" in page
+    assert hostile not in done._repr_html_()
+    assert "low rank" in done._repr_html_()
     frame = done.to_pandas()
     assert list(frame["rank"]) == [2, 0]
     with pytest.raises(InvalidValueError, match=r"suffix '\.txt'"):

@@ -309,25 +309,6 @@ def test_csv_reads_back(with_gaps, tmp_path):
     assert float(rows[0]["variance"]) == with_gaps.rows[0]["variance"]
 
 
-def test_html_is_one_page_and_escapes_names(with_gaps, tmp_path):
-    page = with_gaps.to_html(tmp_path / "r.html")
-    assert (tmp_path / "r.html").read_text("utf-8") == page
-    assert page.startswith("<!DOCTYPE html>")
-    assert "<b>low" not in page
-    assert "&lt;b&gt;low" in page
-    assert "\x1b" not in page.split("All numbers")[0]
-    for outside in ("http:", "https:", "src=", "<link", "<script"):
-        assert outside not in page
-    for shown in ("vector", "bulk_keep", "numpy version", "2 matrices analysed, 1 skipped"):
-        assert shown in page
-
-
-def test_html_without_rows():
-    page = rmtspec.analyze_many({"v": np.ones(3)}).to_html()
-    assert "0 matrices analysed, 1 skipped" in page
-    assert "0 of 0 parameters kept (-)" in page
-
-
 def test_repr_is_an_aligned_table(with_gaps):
     lines = repr(with_gaps).splitlines()
     assert lines[0].startswith("Report: 2 analysed, 1 skipped, ")

@@ -37,15 +37,9 @@ def plan(tmp_path_factory):
 
 
 def cells_of(page):
-    """Return the table of all numbers, as rows by heading."""
-    table = page[page.index('class="numbers"') :]
-    table = table[: table.index("</table>")]
-    headings = re.findall(r'<th scope="col">(.*?)</th>', table)
-    lines = [
-        re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", table)[1:]
-    ]
-    assert all(len(line) == len(headings) for line in lines)
-    return [dict(zip(headings, line, strict=True)) for line in lines]
+    """Return all numbers of a page, as rows by heading."""
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    return [dict(zip(data["columns"], row["values"], strict=True)) for row in data["rows"]]
 
 
 def test_keys_that_are_not_known_go_last(content):

@@ -14,6 +14,7 @@ from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import FileError, InvalidTypeError, InvalidValueError
 from rmtspec.report.many import Skipped
 from rmtspec.runs import analyze as _scan
+from rmtspec.runs import fingerprint as _fingerprint
 from rmtspec.runs import journal as _journal
 
 BAD = noise(40, 30)
@@ -49,8 +50,9 @@ def folder(tmp_path):
 
 
 def timeless(report):
-    """All that is reported but the seconds, to the last digit."""
+    """All that is reported but the seconds and the place, to the last digit."""
     content = report.to_dict()
+    content.pop("source", None)
     for row in content["rows"]:
         assert row.pop("seconds") >= 0
     return json.dumps(content)
@@ -107,7 +109,7 @@ def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch):
         "rmtspec.checkpoint.stored.MappedTensor.__call__", lambda _: pytest.fail("it was read")
     )
     monkeypatch.setattr(
-        _scan, "fingerprint", lambda _: json.loads(lines(tmp_path / "j")[0])["checkpoint"]
+        _fingerprint, "fingerprint", lambda _: json.loads(lines(tmp_path / "j")[0])["checkpoint"]
     )
     again = scan(folder, journal=tmp_path / "j")
     assert again.to_json() == first.to_json()  # the seconds too
@@ -198,6 +200,21 @@ def test_a_line_that_lacks_something(folder, tmp_path, change):
     with pytest.raises(
         FileError, match=r"line of 'fc\.weight' in the journal is damaged .*Delete that"
     ):
+        scan(folder, journal=journal)
+
+
+@pytest.mark.parametrize("largest", [1e153, 1e300])
+def test_a_line_with_numbers_that_no_matrix_has(folder, tmp_path, largest):
+    """Journals of earlier versions have no checksums; squares of these overflow."""
+    journal = tmp_path / "j"
+    scan(folder, journal=journal)
+    first, second, *rest = lines(journal)
+    line = {key: value for key, value in json.loads(second).items() if key != "crc32"}
+    values = _scan._array(line["spectrum"]["eigenvalues"])
+    values[-1] = largest
+    line["spectrum"] |= _scan._packed({"eigenvalues": values})
+    journal.write_bytes(b"".join([first, _journal._line(line), *rest]))
+    with pytest.raises(FileError, match=r"journal is damaged \(overflow"):
         scan(folder, journal=journal)
 
 

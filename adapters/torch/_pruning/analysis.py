@@ -80,7 +80,13 @@ def analyze(
         if held := subject.targets[row["name"]].held(Action.SPLIT):
             row["reason"] = "; ".join(filter(None, (row["reason"], held)))
             row["saves"], row["parameters_after"] = False, row["parameters_before"]
-    return report
+    tensors = list(model.parameters())
+    source = {
+        "name": type(model).__name__,
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    }
+    return dataclasses.replace(report, source=source)
 
 
 def analyze_subject(

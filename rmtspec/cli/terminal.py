@@ -1,0 +1,142 @@
+"""The table of a report on a terminal: as wide as this is, with names shortened in the middle."""
+
+import io
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rmtspec._text import printable
+from rmtspec.terms import Verdict
+
+if TYPE_CHECKING:
+    from rmtspec.report.matrix_report import MatrixReport
+    from rmtspec.report.report import Report
+
+_GAP = 2
+#: The name keeps at least this width; columns are left out before it gets shorter.
+_NAME = 20
+_SHORTEST_NAME = 12
+#: Left out in this order where the terminal is too narrow.
+_DROPPED = ("spectrum", "predicted loss", "error", "size", "components", "rank", "kept", "action")
+_TEXT = ("name", "verdict", "action", "spectrum")
+_COLOURS = {
+    Verdict.NOISE_LIKE: "green", Verdict.NOT_NOISE_LIKE: "red", Verdict.NO_BULK_LEFT: "red",
+    Verdict.CANNOT_TELL: "yellow",
+}  # fmt: skip
+_BARS = " ▁▂▃▄▅▆▇█"
+#: Characters of a drawn spectrum.
+_WIDE = 12
+
+
+def terminal_lines(report: "Report") -> list[str]:
+    """Return the lines of the table, styled for the terminal that stdout is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = shutil.get_terminal_size().columns
+    columns = _columns(report)
+    shown = _fitting(columns, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for title in shown:
+        table.add_column(title, justify="left" if title in _TEXT else "right", no_wrap=True)
+    for cells in zip(*shown.values(), strict=True):
+        styled = (Text(cell, _COLOURS.get(cell, "")) for cell in cells)
+        table.add_row(*styled)
+    stream = io.StringIO()
+    Console(file=stream, width=max(width, 1000), force_terminal=True, highlight=False).print(table)
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+def _columns(report: "Report") -> dict[str, list[str]]:
+    """Return the cells of every column that the rows have something for, by title."""
+    header, lines = report.cells()
+    cells = dict(zip(header, map(list, zip(*lines, strict=True)), strict=True))
+    columns = {title: cells[title] for title in header if title not in ("fit", "reason")}
+    if any(row.get("verdict") for row in report.rows):
+        columns["verdict"] = [printable(str(row.get("verdict", "-"))) for row in report.rows]
+    else:  # of a version without verdicts
+        columns["verdict"] = cells["fit"]
+    if report.matrices and _can_print(_BARS + "…"):
+        columns["spectrum"] = [
+            drawn(report.matrices[row["name"]]) if row["name"] in report.matrices else ""
+            for row in report.rows
+        ]
+    return columns
+
+
+def _can_print(words: str) -> bool:
+    try:
+        words.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """Return the columns that fit, with names as short as is needed."""
+    from rich.cells import cell_len
+
+    columns = dict(columns)
+    widths = {t: max(map(cell_len, [t, *cells])) for t, cells in columns.items()}
+    dropped = iter([title for title in _DROPPED if title in columns])
+
+    def room() -> int:
+        """Return what is left for the names."""
+        others = sum(widths[t] + _GAP for t in columns if t != "name")
+        return width - others
+
+    while room() < min(widths["name"], _NAME) and (title := next(dropped, "")):
+        del columns[title]
+    longest = max(room(), _SHORTEST_NAME)
+    names = columns["name"]
+    if widths["name"] > longest:  # then what most names end with tells least
+        names = [name.removesuffix(".weight") or name for name in names]
+    columns["name"] = [shortened(name, longest) for name in names]
+    return columns
+
+
+def shortened(words: str, width: int) -> str:
+    """Return words that are too wide without their middle, where a terminal shows them.
+
+    >>> shortened("model.layers.11.self_attn.q_proj.weight", 20)
+    'model.lay…roj.weight'
+    """
+    from rich.cells import cell_len
+
+    if cell_len(words) <= width:
+        return words
+    mark = "…" if _can_print("…") else "..."
+    left = width - len(mark)
+    return _start(words, left // 2) + mark + _start(words[::-1], left - left // 2)[::-1]
+
+
+def _start(words: str, width: int) -> str:
+    """Return as many of the first characters as fit."""
+    from rich.cells import cell_len
+
+    return "".join(_while_fitting(words, width, cell_len))
+
+
+def _while_fitting(words: str, width: int, length: Any) -> Iterator[str]:
+    for character in words:
+        width -= length(character)
+        if width < 0:
+            return
+        yield character
+
+
+def drawn(matrix: "MatrixReport") -> str:
+    """Return the histogram of the eigenvalues up to just beyond the threshold, in characters."""
+    import numpy as np
+
+    noise, fit = matrix.noise, matrix.fit
+    decides = noise.model != "mp" and noise.law is not None
+    values = (noise if decides else matrix).spectrum.eigenvalues
+    end = 1.2 * (noise.threshold if decides else fit.threshold)
+    if not np.isfinite(end):
+        end = float(values[-1]) or 1.0
+    heights = np.histogram(values, _WIDE, (0.0, end))[0]
+    levels = np.ceil(heights / max(heights.max(), 1) * (len(_BARS) - 1)).astype(int)
+    return "".join(_BARS[level] for level in levels)
