@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rmtspec import plot as plot
     from rmtspec import reproduce as reproduce
     from rmtspec import terms as terms
+    from rmtspec.comparison.compare import compare as compare
+    from rmtspec.comparison.comparison import Comparison as Comparison
     from rmtspec.errors import RmtspecError as RmtspecError
     from rmtspec.laws.gamma_bulk import GammaMarchenkoPastur as GammaMarchenkoPastur
     from rmtspec.laws.marchenko_pastur import MarchenkoPastur as MarchenkoPastur
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BulkFit": "matrix.bema",
+    "Comparison": "comparison.comparison",
     "Components": "matrix.components",
     "FitTest": "matrix.fit_test",
     "GammaFit": "matrix.gamma_fit",
@@ -88,6 +91,7 @@ _HOME = {
     "below_bulk": "matrix.lower_edge",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
+    "compare": "comparison.compare",
     "compare_rules": "report.compare_rules",
     "components": "matrix.components",
     "correlation_traps": "matrix.traps",

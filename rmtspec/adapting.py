@@ -48,9 +48,13 @@ from rmtspec.checkpoint.safetensors_reader import DTYPES, looks_like, stored_ten
 from rmtspec.checkpoint.safetensors_writer import Outgoing, format_dtype
 from rmtspec.checkpoint.stamps import Stamp
 from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
+from rmtspec.checkpoint.wrappers import WRAPPERS
+from rmtspec.comparison.compare import compare
+from rmtspec.comparison.comparison import Comparison
 from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.pivots import pivoted
 from rmtspec.matrix.product import product_spectrum
+from rmtspec.matrix.rounding import product_steps
 from rmtspec.matrix.split import SplitFactors, split, truncate
 from rmtspec.matrix.step_share import RULES, step_share
 from rmtspec.matrix.weighting import weighted_energies
@@ -79,17 +83,16 @@ from rmtspec.terms import Action, Form, Kind, Why
 
 __all__ = [
     "DTYPES", "HEAD", "MANIFEST", "MOST_EXPERTS", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET",
-    "Action",
-    "AnalysisOptions", "Calibration", "Costs", "Curves", "Every", "FlipOptions", "Float64Array",
-    "Form", "Gate", "HiddenLayer", "Kind", "Manifest", "MappedTensor", "Matrix", "Narrowed",
-    "NoiseTest", "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan",
-    "PlanOptions", "Progress", "Refit", "Report", "Schedule", "Selection", "SplitEntry",
-    "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset",
-    "Weights", "Why", "adopt", "bounded_json", "cause", "check_budgets", "check_space",
-    "check_target", "checks", "cut", "finished_file", "format_dtype", "hidden_layers",
-    "in_dtype", "is_head", "least_budget", "leave_with", "listed", "looks_like",
-    "manifest_entries", "matrices_in", "measured_cost", "model_folder", "named_dtype",
-    "narrowed", "open_regular", "pivoted", "product_spectrum", "report_on", "run_noise_test",
-    "settle", "smallest_budget", "split", "step_share", "stored_tensors", "suffix_of",
-    "truncate", "versions", "weighted_energies",
+    "WRAPPERS", "Action", "AnalysisOptions", "Calibration", "Comparison", "Costs", "Curves",
+    "Every", "FlipOptions", "Float64Array", "Form", "Gate", "HiddenLayer", "Kind", "Manifest",
+    "MappedTensor", "Matrix", "Narrowed", "NoiseTest", "NothingToAnalyzeError", "Outgoing",
+    "PathLike", "Pattern", "Plan", "PlanOptions", "Progress", "Refit", "Report", "Schedule",
+    "Selection", "SplitEntry", "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target",
+    "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "bounded_json", "cause",
+    "check_budgets", "check_space", "check_target", "checks", "compare", "cut", "finished_file",
+    "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget", "leave_with",
+    "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
+    "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum", "product_steps",
+    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share",
+    "stored_tensors", "suffix_of", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

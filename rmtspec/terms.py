@@ -94,6 +94,18 @@ class Verdict(StrEnum):
     CANNOT_TELL = "cannot tell"
 
 
+class Change(StrEnum):
+    """What kind of change a matrix has undergone."""
+
+    UNCHANGED = "unchanged"
+    ROUNDING = "rounding"  # no larger than rounding to the dtypes of both makes
+    LOW_RANK = "low rank"  # beyond the components there is rounding only
+    LOW_RANK_AND_NOISE = "low rank and noise"
+    NOISE = "noise"  # a noise-like bulk and no component
+    STRUCTURED = "structured"  # neither of low rank nor noise
+    CANNOT_TELL = "cannot tell"
+
+
 class Need(StrEnum):
     """Whether a function needs the bulk of a matrix, as far as a noise test can tell."""
 
@@ -240,6 +252,8 @@ class Why(StrEnum):
     UNCHANGED = "unchanged"
     ONLY_IN = "only in {place}"
     OTHER_SHAPE = "its shape was {before} and is {after}"
+    NEEDS_BASE = "whole in the adapter {place}: name the model that it belongs to as well"
+    OF_ONE = "in {place}: {reason}"
     TIED_TABLE = "tied to the head: an adapter of LoRA would change the table alone"
     CHANGED_OTHERWISE = "changed, but no matrix of a layer: an adapter of LoRA cannot hold it"
     # Not read from its file.

@@ -54,6 +54,7 @@ def test_data_files_are_package_data():
     assert shipped == {
         "rmtspec/py.typed",
         "rmtspec/checkpoint/fused.toml",
+        "rmtspec/comparison/comparison_template.html",
         "rmtspec/report/trade_off_template.html",
         "rmtspec/report/page/LICENSES.txt",
         "rmtspec/report/page/d3.min.js",

@@ -30,6 +30,7 @@ from rmtspec.adapters.torch._layers.split_layers import (
 )
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._pruning.analysis import analyze
+from rmtspec.adapters.torch._pruning.compare import compare
 from rmtspec.adapters.torch._pruning.noise_test import noise_test
 from rmtspec.adapters.torch._pruning.prune import apply_plan, plan, prune
 from rmtspec.adapters.torch._pruning.trade_off import trade_off
@@ -47,7 +48,8 @@ __all__ = [
     "MLP", "BulkPenalty", "Calibration", "Costs", "NamedMatrix", "NarrowedLinear", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
-    "analyze", "apply_plan", "calibrate", "count_parameters", "from_pretrained", "layer_dims",
-    "load", "measure_costs", "merge", "noise_test", "plan", "prune", "quantize_factors",
-    "read_state_dict", "refit", "save", "shrink_singular_values", "trade_off", "weight_matrices",
+    "analyze", "apply_plan", "calibrate", "compare", "count_parameters", "from_pretrained",
+    "layer_dims", "load", "measure_costs", "merge", "noise_test", "plan", "prune",
+    "quantize_factors", "read_state_dict", "refit", "save", "shrink_singular_values", "trade_off",
+    "weight_matrices",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: `rmtspec analyze`, `prune`, `merge`, `reproduce`, `demo`, and those on LoRA.
+"""The command line: `rmtspec analyze`, `prune`, `compare`, `merge`, `demo`, ...
 
 Exit status: 0 for success; 1 if the input cannot be used or nothing in it can be analysed; 2 for
 wrong usage; 130 if interrupted.
@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from rmtspec import __version__
 from rmtspec._text import counted, printable
-from rmtspec.cli import graph_files, lora_commands
+from rmtspec.cli import compare_command, graph_files, lora_commands
 from rmtspec.cli.completion import completion
 from rmtspec.cli.display import display_options
 from rmtspec.cli.memory import return_freed_memory
@@ -332,6 +332,7 @@ def merge(folder: Path, out: Path) -> None:
         say(f"{count} {done}. Written to {out}")
 
 
+main.add_command(compare_command.compare)
 main.add_command(lora_commands.extract_lora)
 main.add_command(lora_commands.resize_lora)
 main.add_command(completion)

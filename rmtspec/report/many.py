@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rmtspec._arrays import is_model
 from rmtspec._records import versions
@@ -28,6 +28,7 @@ class Skipped:
 
 
 Outcome = MatrixReport | Skipped
+Done = TypeVar("Done")
 
 
 def analyze_many(
@@ -162,21 +163,19 @@ def report_of(
 def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     """Return the report on a named matrix, or the reason why it cannot be analysed."""
     name, value = item
+    work = functools.partial(_reported, options, name, value)
+    return attempt(name, work, needed=_least_memory(value))
+
+
+def attempt(name: str, work: Callable[[], Done], *, needed: int = 0) -> Done | Skipped:
+    """Return what `work` returns, or the reason why it cannot be done with the matrix `name`.
+
+    `needed` are the bytes without which it is not begun.
+    """
     try:
-        if words := lacking(_least_memory(value)):
+        if words := lacking(needed):
             return Skipped(Why.MEMORY.words(error=words), unread=True)
-        kind = options.kind or getattr(value, "kind", None)
-        if isinstance(value, Plain):
-            options = dataclasses.replace(options, noise="mp")
-        rounding = getattr(value, "rounding", None)
-        if callable(value) and not is_model(value):
-            value = value()
-        report = report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX, options)
-        quantised = rounding() if callable(rounding) else None
-        if quantised is not None:
-            level = rounding_level(report.spectrum, *quantised)
-            report = dataclasses.replace(report, rounding=level)
-        return report
+        return work()
     except FileError as error:
         return Skipped(Why.UNREAD.words(error=error), unread=True)
     except RmtspecError as error:
@@ -187,6 +186,21 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     except Exception as error:
         error.add_note(f"This happened with the matrix {name!r}.")
         raise
+
+
+def _reported(options: AnalysisOptions, name: str, value: Any) -> MatrixReport:
+    kind = options.kind or getattr(value, "kind", None)
+    if isinstance(value, Plain):
+        options = dataclasses.replace(options, noise="mp")
+    rounding = getattr(value, "rounding", None)
+    if callable(value) and not is_model(value):
+        value = value()
+    report = report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX, options)
+    quantised = rounding() if callable(rounding) else None
+    if quantised is not None:
+        level = rounding_level(report.spectrum, *quantised)
+        report = dataclasses.replace(report, rounding=level)
+    return report
 
 
 def _least_memory(value: Any) -> int:

@@ -75,6 +75,18 @@ WRONG = {
     },
     "demo": {"--out": FOLDERS},
     "merge small": {},
+    "compare m.safetensors tuned.safetensors": {
+        "--out": REPORTS,
+        "--force": [],
+        "--include": PATTERNS,
+        "--exclude": PATTERNS,
+        "--components": [*WHOLE, "-1"],
+        "--noise": ["gamma", ""],
+        "--beta": INSIDE,
+        "--rng": ["-1", "1.5", "x"],
+        "--key": ["model"],  # a .safetensors file has none
+        "--jobs": WHOLE,
+    },
     "completion bash": {"--print": []},
     "extract-lora m.safetensors tuned.safetensors new": {
         "--rank": [*WHOLE, "-1", "3 --budget .5"],
