@@ -81,7 +81,10 @@ def compare(
         if reasons is not None:
             for line in lines:
                 line[reasons] = spoken(line[reasons])
-        table(header, lines, numeric=("relative", "rank", "edge", "overlap", "touched"))
+        numbers = ("relative", "rank", "spikes", "edge", "overlap", "touched")
+        table(
+            header, lines, numeric=numbers, dropped=("touched", "edge", "spikes", "size", "overlap")
+        )
         say(done.summary())
         for words in done.remarks():
             say(words)
