@@ -21,6 +21,9 @@ layers make hidden units for which (`Calibration.hidden_units`), rows may have t
 **Saving.** `model_folder` writes the tensors as safetensors with a `Manifest` that lists the layers
 that were split (`SplitEntry`); `Manifest.read` and `Manifest.tensors` read them back.
 
+**Reading a layer.** `read_layer` returns the leading components of a matrix, by a `Reading`: the
+shape in which it reads pixels, a `TokenTable` for each side that has one, what it reads of a batch.
+
 An adapter that can run its models also offers the noise test: `run_noise_test` takes the `Subject`
 and an object that overwrites a matrix, puts it back, and returns the user's figure.
 
@@ -34,7 +37,7 @@ from rmtspec._files.reading import bounded_json, open_regular
 from rmtspec._files.writing import PathLike, cause, check_space, finished_file
 from rmtspec._frameworks import SUFFIXES, suffix_of
 from rmtspec._records import versions
-from rmtspec._text import listed
+from rmtspec._text import listed, nearest
 from rmtspec.checkpoint.grouping import MOST_EXPERTS
 from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.manifest import (
@@ -73,9 +76,12 @@ from rmtspec.planning.search import check_target, smallest_budget
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import HEAD, Target, is_head
 from rmtspec.planning.task import Matrix, NothingToAnalyzeError, Subject, Task
+from rmtspec.report.layer_components import LayerComponents
+from rmtspec.report.layer_kinds import place_of
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.noise_test import NoiseTest
 from rmtspec.report.options import AnalysisOptions, Progress
+from rmtspec.report.read_layer import Reading, TokenTable, read_layer
 from rmtspec.report.refit import Refit
 from rmtspec.report.report import Report
 from rmtspec.report.trade_off import TradeOff, check_budgets
@@ -84,15 +90,17 @@ from rmtspec.terms import Action, Form, Kind, Why
 __all__ = [
     "DTYPES", "HEAD", "MANIFEST", "MOST_EXPERTS", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET",
     "WRAPPERS", "Action", "AnalysisOptions", "Calibration", "Comparison", "Costs", "Curves",
-    "Every", "FlipOptions", "Float64Array", "Form", "Gate", "HiddenLayer", "Kind", "Manifest",
-    "MappedTensor", "Matrix", "Narrowed", "NoiseTest", "NothingToAnalyzeError", "Outgoing",
-    "PathLike", "Pattern", "Plan", "PlanOptions", "Progress", "Refit", "Report", "Schedule",
-    "Selection", "SplitEntry", "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target",
-    "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "bounded_json", "cause",
-    "check_budgets", "check_space", "check_target", "checks", "compare", "cut", "finished_file",
-    "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget", "leave_with",
-    "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
-    "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum", "product_steps",
-    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share",
-    "stored_tensors", "suffix_of", "truncate", "versions", "weighted_energies",
+    "Every", "FlipOptions", "Float64Array", "Form", "Gate", "HiddenLayer", "Kind",
+    "LayerComponents", "Manifest", "MappedTensor", "Matrix", "Narrowed", "NoiseTest",
+    "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions",
+    "Progress", "Reading", "Refit", "Report", "Schedule", "Selection", "SplitEntry",
+    "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target", "Task", "TokenTable",
+    "TradeOff", "Unset", "Weights", "Why", "adopt", "bounded_json", "cause", "check_budgets",
+    "check_space", "check_target", "checks", "compare", "cut", "finished_file", "format_dtype",
+    "hidden_layers", "in_dtype", "is_head", "least_budget", "leave_with", "listed",
+    "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
+    "named_dtype", "narrowed", "nearest", "open_regular", "pivoted", "place_of",
+    "product_spectrum", "product_steps", "read_layer", "report_on", "run_noise_test", "settle",
+    "smallest_budget", "split", "step_share", "stored_tensors", "suffix_of", "truncate",
+    "versions", "weighted_energies",
 ]  # fmt: skip

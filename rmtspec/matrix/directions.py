@@ -78,13 +78,14 @@ def nearest_rows(blocks: Iterable[NDArray[Any]], directions: Float64Array, most:
         rows = np.take_along_axis(rows, kept, axis=1)
         cosines = np.take_along_axis(cosines, kept, axis=1)
         start += len(part)
-    most = min(most, start)
-    order = np.lexsort((rows, -cosines), axis=1)[:, :most]
-    other = np.lexsort((rows, cosines), axis=1)[:, :most]
-    return Nearest(
-        np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1),
-        np.take_along_axis(rows, other, axis=1), np.take_along_axis(cosines, other, axis=1),
-    )  # fmt: skip
+    return _sorted(rows, cosines, most)
+
+
+def nearest_entries(directions: Float64Array, most: int) -> Nearest:
+    """Return the same where each row of the table is an axis: the entries of unit directions."""
+    cosines = _unit(directions.T)
+    ends = _ends(cosines, most)
+    return _sorted(ends, np.take_along_axis(cosines, ends, axis=1), most)
 
 
 def chance(observed: float, drawn: Float64Array) -> float:
@@ -95,10 +96,20 @@ def chance(observed: float, drawn: Float64Array) -> float:
     return float((1 + np.count_nonzero(drawn >= observed)) / (1 + drawn.size))
 
 
+def _sorted(rows: NDArray[np.int64], cosines: Float64Array, most: int) -> Nearest:
+    order = np.lexsort((rows, -cosines), axis=1)[:, :most]
+    other = np.lexsort((rows, cosines), axis=1)[:, :most]
+    return Nearest(
+        np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1),
+        np.take_along_axis(rows, other, axis=1), np.take_along_axis(cosines, other, axis=1),
+    )  # fmt: skip
+
+
 def _unit(vectors: Float64Array) -> Float64Array:
     """Return the rows of length 1; rows of zeros stay."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0.0)
+    unit: Float64Array = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0.0)
+    return unit
 
 
 def _ends(values: Float64Array, most: int) -> NDArray[np.int64]:

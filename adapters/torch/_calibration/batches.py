@@ -74,8 +74,13 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
-def call(model: nn.Module, batch: Any, index: int, given: Any, *, name: str = "calibration") -> Any:
-    """Return the model's output for a batch; `given` is the batch as the user passed it."""
+def call(
+    model: nn.Module, batch: Any, index: int | None, given: Any, *, name: str = "calibration"
+) -> Any:
+    """Return the model's output for a batch; `given` is the batch as the user passed it.
+
+    `index` is its number among batches, None if there is but one.
+    """
     try:
         if isinstance(batch, Mapping):
             return model(**batch)
@@ -86,8 +91,9 @@ def call(model: nn.Module, batch: Any, index: int, given: Any, *, name: str = "c
         raise
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
+        which = "" if index is None else f" batch {index}"
         raise kind(
-            f"`{name}` batch {index} is a {_shape_of(given)}, and the model cannot be "
+            f"`{name}`{which} is a {_shape_of(given)}, and the model cannot be "
             f"called with it: {error}. A tuple is passed as positional arguments and a mapping "
             "as keyword arguments. From pairs (inputs, labels) take only the inputs: "
             "(inputs for inputs, _ in loader)."
