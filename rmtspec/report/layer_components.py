@@ -266,7 +266,8 @@ class LayerComponents:
                 f"their nearest ({np.quantile(drawn, 0.05):.3f} to {np.quantile(drawn, 0.95):.3f})"
             )
             header = ["component", "nearest", "chance", "end", "tokens"]
-            lines = [line for each in self._all() for line in _token_lines(each, side)]
+            mean = float(drawn.mean())
+            lines = [line for each in self._all() for line in _token_lines(each, side, mean)]
             sections.append((title, header, lines))
         if self.random.examples is not None:
             title = "examples: index, position if there are several, activation"
@@ -287,7 +288,7 @@ class LayerComponents:
             columns["overlap out"] = [_number(each.left_overlap) for each in self._all()]
         if self.random.examples is not None:
             columns["rms activation"] = [
-                "" if e is None else f"{e.rms:.4g} ({e.rms / self.random_rms:.2g} x random)"
+                "" if e is None else _times(e.rms, self.random_rms)
                 for e in (each.examples for each in self._all())
             ]
         lines = [list(line) for line in zip(*columns.values(), strict=True)]
@@ -302,17 +303,22 @@ def _number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.2f}"
 
 
+def _times(rms: float, random: float) -> str:
+    return f"{rms:.4g}" + (f" ({rms / random:.2g} x random)" if random else "")
+
+
 def _caption(direction: Direction) -> str:
     if direction.label == RANDOM:
         return RANDOM
     within = "" if direction.beyond in (True, None) else ", in the noise"
-    return f"{direction.label}: {direction.singular_value:.3g}{within}"
+    return f"{direction.label}: s = {direction.singular_value:.3g}{within}"
 
 
-def _token_lines(direction: Direction, side: str) -> list[list[str]]:
+def _token_lines(direction: Direction, side: str, mean: float) -> list[list[str]]:
     near = direction.tokens[side]
     chance = "" if np.isnan(near.pvalue) else f"{near.pvalue:.2g}"
-    first = [direction.label, f"{near.nearness:.3f}", chance]
+    ratio = f" ({near.nearness / mean:.2g} x random)" if mean else ""
+    first = [direction.label, f"{near.nearness:.3f}{ratio}", chance]
     lines = []
     for end, sign in _ENDS.items():
         tokens: tuple[Token, ...] = getattr(near, end)

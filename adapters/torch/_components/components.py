@@ -1,5 +1,6 @@
 """The components of a layer as a person can read them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from rmtspec.adapting import (
     listed,
     nearest,
     read_layer,
+    versions,
 )
 from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
 
@@ -134,7 +136,8 @@ def components(
         rng=seed, image_shape=shape, channels_last=channels_last, tables=tables, notes=notes,
         inputs=None if inputs is None else inputs_of(model, module, matrix, inputs),
     )  # fmt: skip
-    return read_layer(_array(matrix), matrix.name, matrix.kind, reading, checked)
+    found = read_layer(_array(matrix), matrix.name, matrix.kind, reading, checked)
+    return dataclasses.replace(found, versions=versions("torch"))
 
 
 def _matrix(model: nn.Module, name: Any) -> WeightMatrix:

@@ -24,7 +24,11 @@ def check_batch(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, list | tuple):
         if batch and all(isinstance(each, torch.Tensor | np.ndarray) for each in batch):
             return on_device(batch, device_of(model))
-        what = f"{type(batch).__name__} of {type(batch[0]).__name__}" if batch else "empty list"
+        what = (
+            f"{type(batch).__name__} of {type(batch[0]).__name__}"
+            if batch
+            else f"{type(batch).__name__} without entries"
+        )
     else:
         what = type(batch).__name__
     raise InvalidTypeError(

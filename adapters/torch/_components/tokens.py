@@ -60,6 +60,8 @@ def token_tables(
     if ours in [memory_of(each.weight) for each in (table, head) if each is not None]:
         note = "rows: each row of the matrix is a token; its entry in the left singular vector"
         return [TokenTable(side="rows", text=vocabulary.text)], [note]
+    if matrix.kind == Kind.EMBEDDING:
+        return [], [f"no tokens: its {matrix.shape[0]:,} rows are no tokens of this tokenizer"]
     seen = _watched(model, layer, table, head, batch)
     notes = [seen.failure] if seen.failure else []
     tables: list[TokenTable] = []
@@ -77,8 +79,6 @@ def _way_in(
 ) -> tuple[TokenTable | None, str]:
     """Return the table for the right singular vectors, and what it is or why there is none."""
     role, columns, width = _role(matrix), matrix.shape[1], table.weight.shape[1]
-    if matrix.kind == Kind.EMBEDDING:
-        return None, "in: the rows of this table are no tokens"
     if role in _WRITES:
         return None, "in: it reads values inside its block, not the residual stream: no tokens"
     if columns != width:
