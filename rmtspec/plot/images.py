@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Blue is negative, red positive, white 0: told apart by colour-blind readers.
 _COLOURS = "RdBu_r"
-_GAP, _CAPTION = 0.16, 0.34
+_GAP, _CAPTION = 0.16, 0.42
 #: Inches of one picture.
 _SIDE = 1.25
 

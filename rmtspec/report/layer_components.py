@@ -13,6 +13,7 @@ from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
 from rmtspec._text import html_table, printable
 from rmtspec.report.matrix_report import MatrixReport
+from rmtspec.terms import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -209,7 +210,7 @@ class LayerComponents:
         if self.random.image is not None:
             shown = [each for each in self._all() if each.image is not None]
             images = [each.image for each in shown if each.image is not None]
-            ax = plot.plot_images(images, [_caption(each) for each in shown], ax=ax)
+            ax = plot.plot_images(images, [self._caption(each) for each in shown], ax=ax)
         elif self.random_nearness:
             side, drawn = next(iter(self.random_nearness.items()))
             near = [each.tokens[side].nearness for each in self.directions]
@@ -240,9 +241,17 @@ class LayerComponents:
         first, *others = self._sections()
         parts = [html_table(self._title(), first[1], first[2], notes=self._remarks())]
         if self.random.image is not None:
-            parts.append(_pictures(self._all()))
+            shown = [(each, self._caption(each)) for each in self._all()]
+            parts.append(_pictures(shown))
         parts += [html_table(title, header, rows) for title, header, rows in others]
         return "".join(parts)
+
+    def _caption(self, direction: Direction) -> str:
+        if direction.label == RANDOM:
+            return RANDOM
+        noise = direction.beyond is False and self.report.noise.verdict == Verdict.NOISE_LIKE
+        within = "\nin the noise" if noise else ""
+        return f"{direction.label}: s = {direction.singular_value:.3g}{within}"
 
     def _title(self) -> str:
         rows, columns = self.report.spectrum.shape
@@ -307,13 +316,6 @@ def _times(rms: float, random: float) -> str:
     return f"{rms:.4g}" + (f" ({rms / random:.2g} x random)" if random else "")
 
 
-def _caption(direction: Direction) -> str:
-    if direction.label == RANDOM:
-        return RANDOM
-    within = "" if direction.beyond in (True, None) else ", in the noise"
-    return f"{direction.label}: s = {direction.singular_value:.3g}{within}"
-
-
 def _token_lines(direction: Direction, side: str, mean: float) -> list[list[str]]:
     near = direction.tokens[side]
     chance = "" if np.isnan(near.pvalue) else f"{near.pvalue:.2g}"
@@ -338,17 +340,18 @@ def _examples(examples: Examples | None) -> str:
     )
 
 
-def _pictures(directions: tuple[Direction, ...]) -> str:
+def _pictures(captioned: list[tuple[Direction, str]]) -> str:
     """Return the images as figures for a notebook: PNG files inside the page."""
     from rmtspec.plot.images import pixels
 
     style = "width: 6rem; image-rendering: pixelated; border: 1px solid #888888"
     figures = "".join(
-        '<figure style="display: inline-block; margin: 0.3rem; text-align: center">'
+        '<figure style="display: inline-block; margin: 0.3rem; text-align: center; '
+        'vertical-align: top">'
         f'<img alt="image of component {each.label}" style="{style}" '
         f'src="data:image/png;base64,{base64.b64encode(pixels(each.image)).decode()}">'
-        f"<figcaption>{_caption(each)}</figcaption></figure>"
-        for each in directions
+        f"<figcaption>{caption.replace(chr(10), '<br>')}</figcaption></figure>"
+        for each, caption in captioned
         if each.image is not None
     )
-    return f'<div style="overflow-x: auto">{figures}</div>'
+    return f"<div>{figures}</div>"

@@ -30,6 +30,7 @@ from rmtspec.report.layer_components import (
 )
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions
+from rmtspec.terms import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,10 @@ def read_layer(
         for i in range(k + 1)
     ]  # fmt: skip
     notes = list(reading.notes)
+    if report.noise.verdict == Verdict.NOT_NOISE_LIKE and not all(
+        each.beyond for each in found[:-1]
+    ):
+        notes.append(f"{report.noise.verdict}: what is not beyond the noise may be structure too")
     if report.noise.model != "mp" and report.components is not None:
         notes.append(
             f"beyond the noise, overlaps: by the noise model {report.noise.model}, for the matrix "

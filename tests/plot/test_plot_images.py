@@ -36,9 +36,9 @@ def test_images_stand_side_by_side_and_do_not_touch():
 
 
 def test_the_scale_is_symmetric_about_0():
-    (image,) = grid([np.array([[0.0, 2.0], [-0.5, 0.0]])]).images
+    (image,) = grid([np.array([[0.0, 1.0], [-2.0, 0.0]])]).images
     assert image.get_clim() == (-1.0, 1.0)
-    assert_allclose(image.get_array(), [[0.0, 1.0], [-0.25, 0.0]])
+    assert_allclose(image.get_array(), [[0.0, 0.5], [-1.0, 0.0]])
 
 
 def test_three_channels_are_colours_with_grey_for_0():

@@ -165,6 +165,7 @@ def test_the_page_of_a_notebook_is_safe_and_needs_nothing():
     assert "<script" not in page
     assert page.count("data:image/png;base64,") == 5
     assert "http" not in page
+    assert "in the noise</figcaption>" in page
     assert "\x1b" not in page + repr(found)
 
 
@@ -194,8 +195,8 @@ def test_the_plot_shows_what_there_is():
     ax = everything().plot(Figure().subplots())
     assert len(ax.images) == 5
     assert [text.get_text() for text in ax.texts][2:] == [
-        f"3: s = {everything()[2].singular_value:.3g}, in the noise",
-        f"4: s = {everything()[3].singular_value:.3g}, in the noise",
+        f"3: s = {everything()[2].singular_value:.3g}\nin the noise",
+        f"4: s = {everything()[3].singular_value:.3g}\nin the noise",
         "random",
     ]
     rows = np.random.default_rng(0).standard_normal((50, 64))
@@ -205,3 +206,11 @@ def test_the_plot_shows_what_there_is():
     driven = read(inputs=list(rows[:, None])).plot(Figure().subplots())
     assert "activation" in driven.get_ylabel()
     assert "singular value" in read().plot(Figure().subplots()).get_ylabel()
+
+
+def test_where_no_bulk_is_noise_nothing_is_called_noise():
+    columns = np.exp(np.random.default_rng(0).normal(0, 1.5, 64))
+    found = read(W * columns, k=40, image_shape=(8, 8))
+    assert found.report.noise.verdict != "noise-like bulk"
+    ax = found.plot(Figure().subplots())
+    assert not any("in the noise" in text.get_text() for text in ax.texts)
