@@ -30,7 +30,7 @@ from rmtspec.report.layer_components import (
 )
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions
-from rmtspec.terms import Verdict
+from rmtspec.terms import Kind, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +93,10 @@ class Reading:
 
 
 def read_layer(
-    W: NDArray[Any], name: str, kind: str, reading: Reading, options: AnalysisOptions
+    W: NDArray[Any], name: str, reading: Reading, options: AnalysisOptions
 ) -> LayerComponents:
     """Return the leading components of a matrix as they are to be read."""
+    kind = options.kind or Kind.MATRIX
     report = report_on(W, name, kind, options)
     rank, (rows, columns) = report.spectrum.numerical_rank, report.spectrum.shape
     hint = f"{name!r} is {rows} x {columns} and has rank {rank}: more components it has not."

@@ -14,12 +14,12 @@ from rmtspec.report.layer_components import LayerComponents
 from rmtspec.report.options import AnalysisOptions
 from rmtspec.report.read_layer import Reading, TokenTable, read_layer
 
-OPTIONS = AnalysisOptions(noise="mp")
+OPTIONS = AnalysisOptions(noise="mp", kind="linear")
 W = rmtspec.ensembles.spiked(100, 64, [3, 6], rng=0)
 
 
 def read(matrix=W, name="fc", **options):
-    return read_layer(matrix, name, "linear", Reading(**{"k": 4, **options}), OPTIONS)
+    return read_layer(matrix, name, Reading(**{"k": 4, **options}), OPTIONS)
 
 
 def test_strengths_are_those_of_the_report():

@@ -112,8 +112,8 @@ def components(
     >>> from rmtspec.adapters import torch as rt
     >>> _ = torch.manual_seed(0)
     >>> model = rt.MLP([64, 100, 10])
-    >>> with torch.no_grad():  # one unit vector that stands beyond the noise
-    ...     _ = model.layers[0].weight.add_(torch.eye(100, 64)[:, :1] @ torch.ones(1, 64) / 2)
+    >>> with torch.no_grad():  # a picture of one grey, beyond the noise
+    ...     _ = model.layers[0].weight.add_(torch.randn(100, 1) @ torch.ones(1, 64) / 20)
     >>> found = rt.components(model, "layers.0", 2, image_shape=(8, 8))
     >>> [each.beyond for each in found], found[0].image.shape
     ([True, False], (8, 8))
@@ -130,13 +130,14 @@ def components(
     tables: list[TokenTable] = []
     notes: list[str] = []
     if vocabulary is not None:
-        tables, notes = token_tables(model, module, matrix, vocabulary, inputs)
+        tables, notes = token_tables(model, module, matrix, vocabulary, batch=inputs)
     reading = Reading(
         k=k, most=checks.integer(top, "top", 1), draws=checks.integer(draws, "draws", 19),
         rng=seed, image_shape=shape, channels_last=channels_last, tables=tables, notes=notes,
         inputs=None if inputs is None else inputs_of(model, module, matrix, inputs),
     )  # fmt: skip
-    found = read_layer(_array(matrix), matrix.name, matrix.kind, reading, checked)
+    checked = dataclasses.replace(checked, kind=matrix.kind)
+    found = read_layer(_array(matrix), matrix.name, reading, checked)
     return dataclasses.replace(found, versions=versions("torch"))
 
 

@@ -49,7 +49,7 @@ class _Seen(NamedTuple):
 
 
 def token_tables(
-    model: nn.Module, layer: nn.Module, matrix: WeightMatrix, vocabulary: Vocabulary, batch: Any
+    model: nn.Module, layer: nn.Module, matrix: WeightMatrix, vocabulary: Vocabulary, *, batch: Any
 ) -> tuple[list[TokenTable], list[str]]:
     """Return what each side of a matrix can be read against, and notes on both sides."""
     table = _embeddings(model, vocabulary)
@@ -62,7 +62,7 @@ def token_tables(
         return [TokenTable(side="rows", text=vocabulary.text)], [note]
     if matrix.kind == Kind.EMBEDDING:
         return [], [f"no tokens: its {matrix.shape[0]:,} rows are no tokens of this tokenizer"]
-    seen = _watched(model, layer, table, head, batch)
+    seen = _watched(model, layer, table, head, batch=batch)
     notes = [seen.failure] if seen.failure else []
     tables: list[TokenTable] = []
     for found, note in (
@@ -159,7 +159,7 @@ def _head(model: nn.Module) -> _Table | None:
 
 def _asked(model: nn.Module, method: str) -> Any:
     ask: Any = getattr(model, method, None)
-    with contextlib.suppress(*_FAILURES, NotImplementedError):  # not every class has an answer
+    with contextlib.suppress(*_FAILURES):  # not every class has an answer
         return ask() if callable(ask) else None
     return None
 
@@ -173,7 +173,7 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
 
 
 def _watched(
-    model: nn.Module, layer: nn.Module, table: _Table, head: _Table | None, batch: Any
+    model: nn.Module, layer: nn.Module, table: _Table, head: _Table | None, *, batch: Any
 ) -> _Seen:
     """Run the model on a few tokens, or on the batch, and see which norms are read."""
     made: dict[int, tuple[str, nn.Module]] = {}  # by the memory of what was put out
