@@ -87,7 +87,7 @@ def plot_esd(
     >>> ax.get_legend().get_title().get_text()
     'fit accepted: p-value 0.978'
     >>> [text.get_text() for text in ax.get_legend().get_texts()][3]
-    'spikes (2), the largest 404'
+    'spikes (2), the largest 404.5'
     """
     check_spectrum(spectrum, "spectrum", "analyze(W).plot()")
     if isinstance(fit, BulkFit):

@@ -59,14 +59,15 @@ def put_legend(
     place: dict[str, Any] = {"loc": loc}
     if legend == "outside":
         place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
-    if not ax.get_legend_handles_labels()[0] and not words:
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles and not words:
         return
     style: dict[str, Any] = {
         "fontsize": size, "labelcolor": look.ink, "facecolor": look.paper, "framealpha": 0.9,
         "edgecolor": look.soft, "title": words or None, "title_fontsize": size,
         "alignment": "left", "borderpad": 0.5, "labelspacing": 0.3, "handlelength": 1.8,
     }  # fmt: skip
-    made = ax.legend(**place, **style)
+    made = ax.legend(handles, labels, **place, **style)
     made.get_title().set_color(colour)
     made.get_frame().set_linewidth(0.6)
 
@@ -84,7 +85,7 @@ def verdict_lines(ax: "Axes", said: Said, legend: str | None) -> list[str]:
     """Return the lines of a verdict, broken so that they fill no more than half of the Axes."""
     width = inches(ax)[0] * 72.0 / (0.55 * font_size(ax))  # in characters
     share = 0.9 if legend == "outside" else 0.55
-    most = int(max(28, min(44, share * width)))
+    most = int(max(28 if is_small(ax) else 36, min(44, share * width)))
     return [part for line in said.lines for part in textwrap.wrap(literal(line), most)]
 
 

@@ -50,6 +50,11 @@ def wrapped(words: str, width: int, *, lines: int = _LINES) -> str:
     return "\n".join(line.strip() for line in made if line.strip())
 
 
+def label_of(name: str, width: int = 32) -> str:
+    """Return a name for a legend: in lines of a width, and no formula."""
+    return "\n".join(literal(line) for line in wrapped(name, width).splitlines())
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the singular or plural."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,12 +26,9 @@ from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
 from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum, spectrum
-from rmtspec.plot.esd import plot_esd
+from rmtspec.report.figures import matrix_figure
 from rmtspec.report.options import AnalysisOptions
 from rmtspec.terms import Kind, Why
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 #: If the smaller side is below this, the laws of large matrices say little.
 RELIABLE_FROM = 16
@@ -119,11 +116,32 @@ class MatrixReport(Readable):
         alone = Report([self.to_dict()], [], {}, versions=versions(), matrices={self.name: self})
         return alone.to_html(path)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the spectrum with the fitted law: see `rmtspec.plot.plot_esd`."""
-        axes = plot_esd(self.spectrum, self.fit, ax=ax)
-        axes.set_title(self.name)
-        return axes
+    def plot(self, ax: Any = None, *, kind: str = "esd", legend: str | None = "inside") -> Any:
+        """Draw the matrix, with the verdicts of fit test and noise model in the picture.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, three of them for "all"; a new pyplot figure if None.
+        kind : {"esd", "cdf", "scree", "all"}
+            The spectrum with the fitted law (`rmtspec.plot.plot_esd`), the distribution functions
+            (`plot_cdf_fit`), the singular values by rank (`plot_scree`), or these side by side.
+        legend : {"inside", "outside"} or None
+            Where the legend is; the verdict is written into the picture even without one.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Three of them for "all".
+
+        Raises
+        ------
+        InvalidTypeError
+            `ax` is of the wrong type.
+        InvalidValueError
+            `kind` or `legend` is unknown.
+        """
+        return matrix_figure(self, kind, ax, legend)
 
     def __repr__(self) -> str:
         spec, fit, test, rank = self.spectrum, self.fit, self.test, self.rank
