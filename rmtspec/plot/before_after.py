@@ -12,6 +12,8 @@ from rmtspec.plot.words import PLAIN, Said, wrapped
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Lines left free for the legend.
+_ROOM = 3
 #: Inches per line, above and below them, and width; characters of a name.
 _LINE, _FRAME, _WIDTH, _NAME = 0.26, 1.1, 7.0, 44
 
@@ -55,7 +57,7 @@ def plot_before_after(
     legend = check_legend(legend)
     if not rows:
         raise InvalidValueError("`rows` is empty; expected at least one matrix.")
-    ax = axes.axes_for(ax, (_WIDTH, _FRAME + _LINE * (len(rows) + 1)))
+    ax = axes.axes_for(ax, (_WIDTH, _FRAME + _LINE * (len(rows) + _ROOM)))
     look = look_of(ax)
     before = [row["parameters_before"] for row in rows]
     after = [row["parameters_after"] for row in rows]
@@ -69,7 +71,7 @@ def plot_before_after(
     ax.plot(after, places, marker="D", color=look.series[0], label="after", **dots)
     names = [wrapped(str(row["name"]), _NAME, lines=1) for row in rows]
     ax.set_yticks(places, names, fontsize=font_size(ax), **PLAIN)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_ylim(len(rows) - 0.4, -0.6 if legend == "outside" else -0.6 - _ROOM)
     ax.grid(axis="x", color=look.soft, alpha=0.25, linewidth=0.6)
     positive = [value for value in (*before, *after) if value > 0]
     if positive and max(positive) > 30 * min(positive):
@@ -80,5 +82,5 @@ def plot_before_after(
     ax.set_xlabel("parameters", color=look.ink)
     total, left = sum(before), sum(after)
     words = f"{left:,} of {total:,} parameters kept ({left / max(total, 1):.1%})"
-    put_legend(ax, look, legend, said=Said((words,), ""))
+    put_legend(ax, look, legend, said=Said((words,), ""), loc="upper right")
     return ax

@@ -95,10 +95,10 @@ def plot_cdf_fit(
     style = {"color": look.threshold, "linestyle": (0, (1.5, 1)), "linewidth": 1.5}
     ax.step(values, shares, where="mid", label=name, **style)
     if law is not None:
-        _draw_gap(ax, look, compared, fit=fit, shares=shares)
         span = law.bulk_edge - law.lower_edge
         start = law.lower_edge - 0.1 * span if axes.far_from_zero(law) else 0.0
         ax.set_xlim(start, law.bulk_edge + 0.1 * span)
+        _draw_gap(ax, look, compared, fit=fit, shares=shares)
     ax.set_ylim(0.0, 1.02)
     ax.set_xlabel(axes.EIGENVALUE, color=look.ink)
     words = "share of the bulk" if small else "share of the bulk at or below"
@@ -120,6 +120,8 @@ def _draw_gap(
     if is_small(ax):
         return
     arrow = {"arrowstyle": "->", "color": look.ink}
-    place: dict[str, Any] = {"textcoords": "offset points", "ha": "left", "arrowprops": arrow}
+    place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "arrowprops": arrow}
+    left = x > np.mean(ax.get_xlim())  # there is no room to its right
+    offset, place["ha"] = ((-24, -18), "right") if left else ((24, -18), "left")
     words = "largest gap"
-    ax.annotate(words, (x, min(ends)), (24, -18), fontsize=font_size(ax), color=look.ink, **place)
+    ax.annotate(words, (x, min(ends)), offset, fontsize=font_size(ax), color=look.ink, **place)

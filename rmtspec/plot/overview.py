@@ -1,5 +1,6 @@
 """A model by depth: one quantity of its matrices, one line per kind of layer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +108,9 @@ def plot_overview(
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     if not known:
         axes.remark(ax, look, "not known in this report", (0.75, 0.5))
-    passes = {bool(point["passes"]) for point in known}
-    note = "filled: noise-like bulk" if len(passes) == 2 else "no bulk is noise-like"
-    said = Said((note,) if False in passes and legend is not None else (), "")
+    counted = {bool(point["passes"]) for point in known}
+    note = "filled: noise-like bulk" if len(counted) == 2 else "no bulk is noise-like"
+    said = Said((note,) if False in counted and legend is not None else (), "")
     put_legend(ax, look, legend, said=said)
     return ax
 
@@ -124,7 +125,7 @@ def _label_blocks(ax: "Axes", points: Sequence[Mapping[str, Any]]) -> None:
 
     def fit(step: int) -> bool:
         sizes = [len(blocks.get(depth, "")) for depth in range(0, last + 1, step)]
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = itertools.pairwise(sizes)
         return all(3.3 * (left + right) + 8.0 <= step * each for left, right in pairs)
 
     step = next((step for step in range(1, last + 1) if fit(step)), last + 1)
