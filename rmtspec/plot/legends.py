@@ -86,7 +86,11 @@ def verdict_lines(ax: "Axes", said: Said, legend: str | None) -> list[str]:
     width = inches(ax)[0] * 72.0 / (0.55 * font_size(ax))  # in characters
     share = 0.9 if legend == "outside" else 0.55
     most = int(max(28 if is_small(ax) else 36, min(44, share * width)))
-    return [part for line in said.lines for part in textwrap.wrap(literal(line), most, break_on_hyphens=False)]
+    return [
+        part
+        for line in said.lines
+        for part in textwrap.wrap(literal(line), most, break_on_hyphens=False)
+    ]
 
 
 def headroom(ax: "Axes", rows: int, *, characters: int) -> tuple[float, float]:
