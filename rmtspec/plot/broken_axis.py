@@ -73,7 +73,8 @@ def _powers(high: float, end: float) -> list[float]:
         ticks = [tick for tick in ticks if high * room <= tick <= end / room**0.2]
         if len(ticks) >= 2:
             break
-    return ticks if len(ticks) <= 2 else [ticks[0], ticks[-1]]
+    close = len(ticks) > 1 and ticks[-1] / ticks[0] < (end / high) ** 0.4
+    return ticks[-1:] if close else [*ticks[:1], *ticks[1:][-1:]]
 
 
 def _label(tick: float) -> str:
