@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 import rmtspec
 from rmtspec import cli
-from rmtspec.cli.terminal import shortened, report_lines
+from rmtspec.cli.terminal import report_lines, shortened
 
 NAMES = {
     f"model.layers.{i}.self_attn.{part}.weight": [4.0, 9.0][: (i + len(part)) % 3]
