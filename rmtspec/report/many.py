@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rmtspec._records import versions
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
+from rmtspec.report.initial import WithInitial, with_initial
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -91,6 +92,7 @@ class Plain:
         self.kind = getattr(matrix, "kind", None)
         self.rounding = getattr(matrix, "rounding", None)
         self.sides = getattr(matrix, "sides", None)
+        self.names = getattr(matrix, "names", ())
         self._matrix = matrix
 
     def __call__(self) -> Any:
@@ -122,8 +124,8 @@ def report_on_many(
             del value  # not kept while the next one is made
 
     outcomes: dict[int, Outcome] = {}
-    work = functools.partial(outcome_of, options)
-    for index, outcome in each(work, marked(noted(), plain), n_jobs=n_jobs):
+    work, found = work_of(options, marked(noted(), plain))
+    for index, outcome in each(work, found, n_jobs=n_jobs):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
@@ -133,6 +135,16 @@ def report_on_many(
             "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
         )
     return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], options.settings)
+
+
+def work_of(
+    options: AnalysisOptions, items: Iterable[tuple[str, Any]]
+) -> tuple[Callable[[tuple[str, Any]], Outcome], Iterable[tuple[str, Any]]]:
+    """Return what is called with each named matrix, and these, with their initial weights."""
+    if options.init is None:
+        return functools.partial(outcome_of, options), items
+    alone = dataclasses.replace(options, init=None)  # each process is sent only what it needs
+    return functools.partial(outcome_of, alone), with_initial(items, options.init)
 
 
 def marked(items: Iterable[tuple[str, Any]], plain: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -162,6 +174,9 @@ def report_of(
 def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     """Return the report on a named matrix, or the reason why it cannot be analysed."""
     name, value = item
+    initial = None
+    if isinstance(value, WithInitial):
+        value, initial = value.matrix, value.initial
     try:
         if words := lacking(_least_memory(value)):
             return Skipped(Why.MEMORY.words(error=words), unread=True)
@@ -171,7 +186,8 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
         rounding = getattr(value, "rounding", None)
         if callable(value) and not is_model(value):
             value = value()
-        report = report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX, options)
+        kind = kind if isinstance(kind, str) else Kind.MATRIX
+        report = report_on(value, name, kind, options, initial=initial)
         quantised = rounding() if callable(rounding) else None
         if quantised is not None:
             level = rounding_level(report.spectrum, *quantised)
