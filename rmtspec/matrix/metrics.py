@@ -124,7 +124,10 @@ class Metrics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Metrics":
         """Return the result that gave this `to_dict`."""
-        return cls(**{name: math.nan if v is None else v for name, v in values.items()})
+        known: dict[str, Any] = {}
+        for name, value in values.items():
+            known[name] = math.nan if value is None else value
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (nan as None), without those not asked for."""

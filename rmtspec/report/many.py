@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +124,8 @@ def report_on_many(
             del value  # not kept while the next one is made
 
     outcomes: dict[int, Outcome] = {}
-    work, found = work_of(options, marked(noted(), plain))
-    for index, outcome in each(work, found, n_jobs=n_jobs):
+    alone, found = with_init(options, marked(noted(), plain))
+    for index, outcome in each(functools.partial(outcome_of, alone), found, n_jobs=n_jobs):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
@@ -137,14 +137,13 @@ def report_on_many(
     return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], options.settings)
 
 
-def work_of(
+def with_init(
     options: AnalysisOptions, items: Iterable[tuple[str, Any]]
-) -> tuple[Callable[[tuple[str, Any]], Outcome], Iterable[tuple[str, Any]]]:
-    """Return what is called with each named matrix, and these, with their initial weights."""
+) -> tuple[AnalysisOptions, Iterable[tuple[str, Any]]]:
+    """Return options without the initial weights, and the named matrices with their own."""
     if options.init is None:
-        return functools.partial(outcome_of, options), items
-    alone = dataclasses.replace(options, init=None)  # each process is sent only what it needs
-    return functools.partial(outcome_of, alone), with_initial(items, options.init)
+        return options, items
+    return dataclasses.replace(options, init=None), with_initial(items, options.init)
 
 
 def marked(items: Iterable[tuple[str, Any]], plain: Collection[str]) -> Iterator[tuple[str, Any]]:

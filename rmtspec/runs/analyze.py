@@ -25,7 +25,7 @@ from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
 from rmtspec.report.initial import InitialWeights
-from rmtspec.report.many import Outcome, Skipped, marked, report_of, work_of
+from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of, with_init
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -168,7 +168,8 @@ def outcomes(
     items: Iterable[Any] = missing
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
-    work, found = work_of(options, marked(items, plain))
+    alone, found = with_init(options, marked(items, plain))
+    work = functools.partial(outcome_of, alone)
     for index, outcome in each(work, found, n_jobs=n_jobs, threads=threads):
         name, matrix = missing[index]
         matrix.tensor.check_unchanged()  # before the journal takes what may come from another file
