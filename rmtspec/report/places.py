@@ -13,6 +13,7 @@ from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.paths import INDEX
 from rmtspec.errors import FileError
 from rmtspec.report.report import SCHEMA, check_suffix
+from rmtspec.report.unfreeze import HEAD
 
 #: How a report in CSV begins, and what the head of one in HTML holds.
 _CSV, _HTML = b"name,kind,rows,columns,", b"<title>rmtspec report</title>"
@@ -33,6 +34,11 @@ def check_place(path: PathLike, read: Iterable[PathLike] = ()) -> None:
         A file of the input has that name, or it cannot be written.
     """
     check_suffix(path)
+    check_target(path, read)
+
+
+def check_target(path: PathLike, read: Iterable[PathLike] = ()) -> None:
+    """Raise what `check_place` raises, for a file of any suffix."""
     check_writable(path)
     target = file_target(path)
     for source in map(Path, read):
@@ -44,7 +50,7 @@ def check_place(path: PathLike, read: Iterable[PathLike] = ()) -> None:
 
 
 def is_report(path: PathLike) -> bool:
-    """Tell whether a file is a report that this package wrote, or is empty."""
+    """Tell whether a file is a report, or a list of weights to train, of ours, or is empty."""
     file = Path(path)
     with contextlib.suppress(FileError):
         if file.suffix.lower() == ".json" and file.stat().st_size:
@@ -55,7 +61,7 @@ def is_report(path: PathLike) -> bool:
             head = stream.read(_HEAD)
     except OSError:
         return False
-    return not head or head.startswith(_CSV) or _HTML in head
+    return not head or head.startswith((_CSV, HEAD.encode())) or _HTML in head
 
 
 def _belongs(target: Path, source: Path) -> bool:

@@ -46,6 +46,10 @@ WRONG = {
         "--level": INSIDE,
         "--noise": ["gamma", ""],
         "--rng": ["-1", "1.5", "x"],
+        "--metrics": [],
+        "--init": ["m.safetensors"],  # without --metrics
+        "--unfreeze": [f"{share} --out u.yaml" for share in (*SHARES, "0")]
+        + ["0.5", "0.5 --out u.json", "0.5 --out u.yaml tuned.safetensors"],
     },
     "prune m.safetensors new": {
         **SAME,
