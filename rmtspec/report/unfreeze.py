@@ -101,7 +101,7 @@ def unfreeze(report: Report, share: float, *, keys: Mapping[str, str] | None = N
         Of each kind, above 0 and at most 1.
     keys : mapping of str to str, optional
         Name of the parameter for each name in the report, where these are names of layers:
-        ``{m.name: m.key for m in rt.weight_matrices(model)}`` for a model of torch.
+        ``{name: m.key for name, m in rt.weight_matrices(model)}`` for a model of torch.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def unfreeze(report: Report, share: float, *, keys: Mapping[str, str] | None = N
     if keys is None and "torch" in report.versions:
         raise InvalidValueError(
             "`report` is on a model of torch, whose names are those of layers; expected `keys` "
-            "with the names of the parameters. Pass {m.name: m.key for m in "
+            "with the names of the parameters. Pass {name: m.key for name, m in "
             "rt.weight_matrices(model)}."
         )
     ranked, left_out = _by_parameter(report, keys)
