@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 CODE := rmtspec adapters tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all browser fuzz lint pins audit bench bench-truth bench-checkpoint bench-compression docs build clean
+.PHONY: help demo test test-all browser fuzz lint pins audit bench bench-truth bench-checkpoint bench-compression docs build release-check clean
 
 help:
 	@echo "make demo      install, then analyse and split two matrices and a network into rmtspec-demo/"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-compression  a language model cut by every method; a day, or what is left of it"
 	@echo "make docs      build the site into docs/_build/html"
 	@echo "make build     wheel and source distribution into dist/"
+	@echo "make release-check  both, and what the package index will say to them"
 	@echo "make clean     remove the virtual environment and everything built"
 	@echo "Options: PYTHON=$(PYTHON) VENV=$(VENV)"
 
@@ -79,7 +80,7 @@ fuzz: $(VENV)/.test
 HASHED := --no-deps --generate-hashes --universal --python-version 3.11.5 --no-header --no-annotate --quiet
 pins: | $(BIN)/python
 	$(PIP) uv
-	@for each in demo: test:demo docs:test models:; do \
+	@for each in demo: test:demo docs:test models: release:; do \
 	  name=$${each%:*}; base=$${each#*:}; \
 	  { echo "# Made from $$name.in by \`make pins\`."; [ -z "$$base" ] || echo "-r $$base.txt"; \
 	    $(BIN)/uv pip compile $(HASHED) requirements/$$name.in; } > requirements/$$name.txt.new || exit 1; \
@@ -117,6 +118,13 @@ docs: $(VENV)/.docs
 
 build: $(VENV)/.test
 	$(BIN)/python -m build --outdir dist .
+
+# In an environment of its own: it needs nothing of the package.
+RELEASE := build/release
+release-check: build
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes -r requirements/release.txt
+	$(RELEASE)/bin/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist docs/_build docs/jupyter_execute docs/generated rmtspec-demo *.egg-info

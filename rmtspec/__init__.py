@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rmtspec import plot as plot
     from rmtspec import reproduce as reproduce
     from rmtspec import terms as terms
+    from rmtspec.comparison.compare import compare as compare
+    from rmtspec.comparison.comparison import Comparison as Comparison
     from rmtspec.errors import RmtspecError as RmtspecError
     from rmtspec.laws.gamma_bulk import GammaMarchenkoPastur as GammaMarchenkoPastur
     from rmtspec.laws.marchenko_pastur import MarchenkoPastur as MarchenkoPastur
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from rmtspec.matrix.gamma_fit import fit_gamma as fit_gamma
     from rmtspec.matrix.lower_edge import LowerEnd as LowerEnd
     from rmtspec.matrix.lower_edge import below_bulk as below_bulk
+    from rmtspec.matrix.metrics import Metrics as Metrics
     from rmtspec.matrix.noise import fit_noise as fit_noise
     from rmtspec.matrix.noise_fit import NoiseFit as NoiseFit
     from rmtspec.matrix.noise_variance import NoiseVariance as NoiseVariance
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
     from rmtspec.report.matrix_report import MatrixReport as MatrixReport
     from rmtspec.report.matrix_report import analyze as analyze
     from rmtspec.report.report import Report as Report
+    from rmtspec.report.unfreeze import Unfrozen as Unfrozen
+    from rmtspec.report.unfreeze import unfreeze as unfreeze
     from rmtspec.runs.analyze import analyze_checkpoint as analyze_checkpoint
     from rmtspec.runs.extract_lora import extract_lora as extract_lora
     from rmtspec.runs.merge import merge_checkpoint as merge_checkpoint
@@ -63,6 +68,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BulkFit": "matrix.bema",
+    "Comparison": "comparison.comparison",
     "Components": "matrix.components",
     "FitTest": "matrix.fit_test",
     "GammaFit": "matrix.gamma_fit",
@@ -70,6 +76,7 @@ _HOME = {
     "LowerEnd": "matrix.lower_edge",
     "MarchenkoPastur": "laws.marchenko_pastur",
     "MatrixReport": "report.matrix_report",
+    "Metrics": "matrix.metrics",
     "NoiseFit": "matrix.noise_fit",
     "NoiseVariance": "matrix.noise_variance",
     "Plan": "planning.plan",
@@ -82,12 +89,14 @@ _HOME = {
     "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
     "Traps": "matrix.traps",
+    "Unfrozen": "report.unfreeze",
     "analyze": "report.matrix_report",
     "analyze_checkpoint": "runs.analyze",
     "analyze_many": "report.many",
     "below_bulk": "matrix.lower_edge",
     "bema": "matrix.bema",
     "choose_rank": "matrix.rank",
+    "compare": "comparison.compare",
     "compare_rules": "report.compare_rules",
     "components": "matrix.components",
     "correlation_traps": "matrix.traps",
@@ -102,6 +111,7 @@ _HOME = {
     "rounding_noise": "matrix.rounding",
     "spectrum": "matrix.spectrum",
     "split": "matrix.split",
+    "unfreeze": "report.unfreeze",
 }
 _MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce", "terms")
 

@@ -52,7 +52,8 @@ def html_table(
     more = [f"{len(lines) - most:,} more rows are not shown."] if len(lines) > most else []
     below = "".join(f"<p>{_safe(note.strip())}</p>" for note in (*notes, *more))
     return (
-        f'<div style="overflow-x: auto"><table><caption style="{left}">{_safe(title)}</caption>'
+        '<div style="overflow-x: auto"><table class="rmtspec">'
+        f'<caption style="{left}">{_safe(title)}</caption>'
         f"{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>{below}"
         "</div>"
     )

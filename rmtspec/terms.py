@@ -94,6 +94,18 @@ class Verdict(StrEnum):
     CANNOT_TELL = "cannot tell"
 
 
+class Change(StrEnum):
+    """What kind of change a matrix has undergone."""
+
+    UNCHANGED = "unchanged"
+    ROUNDING = "rounding"  # no larger than rounding to the dtypes of both makes
+    LOW_RANK = "low rank"  # beyond the components there is rounding only
+    LOW_RANK_AND_NOISE = "low rank and noise"
+    NOISE = "noise"  # a noise-like bulk and no component
+    STRUCTURED = "structured"  # neither of low rank nor noise
+    CANNOT_TELL = "cannot tell"
+
+
 class Need(StrEnum):
     """Whether a function needs the bulk of a matrix, as far as a noise test can tell."""
 
@@ -165,6 +177,14 @@ class Why(StrEnum):
         "fell below the smallest step): the edge is an upper bound"
     )
     NOTHING_BEYOND = "no bulk beyond {count} components"
+    # Its metrics.
+    ZERO_MATRIX = "all entries are 0"
+    RANK_ONE = "the entropy is divided by log(rank), and the rank is 1"
+    FEW_FOR_A_TAIL = "{count} eigenvalues above rounding: a power law is fitted to {least} or more"
+    NO_TAIL = "no power law is fitted: {why}"
+    INIT_LACKS = "the initial weights have no {name!r}"
+    INIT_SHAPE = "the initial weights have shape {before}, these {after}"
+    INIT_UNREAD = "the initial weights cannot be read: {error}"
     NO_FIGURE = "the figure is not finite in {count} of {draws} draws"
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"
@@ -240,6 +260,8 @@ class Why(StrEnum):
     UNCHANGED = "unchanged"
     ONLY_IN = "only in {place}"
     OTHER_SHAPE = "its shape was {before} and is {after}"
+    NEEDS_BASE = "whole in the adapter {place}: name the model that it belongs to as well"
+    OF_ONE = "in {place}: {reason}"
     TIED_TABLE = "tied to the head: an adapter of LoRA would change the table alone"
     CHANGED_OTHERWISE = "changed, but no matrix of a layer: an adapter of LoRA cannot hold it"
     # Not read from its file.

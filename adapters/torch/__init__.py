@@ -16,6 +16,7 @@ except ImportError as error:
     ) from error
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
+from rmtspec.adapters.torch._interpretation.components import components
 from rmtspec.adapters.torch._layers.measure import measure_costs
 from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.quantize import quantize_factors
@@ -30,6 +31,7 @@ from rmtspec.adapters.torch._layers.split_layers import (
 )
 from rmtspec.adapters.torch._models import MLP, count_parameters, layer_dims
 from rmtspec.adapters.torch._pruning.analysis import analyze
+from rmtspec.adapters.torch._pruning.compare import compare
 from rmtspec.adapters.torch._pruning.noise_test import noise_test
 from rmtspec.adapters.torch._pruning.prune import apply_plan, plan, prune
 from rmtspec.adapters.torch._pruning.trade_off import trade_off
@@ -47,7 +49,8 @@ __all__ = [
     "MLP", "BulkPenalty", "Calibration", "Costs", "NamedMatrix", "NarrowedLinear", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
-    "analyze", "apply_plan", "calibrate", "count_parameters", "from_pretrained", "layer_dims",
-    "load", "measure_costs", "merge", "noise_test", "plan", "prune", "quantize_factors",
-    "read_state_dict", "refit", "save", "shrink_singular_values", "trade_off", "weight_matrices",
+    "analyze", "apply_plan", "calibrate", "compare", "components", "count_parameters",
+    "from_pretrained", "layer_dims", "load", "measure_costs", "merge", "noise_test", "plan",
+    "prune", "quantize_factors", "read_state_dict", "refit", "save", "shrink_singular_values",
+    "trade_off", "weight_matrices",
 ]  # fmt: skip

@@ -64,12 +64,14 @@ def display_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check(asked: Display) -> None:
     """Fail before any work for what no report can be sorted or filtered by."""
+    if asked.quiet and asked.verbose:
+        raise click.UsageError("--quiet and --verbose are both given; expected one of them.")
+    if asked.filter is None and asked.sort is None:
+        return  # what follows imports half of the package
     from rmtspec.errors import OptionError
     from rmtspec.report.chosen import sort_key, test_of
     from rmtspec.report.rows import known_keys
 
-    if asked.quiet and asked.verbose:
-        raise click.UsageError("--quiet and --verbose are both given; expected one of them.")
     try:
         if asked.filter is not None:
             test_of(asked.filter)

@@ -8,7 +8,7 @@ from rmtspec._text import counted, grouped, printable
 from rmtspec.cli.display import display
 from rmtspec.cli.output import say, say_styled
 from rmtspec.cli.progress import duration
-from rmtspec.cli.terminal import terminal_lines
+from rmtspec.cli.terminal import fitted_lines, report_lines
 from rmtspec.cli.wording import spoken
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def _show_rows(report: "Report", *, all_columns: bool) -> None:
     if all_columns:
         header, lines = report.cells()
         lines = [[*line[:-1], spoken(line[-1])] for line in lines]  # the last cell is the reason
-        table(header, lines, numeric=("spikes", "components", "rank", "kept"))
+        table(header, lines, numeric=("spikes", "components", "rank", "kept"), whole=True)
         return
-    say_styled(terminal_lines(report))
+    say_styled(report_lines(report))
     say()
     reasons = [{"name": r["name"], "reason": r["reason"]} for r in report.rows if r["reason"]]
     for reason, names in grouped(reasons):
@@ -52,21 +52,34 @@ def _show_rows(report: "Report", *, all_columns: bool) -> None:
 
 
 def table(
-    header: Sequence[str], lines: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    whole: bool = False,
 ) -> None:
-    """Print a table: on a terminal as wide as this is, elsewhere as wide as its cells."""
+    """Print a table: on a terminal as wide as this is, unless `whole`; elsewhere as its cells are.
+
+    `dropped` are the titles of columns that are left out where there is no room, the first first.
+    """
+    cells = [[printable(cell) for cell in line] for line in lines]
+    if sys.stdout.isatty() and cells and not whole:
+        columns = dict(zip(header, zip(*cells, strict=True), strict=True))
+        say_styled(fitted_lines(columns, numeric=numeric, dropped=dropped))
+        say()
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else 100_000, highlight=False)
+    console = Console(file=sys.stdout, width=100_000, highlight=False)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in header:
         shown.add_column(title, justify="right" if title in numeric else "left", overflow="fold")
-    for line in lines:
-        shown.add_row(*(Text(printable(cell)) for cell in line))
+    for line in cells:
+        shown.add_row(*map(Text, line))
     with console.capture() as text:  # rich would end the program where a pipe is closed
         console.print(shown)
     say_styled(text.get().splitlines())
@@ -86,7 +99,8 @@ def show_costs(costs: "DryRun", other: "DryRun") -> None:
         )
         for group in costs.groups()
     ]  # fmt: skip
-    table(header, lines, numeric=("matrices", "break-even", "operations", "time"))
+    numbers = ("matrices", "break-even", "operations", "time")
+    table(header, lines, numeric=numbers, dropped=("operations", "break-even", "dtype"))
     several = f" with {costs.n_jobs} processes" if costs.n_jobs > 1 else ""
     say(
         f"{counted(len(costs.rows), 'matrix', 'matrices')}, {costs.parameters:,} parameters, "

@@ -1,9 +1,9 @@
-"""The table of a report on a terminal: as wide as this is, with names shortened in the middle."""
+"""Tables on a terminal: as wide as this is, with names shortened in the middle."""
 
 import io
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rmtspec._text import printable
@@ -19,7 +19,7 @@ _NAME = 20
 _SHORTEST_NAME = 12
 #: Left out in this order where the terminal is too narrow.
 _DROPPED = ("spectrum", "predicted loss", "error", "size", "components", "rank", "kept", "action")
-_TEXT = ("name", "verdict", "action", "spectrum")
+_NUMERIC = ("spikes", "components", "rank", "kept", "error", "predicted loss")
 _COLOURS = {
     Verdict.NOISE_LIKE: "green", Verdict.NOT_NOISE_LIKE: "red", Verdict.NO_BULK_LEFT: "red",
     Verdict.CANNOT_TELL: "yellow",
@@ -29,21 +29,34 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _WIDE = 12
 
 
-def terminal_lines(report: "Report") -> list[str]:
-    """Return the lines of the table, styled for the terminal that stdout is."""
+def report_lines(report: "Report") -> list[str]:
+    """Return the lines of the table of a report, styled for the terminal that stdout is."""
+    return fitted_lines(_columns(report), numeric=_NUMERIC, dropped=_DROPPED)
+
+
+def fitted_lines(
+    columns: Mapping[str, Sequence[str]], *, numeric: Collection[str], dropped: Sequence[str] = ()
+) -> list[str]:
+    """Return the lines of a table as wide as the terminal that stdout is, styled for it.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence of str
+        The cells by title; the first column holds names, which lose their middle.
+    numeric, dropped : sequences of str
+        The titles of columns set to the right, and of those that may be left out, the first first.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     width = shutil.get_terminal_size().columns
-    columns = _columns(report)
-    shown = _fitting(columns, width)
+    shown = _fitting({title: list(cells) for title, cells in columns.items()}, width, dropped)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for title in shown:
-        table.add_column(title, justify="left" if title in _TEXT else "right", no_wrap=True)
+        table.add_column(title, justify="right" if title in numeric else "left", no_wrap=True)
     for cells in zip(*shown.values(), strict=True):
-        styled = (Text(cell, _COLOURS.get(cell, "")) for cell in cells)
-        table.add_row(*styled)
+        table.add_row(*(Text(cell, _COLOURS.get(cell, "")) for cell in cells))
     stream = io.StringIO()
     Console(file=stream, width=max(width, 1000), force_terminal=True, highlight=False).print(table)
     return [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -74,26 +87,27 @@ def _can_print(words: str) -> bool:
     return True
 
 
-def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+def _fitting(
+    columns: dict[str, list[str]], width: int, dropped: Iterable[str]
+) -> dict[str, list[str]]:
     """Return the columns that fit, with names as short as is needed."""
     from rich.cells import cell_len
 
-    columns = dict(columns)
     widths = {t: max(map(cell_len, [t, *cells])) for t, cells in columns.items()}
-    dropped = iter([title for title in _DROPPED if title in columns])
+    first = next(iter(columns))
+    left = iter([title for title in dropped if title in columns])
 
     def room() -> int:
         """Return what is left for the names."""
-        others = sum(widths[t] + _GAP for t in columns if t != "name")
-        return width - others
+        return width - sum(widths[t] + _GAP for t in columns if t != first)
 
-    while room() < min(widths["name"], _NAME) and (title := next(dropped, "")):
+    while room() < min(widths[first], _NAME) and (title := next(left, "")):
         del columns[title]
     longest = max(room(), _SHORTEST_NAME)
-    names = columns["name"]
-    if widths["name"] > longest:  # then what most names end with tells least
+    names = columns[first]
+    if widths[first] > longest:  # then what most names end with tells least
         names = [name.removesuffix(".weight") or name for name in names]
-    columns["name"] = [shortened(name, longest) for name in names]
+    columns[first] = [shortened(name, longest) for name in names]
     return columns
 
 

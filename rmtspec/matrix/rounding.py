@@ -154,7 +154,7 @@ def rounding_noise(
     note, precise = "", False
     if step is None:
         kind = _format(array.dtype if dtype is None else dtype)
-        above, below = _gaps(values, kind)
+        above, below = gaps(values, kind)
         note, method = _unused_digits(values, above, kind), str(kind)
         precise = _checks.resolution(kind)[0] < _GRAM_SUFFICES
     elif dtype is not None:
@@ -204,7 +204,7 @@ def _format(dtype: Any) -> np.dtype[Any]:
     return kind  # type: ignore[no-any-return]
 
 
-def _gaps(values: Float64Array, kind: np.dtype[Any]) -> tuple[Float64Array, Float64Array]:
+def gaps(values: Float64Array, kind: np.dtype[Any]) -> tuple[Float64Array, Float64Array]:
     """Return the distances to the next larger and to the next smaller size in the format."""
     import ml_dtypes
 
@@ -223,6 +223,16 @@ def _gaps(values: Float64Array, kind: np.dtype[Any]) -> tuple[Float64Array, Floa
     above = np.maximum(np.ldexp(eps, exponent - 1), smallest)
     below = np.where((mantissa == 0.5) & (above > smallest), 0.5 * above, above)
     return above, below
+
+
+def product_steps(product: NDArray[Any], dtype: np.dtype[Any]) -> Float64Array:
+    """Return, for each entry of a product, a step that covers the rounding of its factors.
+
+    Each factor adds about as much as rounding the product would, on fewer singular values, which
+    reach further.
+    """
+    steps: Float64Array = math.sqrt(6.0) * gaps(product.astype(np.float64), dtype)[0]
+    return steps
 
 
 def _steps(step: ArrayLike, shape: tuple[int, ...]) -> Float64Array:

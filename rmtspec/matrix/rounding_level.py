@@ -50,6 +50,13 @@ def rounding_level(spectrum: Spectrum, method: str, steps: NDArray[Any]) -> Roun
     height, width = steps.shape
     rows = np.einsum("ij,ij->i", steps, steps, dtype=np.float64) / (12.0 * width)
     columns = np.einsum("ij,ij->j", steps, steps, dtype=np.float64) / (12.0 * height)
+    return level_of_variances(spectrum, method, rows, columns)
+
+
+def level_of_variances(
+    spectrum: Spectrum, method: str, rows: Float64Array, columns: Float64Array
+) -> RoundingLevel:
+    """Return the same from the mean variance of the errors in each row and in each column."""
     mean = float(rows.mean())
     edge = 0.0
     if mean > 0.0:

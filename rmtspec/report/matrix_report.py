@@ -20,6 +20,7 @@ from rmtspec.matrix.components import Components, components
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
 from rmtspec.matrix.lower_edge import LowerEnd, below_bulk
+from rmtspec.matrix.metrics import Metrics, metrics_of
 from rmtspec.matrix.noise import noise_of, plain_noise
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
@@ -27,7 +28,9 @@ from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.report.figures import matrix_figure
-from rmtspec.report.options import AnalysisOptions
+from rmtspec.report.initial import initial_of
+from rmtspec.report.metric_columns import metric_columns
+from rmtspec.report.options import AnalysisOptions, check_metrics
 from rmtspec.terms import Kind, Why
 
 #: If the smaller side is below this, the laws of large matrices say little.
@@ -66,6 +69,8 @@ class MatrixReport(Readable):
         Wall time of the analysis.
     rounding : RoundingLevel or None
         How far up the rounding of a quantised file reaches; None for any other matrix.
+    metrics : Metrics or None
+        Numbers that other tools report, more columns of a row; None unless they were asked for.
     """
 
     name: str
@@ -81,6 +86,7 @@ class MatrixReport(Readable):
     reason: str
     seconds: float
     rounding: RoundingLevel | None = None
+    metrics: Metrics | None = None
 
     @property
     def components(self) -> Components | None:
@@ -107,7 +113,8 @@ class MatrixReport(Readable):
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat JSON-ready row (nan as None), the row of a `Report`."""
-        return {column: plain(value(self)) for column, value in COLUMNS.items()}
+        row = {column: plain(value(self)) for column, value in COLUMNS.items()}
+        return row if self.metrics is None else row | metric_columns(self.metrics)
 
     def to_html(self, path: PathLike | None = None) -> str:
         """Return one self-contained HTML page on the matrix; write it to `path` if given."""
@@ -264,6 +271,8 @@ def analyze(
     bulk_keep: float = 0.0,
     keep: float | None = None,
     min_rank: int = 0,
+    metrics: bool = False,
+    init: Any = None,
 ) -> MatrixReport:
     """Analyse one matrix: where its noise ends, what is signal, and whether to believe it.
 
@@ -287,6 +296,12 @@ def analyze(
         The `model` and the seed of `fit_noise`. A Spectrum has no entries: "mp" is used.
     rule, bulk_keep, keep, min_rank
         See `choose_rank`.
+    metrics : bool
+        Also compute what other tools report, norms, ranks, the power law of the tail and more:
+        see `Metrics`. Needs the package `powerlaw` (extra "metrics").
+    init : array_like of shape (rows, columns), optional
+        With `metrics`, the weights that the matrix had before training; for `analyze_many` and
+        others on many matrices, a mapping of these by name or the path of their file or folder.
 
     Returns
     -------
@@ -296,6 +311,8 @@ def analyze(
     ------
     RmtspecError
         Any error of the four functions.
+    MissingDependencyError
+        `metrics` without the package that it needs; raised before any work.
 
     Examples
     --------
@@ -309,8 +326,10 @@ def analyze(
         kind=kind, method=method, precision=precision, eigensolver=eigensolver, alpha=alpha,
         beta=beta, quantiles=quantiles, refine=refine, cutoff=cutoff, level=level, noise=noise,
         rng=_checks.seed(rng, "rng"), rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank,
+        metrics=metrics,
     )  # fmt: skip
-    return report_on(W, name, kind, options)
+    check_metrics(metrics, init)
+    return report_on(W, name, kind, options, initial=init)
 
 
 def report_on(
@@ -320,8 +339,12 @@ def report_on(
     options: AnalysisOptions,
     *,
     known: tuple[NoiseFit, NoiseVariance | None] | None = None,
+    initial: Any = None,
 ) -> MatrixReport:
-    """Do what `analyze` does, with checked options; `known` is what needs the entries, if given."""
+    """Do what `analyze` does, with checked options; `known` is what needs the entries, if given.
+
+    `initial` is the matrix at first, a callable that returns it, or the reason why it is not known.
+    """
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
     start = time.perf_counter()
@@ -337,6 +360,7 @@ def report_on(
     counted = noise if o.rule == "noise" else fit
     how = RankOptions(rule=str(o.rule), bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank)
     rank = dataclasses.replace(decide(spec, spec, counted, how), n_spikes=fit.n_spikes)
+    metrics = _metrics(W, spec, fit, initial) if o.metrics else None
     reliable = spec.p >= RELIABLE_FROM
     small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
     return MatrixReport(
@@ -344,7 +368,7 @@ def report_on(
         noise_variance=variance, lower_end=_lower_end(spec, fit, noise, o.beta),
         reliable=reliable,
         reason="; ".join(filter(None, dict.fromkeys((fit.reason, small, rank.reason)))),
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start, metrics=metrics,
     )  # fmt: skip
 
 
@@ -365,6 +389,13 @@ def _noise(
         column_scales=noise.column_scales,
     )  # fmt: skip
     return noise, variance
+
+
+def _metrics(W: ArrayLike | Spectrum, spec: Spectrum, fit: BulkFit, initial: Any) -> Metrics:
+    """Return the metrics of the entries, or of the spectrum where only that is known."""
+    array = None if isinstance(W, Spectrum) else np.asarray(W)
+    before, why = initial_of(initial, array)
+    return metrics_of(spec, fit, array, initial=before, why=why)
 
 
 def _lower_end(spec: Spectrum, fit: BulkFit, noise: NoiseFit, beta: float) -> LowerEnd:

@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from rmtspec import _checks
 from rmtspec._files.writing import PathLike, check_outside, empty_folder
+from rmtspec.checkpoint.difference import DifferenceTensor, same
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
-from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor, check_unchanged
+from rmtspec.checkpoint.stored import StoredMatrix, StoredTensor
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
 from rmtspec.matrix.split import split
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
@@ -28,25 +28,6 @@ from rmtspec.terms import Kind, Why
 
 #: Models whose linear layers store their weight as inputs x outputs (transformers' Conv1D).
 _TURNED_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-
-
-@dataclass(frozen=True, slots=True)
-class DifferenceTensor(StoredTensor):
-    """What was added to a tensor between two checkpoints."""
-
-    base: StoredTensor
-    tuned: StoredTensor
-
-    def _load(self) -> NDArray[Any]:
-        """Return tuned - base in float64, so that no rounding is added to that of the files."""
-        with np.errstate(invalid="ignore"):  # whether it is finite is checked by the analysis
-            difference = self.tuned().astype(np.float64)
-            difference -= self.base()
-        return difference
-
-    def check_unchanged(self) -> None:
-        """Raise `FileError` if one of the two files was rewritten since it was listed."""
-        check_unchanged((self.base, self.tuned))
 
 
 def extract_lora(
@@ -193,7 +174,7 @@ def _differences(
             skip(name, Why.OTHER_SHAPE, before=before.shape, after=tensor.shape)
         elif name in reasons:
             skipped.append({"name": name, "reason": reasons[name]})
-        elif _same(before, tensor):
+        elif same(before, tensor):
             skip(name, Why.UNCHANGED)
         elif matrix is None:
             skip(name, Why.CHANGED_OTHERWISE)
@@ -235,13 +216,6 @@ def _is_head_too(table: StoredTensor, checkpoint: Checkpoint) -> bool:
 def _class_names(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     return " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
-
-
-def _same(before: StoredTensor, after: StoredTensor) -> bool:
-    """Tell whether two tensors of one shape hold the same numbers."""
-    if not before.numpy_name or not after.numpy_name:
-        return False
-    return bool(np.array_equal(before(), after()))
 
 
 def _ranks(found: Report, rank: int | None, budget: float | None) -> dict[str, int]:

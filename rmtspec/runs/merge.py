@@ -106,7 +106,7 @@ def merge_checkpoint(folder: PathLike, out: PathLike) -> list[str]:
     check_outside(out, place)
     check_companions(place)
     stored = manifest.tensors(place)
-    tensors, products = _dense(place, manifest, stored)
+    tensors, products = dense_tensors(place, manifest, stored)
     old = [place / name for name in manifest.weight_files]
     files: dict[Path, list[Outgoing]] = {file: [] for file in old}
     for name, tensor in tensors.items():
@@ -172,11 +172,11 @@ class _Product:
     def _finite(self) -> bool:
         """Tell whether all entries of the factors are finite."""
         wide = np.dtype(np.float64)
-        return all(bool(np.isfinite(_factor(f, wide)).all()) for f in (self.outer, self.inner))
+        return all(bool(np.isfinite(whole(f, wide)).all()) for f in (self.outer, self.inner))
 
     def rows(self, wide: np.dtype[Any]) -> Iterator[NDArray[Any]]:
         """Yield the weight, read as a matrix, some rows at a time in a wider dtype."""
-        outer, inner = _factor(self.outer, wide), _factor(self.inner, wide)
+        outer, inner = whole(self.outer, wide), whole(self.inner, wide)
         rank, groups = self.entry.rank, self.entry.groups
         if self.entry.kind == "embedding":
             pairs = [(inner, outer.T)]
@@ -196,16 +196,18 @@ class _Product:
 
 
 _Tensor = MappedTensor | _Product | Computed
+#: What a weight is put together from.
+Multiplied = _Product | Computed
 
 
-def _factor(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
-    """Return a factor, in its stored dtype unless it is a product."""
+def whole(factor: _Tensor, wide: np.dtype[Any]) -> NDArray[Any]:
+    """Return a weight or a factor, in its stored dtype unless it is a product."""
     if isinstance(factor, MappedTensor | Computed):
         return factor()
     return np.concatenate(list(factor.rows(wide))).reshape(factor.shape)
 
 
-def _dense(
+def dense_tensors(
     folder: Path, manifest: Manifest, stored: Mapping[str, MappedTensor]
 ) -> tuple[dict[str, _Tensor], list[str]]:
     """Return the tensors of the model before the split, and the names of the products."""

@@ -552,8 +552,8 @@ def test_reproduce_wrong_usage(tmp_path, monkeypatch, words, message):
 def test_entry_point_is_a_click_group():
     assert isinstance(cli.main, click.Group)
     assert sorted(cli.main.commands) == [
-        "analyze", "completion", "demo", "extract-lora", "merge", "prune", "reproduce",
-        "resize-lora",
+        "analyze", "compare", "completion", "demo", "extract-lora", "merge", "prune",
+        "reproduce", "resize-lora",
     ]  # fmt: skip
 
 

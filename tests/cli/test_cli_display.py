@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 import rmtspec
 from rmtspec import cli
-from rmtspec.cli.terminal import shortened, terminal_lines
+from rmtspec.cli.terminal import report_lines, shortened
 
 NAMES = {
     f"model.layers.{i}.self_attn.{part}.weight": [4.0, 9.0][: (i + len(part)) % 3]
@@ -47,7 +47,7 @@ def plain(line):
 @pytest.mark.parametrize("width", [40, 50, 60, 80, 100, 200])
 def test_a_row_takes_one_line_that_fits(report, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = [plain(line) for line in terminal_lines(report)]
+    lines = [plain(line) for line in report_lines(report)]
     assert len(lines) == 1 + len(report)
     assert max(map(cell_len, lines)) <= width
     assert lines[0].split()[:2] == ["name", "spikes"] or "size" in lines[0]
@@ -58,11 +58,11 @@ def test_a_row_takes_one_line_that_fits(report, monkeypatch, width):
 def test_where_there_is_room_the_spectrum_is_drawn(report, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("rmtspec.cli.terminal._can_print", lambda _: True)
-    head, first, *_ = map(plain, terminal_lines(report))
+    head, first, *_ = map(plain, report_lines(report))
     assert head.split()[-1] == "spectrum"
     assert set("▁▂▃▄▅▆▇█").intersection(first)
     monkeypatch.setattr("rmtspec.cli.terminal._can_print", lambda _: False)
-    assert "spectrum" not in plain(terminal_lines(report)[0])
+    assert "spectrum" not in plain(report_lines(report)[0])
 
 
 def test_colours_are_left_out_on_request(report, monkeypatch):
@@ -70,9 +70,9 @@ def test_colours_are_left_out_on_request(report, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert any(map(coloured.search, terminal_lines(report)))
+    assert any(map(coloured.search, report_lines(report)))
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not any(map(coloured.search, terminal_lines(report)))
+    assert not any(map(coloured.search, report_lines(report)))
 
 
 @pytest.mark.parametrize("name", ["a" * 50, "日本語" * 20, "short", "", "é" * 50])

@@ -69,6 +69,8 @@ def test_every_line_of_every_command(folder, tmp_path):
         (["prune", folder, out], 2),
         (["merge", out, tmp_path / f"d{HOSTILE}"], 0),
         (["merge", folder, tmp_path / "e"], 1),
+        (["compare", folder, folder], 0),
+        (["compare", folder, tmp_path / HOSTILE], 1),
         (["extract-lora", folder, folder, tmp_path / f"l{HOSTILE}"], 1),
         (["resize-lora", folder, tmp_path / f"l{HOSTILE}"], 1),
         (["prune", tmp_path / f"{HOSTILE}.onnx", out], 2),

@@ -41,6 +41,7 @@ def test_files_of_the_input_stay(folder, tmp_path, name, more):
             ["analyze", folder, "--out", out],
             ["prune", folder, tmp_path / "small", "--report", out],
             ["prune", folder, "--dry-run", "--report", out],
+            ["compare", folder, folder, "--out", out],
             ["extract-lora", folder, folder, tmp_path / "lora", "--report", out],
             ["resize-lora", folder, tmp_path / "lora", "--report", out],
         ):

@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from rmtspec.adapting import Manifest, MappedTensor, listed
+from rmtspec.adapting import WRAPPERS, Manifest, MappedTensor, listed
 from rmtspec.errors import InvalidValueError
 
-#: What wrappers put before every name: DistributedDataParallel, torch.compile, EMA, Lightning.
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
 Rename = Callable[[str], str]
 
 
@@ -71,7 +69,7 @@ def _prefixes(keys: Iterable[str]) -> list[Rename]:
     """Return the ways to drop a wrapper's prefix that all keys have, and to put one before them."""
     keys = list(keys)
     ways: list[Rename] = []
-    for prefix in _WRAPPERS:
+    for prefix in WRAPPERS:
         if keys and all(key.startswith(prefix) for key in keys):
             ways.append(lambda key, prefix=prefix: key.removeprefix(prefix))  # type: ignore[misc]
         ways.append(lambda key, prefix=prefix: prefix + key)  # type: ignore[misc]

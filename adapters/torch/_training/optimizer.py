@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rmtspec.adapters.torch._layers.product_matrix import stacked
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._layers.split_layers import SplitEmbedding
-from rmtspec.adapters.torch._training.product import stacked
 from rmtspec.adapters.torch._training.replicas import decided_once
 from rmtspec.adapters.torch._weights.tensors import to_numpy, to_tensor
 from rmtspec.adapters.torch._weights.weight_matrix import WeightMatrix

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmtspec.adapters.torch._layers.product_matrix import ProductMatrix, matrices_with_products
 from rmtspec.adapters.torch._layers.replace import model_sizes, totals
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
 from rmtspec.adapters.torch._pruning.carry_out import carry_out
@@ -18,7 +19,6 @@ from rmtspec.adapters.torch._pruning.task import PruningTask
 from rmtspec.adapters.torch._training import replicas
 from rmtspec.adapters.torch._training.file import read_training, write_training
 from rmtspec.adapters.torch._training.optimizer import FactorOptimizer
-from rmtspec.adapters.torch._training.product import ProductMatrix, matrices_with_products
 from rmtspec.adapters.torch._training.state import SCHEMA, Rebuilt, fingerprint
 from rmtspec.adapters.torch._training.transaction import Merged, together
 from rmtspec.adapters.torch._weights.layer_kinds import ROOT

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rmtspec.adapters.torch._layers.split_layer import SplitLayer
@@ -29,8 +30,12 @@ class ProductMatrix(WeightMatrix):
 
     def __call__(self) -> Any:
         """Return the `rmtspec.Spectrum` of the product, without multiplying the factors."""
+        return product_spectrum(*self.factors())
+
+    def factors(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the two factors, outer and inner, whose product is the matrix."""
         inner, outer = (to_numpy(side[self.group]) for side in stacked(self.split_layer))
-        return product_spectrum(outer, inner)
+        return outer, inner
 
     @property
     def present_rank(self) -> int:

@@ -1,0 +1,1 @@
+"""What the leading directions of a layer are: images, tokens, examples."""

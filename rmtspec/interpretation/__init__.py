@@ -1,0 +1,1 @@
+"""What the leading directions of a matrix are, in terms that a person knows."""
