@@ -1,5 +1,6 @@
 """The analysis of one matrix: spectrum, fit, test and rank in one call and one report."""
 
+import base64
 import dataclasses
 import math
 import time
@@ -149,6 +150,16 @@ class MatrixReport(Readable):
             `kind` or `legend` is unknown.
         """
         return matrix_figure(self, kind, ax, legend)
+
+    def _repr_html_(self) -> str:
+        """Return the table, and the picture of `plot` below it."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+        self.plot(ax=figure.subplots())
+        content = base64.b64encode(png(figure)).decode("ascii")
+        picture = f'<img alt="its spectrum" width="600" src="data:image/png;base64,{content}">'
+        return Readable._repr_html_(self) + picture
 
     def __repr__(self) -> str:
         spec, fit, test, rank = self.spectrum, self.fit, self.test, self.rank
