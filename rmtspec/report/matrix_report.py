@@ -28,6 +28,7 @@ from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
 from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum, spectrum
+from rmtspec.plot.axes import png
 from rmtspec.report.figures import matrix_figure
 from rmtspec.report.initial import initial_of
 from rmtspec.report.metric_columns import metric_columns
