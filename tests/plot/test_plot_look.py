@@ -1,6 +1,7 @@
 """Verdicts in the pictures, legends, names that stay text, backgrounds, small Axes."""
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex

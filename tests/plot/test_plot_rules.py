@@ -1,6 +1,7 @@
 """The figure of ranks by rule: where the marks are, sizes that are extreme, bad input."""
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
