@@ -34,7 +34,7 @@ from rmtspec._files.reading import bounded_json, open_regular
 from rmtspec._files.writing import PathLike, cause, check_space, finished_file
 from rmtspec._frameworks import SUFFIXES, suffix_of
 from rmtspec._records import versions
-from rmtspec._text import listed, nearest
+from rmtspec._text import listed
 from rmtspec.checkpoint.grouping import MOST_EXPERTS
 from rmtspec.checkpoint.listing import matrices_in
 from rmtspec.checkpoint.manifest import (
@@ -51,9 +51,6 @@ from rmtspec.checkpoint.stored import MappedTensor, StoredTensor, named_dtype
 from rmtspec.checkpoint.wrappers import WRAPPERS
 from rmtspec.comparison.compare import compare
 from rmtspec.comparison.comparison import Comparison
-from rmtspec.interpretation.directions import leading_directions
-from rmtspec.interpretation.layer_components import Direction, LayerComponents, Reading
-from rmtspec.interpretation.nearest import nearest_rows
 from rmtspec.matrix.in_dtype import in_dtype
 from rmtspec.matrix.pivots import pivoted
 from rmtspec.matrix.product import product_spectrum
@@ -76,7 +73,6 @@ from rmtspec.planning.search import check_target, smallest_budget
 from rmtspec.planning.selection import Pattern, Selection
 from rmtspec.planning.target import HEAD, Target, is_head
 from rmtspec.planning.task import Matrix, NothingToAnalyzeError, Subject, Task
-from rmtspec.report.layer_kinds import place_of
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.noise_test import NoiseTest
 from rmtspec.report.options import AnalysisOptions, Progress
@@ -88,17 +84,15 @@ from rmtspec.terms import Action, Form, Kind, Why
 __all__ = [
     "DTYPES", "HEAD", "MANIFEST", "MOST_EXPERTS", "OBJECTIVES", "RULES", "SUFFIXES", "UNSET",
     "WRAPPERS", "Action", "AnalysisOptions", "Calibration", "Comparison", "Costs", "Curves",
-    "Direction", "Every", "FlipOptions", "Float64Array", "Form", "Gate", "HiddenLayer", "Kind",
-    "LayerComponents", "Manifest", "MappedTensor", "Matrix", "Narrowed", "NoiseTest",
-    "NothingToAnalyzeError", "Outgoing", "PathLike", "Pattern", "Plan", "PlanOptions",
-    "Progress", "Reading", "Refit", "Report", "Schedule", "Selection", "SplitEntry",
-    "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target", "Task", "TradeOff", "Unset",
-    "Weights", "Why", "adopt", "bounded_json", "cause", "check_budgets", "check_space",
-    "check_target", "checks", "compare", "cut", "finished_file", "format_dtype", "hidden_layers",
-    "in_dtype", "is_head", "leading_directions", "least_budget", "leave_with", "listed",
-    "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
-    "named_dtype", "narrowed", "nearest", "nearest_rows", "open_regular", "pivoted", "place_of",
-    "product_spectrum", "product_steps", "report_on", "run_noise_test", "settle",
-    "smallest_budget", "split", "step_share", "stored_tensors", "suffix_of", "truncate",
-    "versions", "weighted_energies",
+    "Every", "FlipOptions", "Float64Array", "Form", "Gate", "HiddenLayer", "Kind", "Manifest",
+    "MappedTensor", "Matrix", "Narrowed", "NoiseTest", "NothingToAnalyzeError", "Outgoing",
+    "PathLike", "Pattern", "Plan", "PlanOptions", "Progress", "Refit", "Report", "Schedule",
+    "Selection", "SplitEntry", "SplitFactors", "Stamp", "StoredTensor", "Subject", "Target",
+    "Task", "TradeOff", "Unset", "Weights", "Why", "adopt", "bounded_json", "cause",
+    "check_budgets", "check_space", "check_target", "checks", "compare", "cut", "finished_file",
+    "format_dtype", "hidden_layers", "in_dtype", "is_head", "least_budget", "leave_with",
+    "listed", "looks_like", "manifest_entries", "matrices_in", "measured_cost", "model_folder",
+    "named_dtype", "narrowed", "open_regular", "pivoted", "product_spectrum", "product_steps",
+    "report_on", "run_noise_test", "settle", "smallest_budget", "split", "step_share",
+    "stored_tensors", "suffix_of", "truncate", "versions", "weighted_energies",
 ]  # fmt: skip

@@ -16,7 +16,6 @@ except ImportError as error:
     ) from error
 
 from rmtspec.adapters.torch._calibration.calibrate import calibrate
-from rmtspec.adapters.torch._interpretation.components import components
 from rmtspec.adapters.torch._layers.measure import measure_costs
 from rmtspec.adapters.torch._layers.narrowed_linear import NarrowedLinear
 from rmtspec.adapters.torch._layers.quantize import quantize_factors
@@ -49,8 +48,8 @@ __all__ = [
     "MLP", "BulkPenalty", "Calibration", "Costs", "NamedMatrix", "NarrowedLinear", "RMTPruner",
     "SplitConv1d", "SplitConv2d", "SplitConv3d", "SplitEmbedding",
     "SplitLayer", "SplitLinear", "WeightMatrix",
-    "analyze", "apply_plan", "calibrate", "compare", "components", "count_parameters",
-    "from_pretrained", "layer_dims", "load", "measure_costs", "merge", "noise_test", "plan",
-    "prune", "quantize_factors", "read_state_dict", "refit", "save", "shrink_singular_values",
-    "trade_off", "weight_matrices",
+    "analyze", "apply_plan", "calibrate", "compare", "count_parameters", "from_pretrained",
+    "layer_dims", "load", "measure_costs", "merge", "noise_test", "plan", "prune",
+    "quantize_factors", "read_state_dict", "refit", "save", "shrink_singular_values", "trade_off",
+    "weight_matrices",
 ]  # fmt: skip

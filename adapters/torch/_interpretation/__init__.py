@@ -1,1 +1,0 @@
-"""What the leading directions of a layer are: images, tokens, examples."""

@@ -1,1 +1,0 @@
-"""What the leading directions of a matrix are, in terms that a person knows."""
