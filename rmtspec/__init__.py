@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rmtspec.matrix.gamma_fit import fit_gamma as fit_gamma
     from rmtspec.matrix.lower_edge import LowerEnd as LowerEnd
     from rmtspec.matrix.lower_edge import below_bulk as below_bulk
+    from rmtspec.matrix.metrics import Metrics as Metrics
     from rmtspec.matrix.noise import fit_noise as fit_noise
     from rmtspec.matrix.noise_fit import NoiseFit as NoiseFit
     from rmtspec.matrix.noise_variance import NoiseVariance as NoiseVariance
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from rmtspec.report.matrix_report import MatrixReport as MatrixReport
     from rmtspec.report.matrix_report import analyze as analyze
     from rmtspec.report.report import Report as Report
+    from rmtspec.report.unfreeze import Unfrozen as Unfrozen
+    from rmtspec.report.unfreeze import unfreeze as unfreeze
     from rmtspec.runs.analyze import analyze_checkpoint as analyze_checkpoint
     from rmtspec.runs.extract_lora import extract_lora as extract_lora
     from rmtspec.runs.merge import merge_checkpoint as merge_checkpoint
@@ -73,6 +76,7 @@ _HOME = {
     "LowerEnd": "matrix.lower_edge",
     "MarchenkoPastur": "laws.marchenko_pastur",
     "MatrixReport": "report.matrix_report",
+    "Metrics": "matrix.metrics",
     "NoiseFit": "matrix.noise_fit",
     "NoiseVariance": "matrix.noise_variance",
     "Plan": "planning.plan",
@@ -85,6 +89,7 @@ _HOME = {
     "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
     "Traps": "matrix.traps",
+    "Unfrozen": "report.unfreeze",
     "analyze": "report.matrix_report",
     "analyze_checkpoint": "runs.analyze",
     "analyze_many": "report.many",
@@ -106,6 +111,7 @@ _HOME = {
     "rounding_noise": "matrix.rounding",
     "spectrum": "matrix.spectrum",
     "split": "matrix.split",
+    "unfreeze": "report.unfreeze",
 }
 _MODULES = ("checkpoint", "ensembles", "errors", "laws", "plot", "reproduce", "terms")
 

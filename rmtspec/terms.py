@@ -177,6 +177,14 @@ class Why(StrEnum):
         "fell below the smallest step): the edge is an upper bound"
     )
     NOTHING_BEYOND = "no bulk beyond {count} components"
+    # Its metrics.
+    ZERO_MATRIX = "all entries are 0"
+    RANK_ONE = "the entropy is divided by log(rank), and the rank is 1"
+    FEW_FOR_A_TAIL = "{count} eigenvalues above rounding: a power law is fitted to {least} or more"
+    NO_TAIL = "no power law is fitted: {why}"
+    INIT_LACKS = "the initial weights have no {name!r}"
+    INIT_SHAPE = "the initial weights have shape {before}, these {after}"
+    INIT_UNREAD = "the initial weights cannot be read: {error}"
     NO_FIGURE = "the figure is not finite in {count} of {draws} draws"
     # The rank and what it saves.
     SAVES_NOTHING = "rank {rank} is not below break-even {break_even:.1f}"

@@ -193,3 +193,24 @@ def parallel_rank(W, shuffled, place):
         if value <= sorted(values[k] for values in theirs)[place - 1]:
             return k
     return len(ours)
+
+
+def entropy(weights):
+    """-sum q log q of weights divided by their sum."""
+    total = sum(weights)
+    return -sum(w / total * math.log(w / total) for w in weights if w > 0)
+
+
+def power_law(values):
+    """Clauset, Shalizi and Newman: alpha, xmin and D of the tail with the least D.
+
+    Against the empirical distribution function just below each value, as the package takes it.
+    """
+    values = sorted(values)
+    best = (math.inf, 0.0, 0.0)
+    for xmin in values[:-2]:
+        tail = [v for v in values if v >= xmin]
+        alpha = 1 + len(tail) / sum(math.log(v / xmin) for v in tail)
+        gaps = [abs(1 - (v / xmin) ** (1 - alpha) - i / len(tail)) for i, v in enumerate(tail)]
+        best = min(best, (max(gaps), xmin, alpha))
+    return best[2], best[1], best[0]

@@ -38,7 +38,7 @@ def test_figure_2_has_the_measured_numbers(tmp_path, monkeypatch):
     assert ax.get_xlim() == (0.0, 8.0)
     assert any("of 10 spikes beyond 8" in text.get_text() for text in ax.texts)
     law = next(line for line in ax.get_lines() if line.get_label().startswith("Marchenko"))
-    assert law.get_color() == "#cc3311"
+    assert law.get_color() == "#c2371a"
 
 
 def test_figure_3a_has_the_measured_numbers(tmp_path):

@@ -24,6 +24,7 @@ from rmtspec.cli.parameters import FilePath, Gate, Multiple, ranks_of
 from rmtspec.cli.places import check_report, force_option, target
 from rmtspec.cli.progress import interruptible, progress_bar
 from rmtspec.cli.tables import show
+from rmtspec.cli.unfreezing import check_unfreeze, chosen_by, show_unfrozen
 from rmtspec.cli.wording import Group, in_flags
 from rmtspec.errors import OptionError
 
@@ -47,6 +48,7 @@ _BY_NOISE = "bema with the noise model mp, else noise"
 _BULK_KEEP_HELP = "Share of the bulk to keep (rules bema and noise)."
 _ALPHA_HELP, _BETA_HELP = "Share left out on each side.", "Chance of a spike in pure noise."
 _REPORT_HELP = "Write the {} to this file too, in the format of its suffix: .html, .csv or .json."
+_UNFREEZE_HELP = "Write to --out FILE.yaml which weights to train: this share of each kind."
 _FOLDER_HELP = "Folder to write into; made if its parent exists."
 _LEVELS_HELP = "Levels matched with the eigenvalues: (k - 1/2) / p, or k / p."
 _MODE_HELP = "Write two factors for each matrix, or their product in its place."
@@ -97,6 +99,9 @@ def main() -> None:
 @_default("--level", default=0.05, help="Accept a fit at this p-value.")
 @_default("--noise", type=click.Choice(_MODELS), default="mp", help=_NOISE_HELP)
 @_rng
+@click.option("--metrics", is_flag=True, help="Norms, ranks, power law and more, as columns.")
+@click.option("--init", type=_PATH, help="With --metrics: the weights before training.")
+@click.option("--unfreeze", type=float, metavar="SHARE", help=_UNFREEZE_HELP)
 @_include
 @_exclude
 @_key
@@ -105,7 +110,7 @@ def analyze(
     paths: tuple[Path, ...], out: Path | None, force: bool, journal: Path | None, dry_run: bool,
     n_jobs: int,
     key: str | None, threads: int | None, device: str | None, no_refine: bool, include: str | None,
-    exclude: str | None, **numbers: Any,
+    exclude: str | None, unfreeze: float | None, **numbers: Any,
 ) -> None:  # fmt: skip
     """Analyse the matrices in PATH: a weight file, or a folder of them of any size.
 
@@ -124,7 +129,8 @@ def analyze(
     AnalysisOptions.of(options)
     check_jobs(n_jobs)
     Selection(include, exclude)
-    check_report(out, "--out", paths, force=force)
+    check_report(out, "--out", paths, force=force, yaml=unfreeze is not None)
+    check_unfreeze(unfreeze, out, paths)
     labels = labels_of(paths)
     if out is not None and journal is not None and out.resolve() == journal.resolve():
         raise click.UsageError(
@@ -147,11 +153,15 @@ def analyze(
     runs = [scan(path, how, options) for path in paths]
     reports = {label: run() for label, run in zip(labels, runs, strict=True)}
     report = joined(reports) if len(paths) > 1 else reports[labels[0]]
-    if out is not None:
+    unfrozen = None if unfreeze is None else chosen_by(report, unfreeze, out)
+    if out is not None and unfrozen is None:
         report.save(out)
-    with after("" if out is None else f"The report is in {out}."):
+    done = complete(out) if unfrozen is not None or out is None else f"The report is in {out}."
+    with after(done):
         show(report)
-        if out is not None:
+        if unfrozen is not None:
+            show_unfrozen(unfrozen, out)
+        elif out is not None:
             say(f"Report written to {out}")
     refuse_unread(report)
 

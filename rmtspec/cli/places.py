@@ -27,19 +27,24 @@ def target(argument: str) -> Iterator[None]:
 
 
 def check_report(
-    file: Path | None, argument: str, read: Iterable[Path | None], *, force: bool
-) -> None:
+    file: Path | None, argument: str, read: Iterable[Path | None], *, force: bool,
+    yaml: bool = False,
+) -> None:  # fmt: skip
     """Raise now what writing the report would raise after all the work, or would destroy.
 
     `read` are the files and folders that the work reads; `force` lets the report replace a file
-    that is neither one of those nor a report.
+    that is neither one of those nor a report. With `yaml` it is the list of weights to train.
     """
     if file is None:
         return
-    from rmtspec.report.places import check_place, is_report
+    from rmtspec.report.places import check_place, check_target, is_report
+    from rmtspec.report.unfreeze import check_yaml
 
     with target(argument):
-        check_place(file, [path for path in read if path is not None])
+        if yaml:
+            check_yaml(file)
+        check = check_target if yaml else check_place
+        check(file, [path for path in read if path is not None])
     if file.exists() and not force and not is_report(file):
         words = f"{file} exists and is no report of rmtspec. Name another file, or pass --force."
         raise click.BadParameter(printable(words), param_hint=argument)

@@ -4,11 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from rmtspec._records import plain
 from rmtspec.comparison.change import MatrixChange
-from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.matrix.metrics import effective_rank, stable_rank
 from rmtspec.matrix.subspaces import overlap
 from rmtspec.report.matrix_report import MatrixReport
 from rmtspec.terms import Change, Why
@@ -36,23 +34,6 @@ def _spectral(made: MatrixChange) -> float:
         return _NAN
     new, old = (each.spectrum.singular_values[-1] for each in (made.change, made.before))
     return float(new / old) if old else _NAN
-
-
-def stable_rank(spec: Spectrum) -> float:
-    """Return ||W||_F^2 / ||W||_2^2."""
-    largest = float(spec.eigenvalues[-1])
-    return float(spec.eigenvalues.sum()) / largest if largest else _NAN
-
-
-def effective_rank(spec: Spectrum) -> float:
-    """Return exp(H), where H is the entropy of the singular values as shares of their sum.
-
-    .. [1] O. Roy, M. Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO
-       (2007).
-    """
-    total = float(spec.singular_values.sum())
-    shares = spec.singular_values[spec.singular_values > 0.0] / total if total else np.empty(0)
-    return float(np.exp(-np.sum(shares * np.log(shares)))) if shares.size else _NAN
 
 
 def _of(part: str, value: Callable[[MatrixReport], Any]) -> Callable[[MatrixChange], Any]:

@@ -1,4 +1,4 @@
-"""The common part of the plots: Axes, the view, the edges of the bars, remarks, PNG files.
+"""The common part of the plots: Axes, the view, the edges of the bars, titles, PNG files.
 
 matplotlib is imported inside the functions, so importing the plots costs nothing. They draw and
 return the Axes; they never show or save a figure or change a style.
@@ -16,17 +16,16 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.plot.broken_axis import is_far
+from rmtspec.plot.legends import font_size, inches
+from rmtspec.plot.look import Look, look_of
+from rmtspec.plot.words import PLAIN, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Lines differ in dashes as well as in colour; the colours are Paul Tol's "vibrant" set.
-BARS = "#b8c9d9"
-LAW = "#cc3311"
-EDGE = "#333333"
-THRESHOLD = "#0077bb"
-SPIKES = "#aa3377"
+_QUARTERS = (0.25, 0.75)
 EIGENVALUE = "eigenvalue $s^2 / n$"
 
 
@@ -59,13 +58,28 @@ def limits(xlim: Any) -> tuple[float, float]:
 def default_view(
     spectrum: Spectrum, fit: BulkFit | MarchenkoPastur | None, law: MarchenkoPastur | None
 ) -> tuple[float, float]:
-    """Return the default view: from the bulk to just beyond the threshold, or all the data."""
+    """Return the part of the axis where bars are drawn: from the bulk to just beyond its end.
+
+    Without a law it ends at the outer fence (three interquartile ranges above the third quartile)
+    if the largest eigenvalue is far beyond that. What is beyond the view but not far joins it.
+    """
+    values = spectrum.eigenvalues
+    highest = float(values[-1])
+    if highest <= 0.0:
+        return 0.0, 1.0
     if law is None:
-        highest = float(spectrum.eigenvalues[-1])
-        return 0.0, 1.02 * highest if highest > 0.0 else 1.0
-    end = fit.threshold if isinstance(fit, BulkFit) else law.bulk_edge
-    start = law.lower_edge - 0.25 * (end - law.lower_edge) if far_from_zero(law) else 0.0
-    return start, end + 0.25 * (end - start)
+        first, third = np.quantile(
+            values[spectrum.p - max(spectrum.numerical_rank, 1) :], _QUARTERS
+        )
+        start, end = 0.0, float(third + 3.0 * (third - first))
+        if not 0.0 < end < 0.5 * highest:
+            return start, 1.02 * highest
+    else:
+        edge = fit.threshold if isinstance(fit, BulkFit) else law.bulk_edge
+        start = law.lower_edge - 0.25 * (edge - law.lower_edge) if far_from_zero(law) else 0.0
+        end = edge + 0.25 * (edge - start)
+    near = highest > end and not is_far(start, end, highest)
+    return start, highest + 0.03 * (highest - start) if near else end
 
 
 def bin_edges(values: Float64Array, bins: ArrayLike | None, low: float, high: float) -> Any:
@@ -97,17 +111,19 @@ def bulk_grid(law: MarchenkoPastur) -> Float64Array:
     return grid
 
 
-def say(ax: "Axes", words: str) -> None:
-    """Write a remark into the right half of the Axes."""
+def remark(ax: "Axes", look: Look, words: str, place: tuple[float, float] = (0.98, 0.4)) -> None:
+    """Write a remark into the Axes, by default into their right half."""
     if words:
-        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#bbbbbb"}
-        place: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "center"}
-        ax.annotate(words, (0.98, 0.4), fontsize="small", bbox=box, **place)
+        box = {"boxstyle": "round", "facecolor": look.paper, "edgecolor": look.soft, "lw": 0.6}
+        align = {"xycoords": "axes fraction", "ha": "right", "va": "center", "color": look.ink}
+        ax.annotate(words, place, fontsize=font_size(ax), bbox=box, **align)
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the singular or plural."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def set_title(ax: "Axes", name: str) -> None:
+    """Write a name above the Axes, in lines of their width; it stays text."""
+    look, points = look_of(ax), 72.0 * inches(ax)[0]
+    size = 12.0 if points >= 72.0 * 3.4 else 9.0
+    ax.set_title(wrapped(name, int(points / (0.6 * size))), color=look.ink, fontsize=size, **PLAIN)
 
 
 def png(figure: "Figure") -> bytes:

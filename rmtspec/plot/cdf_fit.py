@@ -1,21 +1,32 @@
 """Distribution functions of the eigenvalues and of the fitted law, with the largest gap marked."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmtspec.errors import InvalidTypeError
+from rmtspec._checks import Float64Array
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.fit_test import FitTest, check_fit
+from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.plot import axes
+from rmtspec.plot.judged import judged
+from rmtspec.plot.legends import check_legend, font_size, is_small, put_legend
+from rmtspec.plot.look import Look, look_of
+from rmtspec.plot.words import said_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def plot_cdf_fit(
-    spectrum: Spectrum, fit: BulkFit, *, test: FitTest | None = None, ax: "Axes | None" = None
+    spectrum: Spectrum,
+    fit: BulkFit,
+    *,
+    test: FitTest | None = None,
+    noise: NoiseFit | None = None,
+    ax: "Axes | None" = None,
+    legend: str | None = "inside",
 ) -> "Axes":
     """Draw the distribution functions that the fit test compares, of the bulk and the fitted law.
 
@@ -30,9 +41,14 @@ def plot_cdf_fit(
         From `rmtspec.bema`. If it has no numbers ("no bulk"), only the empirical distribution is
         drawn, with the reason.
     test : FitTest, optional
-        From `rmtspec.fit_test`; its statistic, p-value and verdict become the title of the legend.
+        From `rmtspec.fit_test`, whose default is used if None; its p-value and verdict become the
+        title of the legend, and the law of a refused fit is grey and dashed.
+    noise : NoiseFit, optional
+        From `rmtspec.fit_noise`: its verdict and reason are written above that of the test.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new pyplot figure if None.
+    legend : {"inside", "outside"} or None
+        Where the legend is; the verdict is written into the picture even without one.
 
     Returns
     -------
@@ -41,9 +57,9 @@ def plot_cdf_fit(
     Raises
     ------
     InvalidTypeError
-        `spectrum`, `fit`, `test` or `ax` is of the wrong type.
+        `spectrum`, `fit`, `test`, `noise` or `ax` is of the wrong type.
     InvalidValueError
-        The fit is of another matrix size.
+        The fit is of another matrix size, or `legend` is unknown.
 
     Examples
     --------
@@ -56,50 +72,56 @@ def plot_cdf_fit(
     """
     check_spectrum(spectrum, "spectrum", "analyze(W).plot()")
     check_fit(spectrum, fit)
-    if test is not None and not isinstance(test, FitTest):
-        raise InvalidTypeError(
-            f"`test` is a {type(test).__name__}; expected a FitTest (from rmtspec.fit_test) "
-            "or None."
-        )
+    legend = check_legend(legend)
+    test = judged(spectrum, fit, test, noise)
     ax = axes.axes_for(ax)
+    look, small = look_of(ax), is_small(ax)
     size = spectrum.p - fit.n_removed
     values = spectrum.eigenvalues[:size]
     shares = (np.arange(1, size + 1) - 0.5) / size
     law = fit.law
-    if law is None:
-        axes.say(ax, f"no fit: {fit.reason}")
-    else:
-        window = fit.window
-        compared = window.of(values)
-        gaps = np.abs(shares[window.first - 1 : window.last] - law.cdf(compared))
-        k = int(np.argmax(gaps))
-        name = f"compared: ranks {window.first} to {window.last} of {size}"
-        ax.axvspan(compared[0], compared[-1], color="#eeeeee", label=name)
-        x = np.concatenate([[0.0], axes.bulk_grid(law), [1.25 * law.bulk_edge]])
-        ax.plot(x, law.cdf(x), color=axes.LAW, linewidth=2.0, label="Marchenko-Pastur")
-    name = f"eigenvalues (lowest {size} of {spectrum.p})"
-    ax.step(
-        values, shares, where="mid", color=axes.THRESHOLD, linestyle="--", linewidth=1.3, label=name
-    )
     if law is not None:
-        x0, ends = compared[k], (shares[window.first - 1 + k], float(law.cdf(compared[k])))
-        name = f"largest gap {gaps[k]:.4g}, at {x0:.4g}"
-        ax.plot([x0, x0], ends, color="black", linewidth=1.5, marker="_", label=name)
-        arrow = {"arrowstyle": "->", "color": "black"}
-        where = (x0 + 0.06 * law.bulk_edge, ends[1] - 0.12)
-        ax.annotate("largest gap", (x0, ends[1]), where, arrowprops=arrow, fontsize="small")
+        compared = fit.window.of(values)
+        name = f"compared: ranks {fit.window.first} to {fit.window.last} of {size}"
+        name = "compared" if small else name
+        ax.axvspan(compared[0], compared[-1], color=look.soft, alpha=0.13, lw=0.0, label=name)
+        style: dict[str, Any] = {"color": look.law, "label": "Marchenko-Pastur"}
+        if test is not None and not test.accepted:
+            dashed = {"linestyle": (0, (4, 2)), "label": "Marchenko-Pastur: refused"}
+            style = {"color": look.refused, **dashed}
+        x = np.concatenate([[0.0], axes.bulk_grid(law), [1.25 * law.bulk_edge]])
+        ax.plot(x, law.cdf(x), linewidth=2.0, **style)
+    name = "eigenvalues" + ("" if small else f" (lowest {size} of {spectrum.p})")
+    style = {"color": look.threshold, "linestyle": (0, (1.5, 1)), "linewidth": 1.5}
+    ax.step(values, shares, where="mid", label=name, **style)
+    if law is not None:
         span = law.bulk_edge - law.lower_edge
         start = law.lower_edge - 0.1 * span if axes.far_from_zero(law) else 0.0
         ax.set_xlim(start, law.bulk_edge + 0.1 * span)
-    ax.set(xlabel=axes.EIGENVALUE, ylim=(0.0, 1.02), ylabel="share of the bulk at or below")
-    ax.legend(loc="lower right", fontsize="small", title=_verdict(test), title_fontsize="small")
+        _draw_gap(ax, look, compared, fit=fit, shares=shares)
+    ax.set_ylim(0.0, 1.02)
+    ax.set_xlabel(axes.EIGENVALUE, color=look.ink)
+    words = "share of the bulk" if small else "share of the bulk at or below"
+    ax.set_ylabel(words, color=look.ink)
+    put_legend(ax, look, legend, said=said_of(fit, test, noise), loc="lower right")
     return ax
 
 
-def _verdict(test: FitTest | None) -> str | None:
-    if test is None:
-        return None
-    if test.reason:
-        return f"no test: {test.reason}"
-    verdict = "accepted" if test.accepted else "rejected"
-    return f"statistic {test.statistic:.4g}, p-value {test.pvalue:.3g}: {verdict}"
+def _draw_gap(
+    ax: "Axes", look: Look, compared: Float64Array, *, fit: BulkFit, shares: Float64Array
+) -> None:
+    """Mark the largest gap between the two distribution functions."""
+    expected = fit.law.cdf(compared) if fit.law is not None else compared
+    seen = shares[fit.window.first - 1 : fit.window.last]
+    k = int(np.argmax(np.abs(seen - expected)))
+    x, ends = compared[k], (float(seen[k]), float(expected[k]))
+    name = f"largest gap {abs(ends[0] - ends[1]):.4g}, at {x:.4g}"
+    ax.plot([x, x], ends, color=look.ink, linewidth=2.0, marker="_", label=name)
+    if is_small(ax):
+        return
+    arrow = {"arrowstyle": "->", "color": look.ink}
+    place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "arrowprops": arrow}
+    left = x > np.mean(ax.get_xlim())  # there is no room to its right
+    offset, place["ha"] = ((-24, -18), "right") if left else ((24, -18), "left")
+    words = "largest gap"
+    ax.annotate(words, (x, min(ends)), offset, fontsize=font_size(ax), color=look.ink, **place)

@@ -8,11 +8,11 @@ import numpy as np
 
 from rmtspec.errors import InvalidValueError
 from rmtspec.plot import axes
+from rmtspec.plot.legends import check_legend, put_legend
+from rmtspec.plot.look import look_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_STEPS, _HELD_OUT = "#0077bb", "#ee7733"
 
 
 def plot_losses(
@@ -21,6 +21,7 @@ def plot_losses(
     held_out_after: float = math.nan,
     *,
     ax: "Axes | None" = None,
+    legend: str | None = "inside",
 ) -> "Axes":
     """Draw losses by step, and as two marks those on the batches held out, before and after.
 
@@ -32,6 +33,8 @@ def plot_losses(
         Not drawn if nan.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new pyplot figure if None.
+    legend : {"inside", "outside"} or None
+        Where the legend is.
 
     Returns
     -------
@@ -40,7 +43,7 @@ def plot_losses(
     Raises
     ------
     InvalidValueError
-        There are no losses.
+        There are no losses, or `legend` is unknown.
 
     Examples
     --------
@@ -55,14 +58,16 @@ def plot_losses(
         raise InvalidValueError(
             f"`losses` has shape {values.shape}; expected a list of at least one number."
         )
+    legend = check_legend(legend)
     ax = axes.axes_for(ax, (6.0, 3.6))
-    ax.plot(np.arange(1, len(values) + 1), values, color=_STEPS, label="each step")
+    look = look_of(ax)
+    ax.plot(np.arange(1, len(values) + 1), values, color=look.series[0], label="each step")
     if not math.isnan(held_out_after):
         ends = [held_out_before, held_out_after]
-        ax.plot([1, len(values)], ends, "D--", color=_HELD_OUT, label="held out")
+        ax.plot([1, len(values)], ends, "D--", color=look.series[1], label="held out")
     if values.min() > 0.0 and values.max() > 10.0 * values.min():
         ax.set_yscale("log")
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss")
-    ax.legend(frameon=False)
+    ax.set_xlabel("step", color=look.ink)
+    ax.set_ylabel("loss", color=look.ink)
+    put_legend(ax, look, legend)
     return ax

@@ -8,6 +8,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec.errors import InvalidValueError
 from rmtspec.plot import axes
+from rmtspec.plot.look import look_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,12 +60,13 @@ def plot_nearness(
             "or more in each."
         )
     ax = axes.axes_for(ax)
+    look = look_of(ax)
     low, high = np.quantile(random, [0.05, 0.95])
     style: dict[str, Any] = {"linestyle": "none", "marker": "D", "markersize": 6.0}
-    ax.axhspan(low, high, color=axes.BARS, alpha=0.6, label="90 % of random directions")
-    ax.axhline(float(random.mean()), color=axes.THRESHOLD, linestyle="--", label="their mean")
+    ax.axhspan(low, high, color=look.bars, alpha=0.6, label="90 % of random directions")
+    ax.axhline(float(random.mean()), color=look.threshold, linestyle="--", label="their mean")
     ranks = np.arange(1, values.size + 1)
-    ax.plot(ranks, values, color=axes.SPIKES, label="components", **style)
+    ax.plot(ranks, values, color=look.spikes, label="components", **style)
     ax.set(xlabel="component, strongest first", ylim=(0.0, None), xlim=(0.4, values.size + 0.6))
     ax.set_ylabel(label)
     ax.set_xticks(ranks[:: 1 + len(ranks) // 20])

@@ -11,6 +11,8 @@ from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidTypeError, InvalidValueError
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.plot import axes
+from rmtspec.plot.look import look_of
+from rmtspec.plot.words import PLAIN, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +73,7 @@ def plot_rules(spectrum: Spectrum, ranks: Mapping[str, int], *, ax: "Axes | None
 
 def _curve(ax: "Axes", spectrum: Spectrum, below: float) -> Float64Array:
     """Draw the singular values above the part `below`; return their heights in the picture."""
+    look = look_of(ax)
     values = spectrum.singular_values[::-1]
     kept = max(1, spectrum.numerical_rank)
     logs = np.log10(np.maximum(values, values[kept - 1] if values[0] > 0.0 else 1.0))
@@ -80,8 +83,8 @@ def _curve(ax: "Axes", spectrum: Spectrum, below: float) -> Float64Array:
     bottom = low - (high - low) * below / (1.0 - below)
     shown = np.arange(kept) if values[0] > 0.0 else np.arange(0)
     style: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 4.0}
-    ax.plot(shown + 1, values[shown], color=axes.THRESHOLD, **style)
-    ax.axhline(10.0**low, color="#888888", linewidth=0.8)
+    ax.plot(shown + 1, values[shown], color=look.threshold, **style)
+    ax.axhline(10.0**low, color=look.soft, linewidth=0.8)
     ax.set_xscale("symlog", linthresh=1.0, linscale=0.6)
     ax.set_yscale("log")
     ax.set(xlim=(-0.4, 4.0 * spectrum.p), ylim=(10.0**bottom, 10.0**high))
@@ -90,8 +93,8 @@ def _curve(ax: "Axes", spectrum: Spectrum, below: float) -> Float64Array:
     ticks = _ticks(low, high)
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    ax.set_xlabel("rank, largest first")
-    ax.set_ylabel("singular value $s$", y=(1.0 + below) / 2.0)
+    ax.set_xlabel("rank, largest first", color=look.ink)
+    ax.set_ylabel("singular value $s$", color=look.ink, y=(1.0 + below) / 2.0)
     heights: Float64Array = (logs - bottom) / (high - bottom)
     return heights
 
@@ -110,15 +113,17 @@ def _ticks(low: float, high: float) -> list[float]:
 def _mark(ax: "Axes", rule: tuple[str, int], height: float, top: float) -> None:
     """Draw the rank of a rule at a height of the picture, with a line up to the curve."""
     name, rank = rule
+    look = look_of(ax)
     across = ax.get_xaxis_transform()
-    thin: dict[str, Any] = {"color": axes.SPIKES, "linewidth": 0.9, "alpha": 0.6}
+    thin: dict[str, Any] = {"color": look.spikes, "linewidth": 0.9, "alpha": 0.6}
     ax.plot([rank, rank], [height, top], transform=across, **thin)
-    face = axes.SPIKES if rank else "none"
-    style: dict[str, Any] = {"marker": "D", "markersize": 5.0, "color": axes.SPIKES}
+    face = look.spikes if rank else "none"
+    style: dict[str, Any] = {"marker": "D", "markersize": 5.0, "color": look.spikes}
     ax.plot([rank], [height], transform=across, markerfacecolor=face, **style)
-    ax.text(-0.02, height, name, transform=ax.transAxes, ha="right", va="center")
-    place: dict[str, Any] = {"xycoords": across, "textcoords": "offset points", "va": "center"}
-    ax.annotate(f"{rank:,}", (rank, height), (7, 0), **place)
+    place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "center"}
+    ax.text(-0.02, height, wrapped(name, 24), color=look.ink, **place, **PLAIN)
+    place = {"xycoords": across, "textcoords": "offset points", "va": "center"}
+    ax.annotate(f"{rank:,}", (rank, height), (7, 0), color=look.ink, **place)
 
 
 def _ranks(ranks: Any, p: int) -> dict[str, int]:

@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmtspec.plot import axes
+from rmtspec.plot.legends import check_legend, put_legend
+from rmtspec.plot.look import look_of
+from rmtspec.plot.words import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MEASURED, _BASE = "#0077bb", "#ee7733"
-
 
 def plot_trade_off(
-    rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any], *, ax: "Axes | None" = None
+    rows: Sequence[Mapping[str, Any]],
+    baseline: Mapping[str, Any],
+    *,
+    measure: str = "measured",
+    ax: "Axes | None" = None,
+    legend: str | None = "inside",
 ) -> "Axes":
-    """Draw a figure of a model against the share of parameters kept.
+    """Draw accuracy, perplexity or any figure of a model against the share of parameters kept.
+
+    Each point is a plan; its budget is written beside it if the rows have one.
 
     Parameters
     ----------
@@ -25,12 +33,23 @@ def plot_trade_off(
         Each with "kept" and "measured", as those of `TradeOff.rows`.
     baseline : mapping
         The same of the model as it is: a dashed line.
+    measure : str
+        What was measured, for the axis: "accuracy", "perplexity".
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new pyplot figure if None.
+    legend : {"inside", "outside"} or None
+        Where the legend is.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    InvalidTypeError
+        `ax` is of the wrong type.
+    InvalidValueError
+        `legend` is unknown.
 
     Examples
     --------
@@ -44,22 +63,30 @@ def plot_trade_off(
     """
     from matplotlib.ticker import PercentFormatter
 
+    legend = check_legend(legend)
     ax = axes.axes_for(ax, (6.0, 3.8))
+    look = look_of(ax)
     points = sorted([baseline, *rows], key=lambda row: -row["kept"])
     kept = np.array([row["kept"] for row in points], dtype=float)
     measured = np.array(
         [np.nan if row["measured"] is None else row["measured"] for row in points], dtype=float
     )
-    ax.axhline(measured[0], color=_BASE, linestyle="--", label="as it is")
-    ax.plot(kept, measured, color=_MEASURED, marker="o", label="pruned")
+    ax.axhline(measured[0], color=look.series[1], linestyle="--", label="as it is")
+    ax.plot(kept, measured, color=look.series[0], marker="o", label="pruned")
     finite = measured[np.isfinite(measured)]
     if finite.size and finite.min() > 0.0 and finite.max() > 10.0 * finite.min():
         ax.set_yscale("log")
     ax.invert_xaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_xlabel("parameters kept")
-    ax.set_ylabel("measured")
-    ax.legend(frameon=False)
+    ax.set_xlabel("parameters kept", color=look.ink)
+    ax.set_ylabel(measure, color=look.ink, **PLAIN)
+    ax.margins(0.08, 0.14)
+    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "color": look.ink}
+    for point, y in zip(points, measured, strict=True):
+        if point.get("budget") is not None and point is not baseline and np.isfinite(y):
+            words = f"budget {point['budget']:g}"
+            ax.annotate(words, (point["kept"], y), (0, 8), fontsize="x-small", **beside)
+    put_legend(ax, look, legend)
     return ax
 
 
@@ -76,7 +103,9 @@ def trade_off_svg(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]
     }  # fmt: skip
     with rc_context(style):
         figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-        plot_trade_off(rows, baseline, ax=figure.subplots())
+        ax = plot_trade_off(rows, baseline, ax=figure.subplots())
+        if (legend := ax.get_legend()) is not None:
+            legend.set_frame_on(False)  # it would stay white on a dark page
         picture = io.StringIO()
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     text = picture.getvalue()

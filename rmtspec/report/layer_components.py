@@ -206,6 +206,7 @@ class LayerComponents:
         batch drives them; else the singular values.
         """
         from rmtspec import plot
+        from rmtspec.plot.axes import set_title
 
         if self.random.image is not None:
             shown = [each for each in self._all() if each.image is not None]
@@ -221,7 +222,7 @@ class LayerComponents:
             ax = plot.plot_nearness(rms, [self.random_rms], label="rms activation", ax=ax)
         else:
             ax = plot.plot_scree(self.report.spectrum, self.report.fit, ax=ax)
-        ax.set_title(printable(self.name), parse_math=False)
+        set_title(ax, printable(self.name))
         return ax
 
     def _all(self) -> tuple[Direction, ...]:

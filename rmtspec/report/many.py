@@ -11,6 +11,7 @@ from rmtspec._records import versions
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
+from rmtspec.report.initial import WithInitial, with_initial
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -92,6 +93,7 @@ class Plain:
         self.kind = getattr(matrix, "kind", None)
         self.rounding = getattr(matrix, "rounding", None)
         self.sides = getattr(matrix, "sides", None)
+        self.names = getattr(matrix, "names", ())
         self._matrix = matrix
 
     def __call__(self) -> Any:
@@ -123,8 +125,8 @@ def report_on_many(
             del value  # not kept while the next one is made
 
     outcomes: dict[int, Outcome] = {}
-    work = functools.partial(outcome_of, options)
-    for index, outcome in each(work, marked(noted(), plain), n_jobs=n_jobs):
+    alone, found = with_init(options, marked(noted(), plain))
+    for index, outcome in each(functools.partial(outcome_of, alone), found, n_jobs=n_jobs):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
@@ -134,6 +136,15 @@ def report_on_many(
             "Pass a mapping {name: matrix} or an iterable of (name, matrix) pairs."
         )
     return report_of([(names[i], outcomes[i]) for i in sorted(outcomes)], options.settings)
+
+
+def with_init(
+    options: AnalysisOptions, items: Iterable[tuple[str, Any]]
+) -> tuple[AnalysisOptions, Iterable[tuple[str, Any]]]:
+    """Return options without the initial weights, and the named matrices with their own."""
+    if options.init is None:
+        return options, items
+    return dataclasses.replace(options, init=None), with_initial(items, options.init)
 
 
 def marked(items: Iterable[tuple[str, Any]], plain: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -163,7 +174,10 @@ def report_of(
 def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     """Return the report on a named matrix, or the reason why it cannot be analysed."""
     name, value = item
-    work = functools.partial(_reported, options, name, value)
+    initial = None
+    if isinstance(value, WithInitial):
+        value, initial = value.matrix, value.initial
+    work = functools.partial(_reported, options, name, value, initial=initial)
     return attempt(name, work, needed=_least_memory(value))
 
 
@@ -188,14 +202,17 @@ def attempt(name: str, work: Callable[[], Done], *, needed: int = 0) -> Done | S
         raise
 
 
-def _reported(options: AnalysisOptions, name: str, value: Any) -> MatrixReport:
+def _reported(
+    options: AnalysisOptions, name: str, value: Any, *, initial: Any = None
+) -> MatrixReport:
     kind = options.kind or getattr(value, "kind", None)
     if isinstance(value, Plain):
         options = dataclasses.replace(options, noise="mp")
     rounding = getattr(value, "rounding", None)
     if callable(value) and not is_model(value):
         value = value()
-    report = report_on(value, name, kind if isinstance(kind, str) else Kind.MATRIX, options)
+    kind = kind if isinstance(kind, str) else Kind.MATRIX
+    report = report_on(value, name, kind, options, initial=initial)
     quantised = rounding() if callable(rounding) else None
     if quantised is not None:
         level = rounding_level(report.spectrum, *quantised)

@@ -1,11 +1,12 @@
 """The analysis of one matrix: spectrum, fit, test and rank in one call and one report."""
 
+import base64
 import dataclasses
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,18 +21,19 @@ from rmtspec.matrix.components import Components, components
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import FitTest, fit_test
 from rmtspec.matrix.lower_edge import LowerEnd, below_bulk
+from rmtspec.matrix.metrics import Metrics, metrics_of
 from rmtspec.matrix.noise import noise_of, plain_noise
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
 from rmtspec.matrix.rank import RankDecision, RankOptions, decide
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum, spectrum
-from rmtspec.plot.esd import plot_esd
-from rmtspec.report.options import AnalysisOptions
+from rmtspec.plot.axes import png
+from rmtspec.report.figures import matrix_figure
+from rmtspec.report.initial import initial_of
+from rmtspec.report.metric_columns import metric_columns
+from rmtspec.report.options import AnalysisOptions, check_metrics
 from rmtspec.terms import Kind, Why
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 #: If the smaller side is below this, the laws of large matrices say little.
 RELIABLE_FROM = 16
@@ -69,6 +71,8 @@ class MatrixReport(Readable):
         Wall time of the analysis.
     rounding : RoundingLevel or None
         How far up the rounding of a quantised file reaches; None for any other matrix.
+    metrics : Metrics or None
+        Numbers that other tools report, more columns of a row; None unless they were asked for.
     """
 
     name: str
@@ -84,6 +88,7 @@ class MatrixReport(Readable):
     reason: str
     seconds: float
     rounding: RoundingLevel | None = None
+    metrics: Metrics | None = None
 
     @property
     def components(self) -> Components | None:
@@ -110,7 +115,8 @@ class MatrixReport(Readable):
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat JSON-ready row (nan as None), the row of a `Report`."""
-        return {column: plain(value(self)) for column, value in COLUMNS.items()}
+        row = {column: plain(value(self)) for column, value in COLUMNS.items()}
+        return row if self.metrics is None else row | metric_columns(self.metrics)
 
     def to_html(self, path: PathLike | None = None) -> str:
         """Return one self-contained HTML page on the matrix; write it to `path` if given."""
@@ -119,11 +125,42 @@ class MatrixReport(Readable):
         alone = Report([self.to_dict()], [], {}, versions=versions(), matrices={self.name: self})
         return alone.to_html(path)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the spectrum with the fitted law: see `rmtspec.plot.plot_esd`."""
-        axes = plot_esd(self.spectrum, self.fit, ax=ax)
-        axes.set_title(self.name)
-        return axes
+    def plot(self, ax: Any = None, *, kind: str = "esd", legend: str | None = "inside") -> Any:
+        """Draw the matrix, with the verdicts of fit test and noise model in the picture.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, three of them for "all"; a new pyplot figure if None.
+        kind : {"esd", "cdf", "scree", "all"}
+            The spectrum with the fitted law (`rmtspec.plot.plot_esd`), the distribution functions
+            (`plot_cdf_fit`), the singular values by rank (`plot_scree`), or these side by side.
+        legend : {"inside", "outside"} or None
+            Where the legend is; the verdict is written into the picture even without one.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Three of them for "all".
+
+        Raises
+        ------
+        InvalidTypeError
+            `ax` is of the wrong type.
+        InvalidValueError
+            `kind` or `legend` is unknown.
+        """
+        return matrix_figure(self, kind, ax, legend)
+
+    def _repr_html_(self) -> str:
+        """Return the table, and the picture of `plot` below it."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+        self.plot(ax=figure.subplots())
+        content = base64.b64encode(png(figure)).decode("ascii")
+        picture = f'<img alt="its spectrum" width="600" src="data:image/png;base64,{content}">'
+        return Readable._repr_html_(self) + picture
 
     def __repr__(self) -> str:
         spec, fit, test, rank = self.spectrum, self.fit, self.test, self.rank
@@ -246,6 +283,8 @@ def analyze(
     bulk_keep: float = 0.0,
     keep: float | None = None,
     min_rank: int = 0,
+    metrics: bool = False,
+    init: Any = None,
 ) -> MatrixReport:
     """Analyse one matrix: where its noise ends, what is signal, and whether to believe it.
 
@@ -269,6 +308,12 @@ def analyze(
         The `model` and the seed of `fit_noise`. A Spectrum has no entries: "mp" is used.
     rule, bulk_keep, keep, min_rank
         See `choose_rank`.
+    metrics : bool
+        Also compute what other tools report, norms, ranks, the power law of the tail and more:
+        see `Metrics`. Needs the package `powerlaw` (extra "metrics").
+    init : array_like of shape (rows, columns), optional
+        With `metrics`, the weights that the matrix had before training; for `analyze_many` and
+        others on many matrices, a mapping of these by name or the path of their file or folder.
 
     Returns
     -------
@@ -278,6 +323,8 @@ def analyze(
     ------
     RmtspecError
         Any error of the four functions.
+    MissingDependencyError
+        `metrics` without the package that it needs; raised before any work.
 
     Examples
     --------
@@ -291,8 +338,10 @@ def analyze(
         kind=kind, method=method, precision=precision, eigensolver=eigensolver, alpha=alpha,
         beta=beta, quantiles=quantiles, refine=refine, cutoff=cutoff, level=level, noise=noise,
         rng=_checks.seed(rng, "rng"), rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank,
+        metrics=metrics,
     )  # fmt: skip
-    return report_on(W, name, kind, options)
+    check_metrics(metrics, init)
+    return report_on(W, name, kind, options, initial=init)
 
 
 def report_on(
@@ -302,8 +351,12 @@ def report_on(
     options: AnalysisOptions,
     *,
     known: tuple[NoiseFit, NoiseVariance | None] | None = None,
+    initial: Any = None,
 ) -> MatrixReport:
-    """Do what `analyze` does, with checked options; `known` is what needs the entries, if given."""
+    """Do what `analyze` does, with checked options; `known` is what needs the entries, if given.
+
+    `initial` is the matrix at first, a callable that returns it, or the reason why it is not known.
+    """
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
     start = time.perf_counter()
@@ -319,6 +372,7 @@ def report_on(
     counted = noise if o.rule == "noise" else fit
     how = RankOptions(rule=str(o.rule), bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank)
     rank = dataclasses.replace(decide(spec, spec, counted, how), n_spikes=fit.n_spikes)
+    metrics = _metrics(W, spec, fit, initial) if o.metrics else None
     reliable = spec.p >= RELIABLE_FROM
     small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)
     return MatrixReport(
@@ -326,7 +380,7 @@ def report_on(
         noise_variance=variance, lower_end=_lower_end(spec, fit, noise, o.beta),
         reliable=reliable,
         reason="; ".join(filter(None, dict.fromkeys((fit.reason, small, rank.reason)))),
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start, metrics=metrics,
     )  # fmt: skip
 
 
@@ -347,6 +401,13 @@ def _noise(
         column_scales=noise.column_scales,
     )  # fmt: skip
     return noise, variance
+
+
+def _metrics(W: ArrayLike | Spectrum, spec: Spectrum, fit: BulkFit, initial: Any) -> Metrics:
+    """Return the metrics of the entries, or of the spectrum where only that is known."""
+    array = None if isinstance(W, Spectrum) else np.asarray(W)
+    before, why = initial_of(initial, array)
+    return metrics_of(spec, fit, array, initial=before, why=why)
 
 
 def _lower_end(spec: Spectrum, fit: BulkFit, noise: NoiseFit, beta: float) -> LowerEnd:

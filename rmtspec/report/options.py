@@ -11,8 +11,10 @@ from rmtspec.matrix.bema import check_levels
 from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import check_decision
 from rmtspec.matrix.noise_fit import MODELS
+from rmtspec.matrix.power_law import powerlaw_package
 from rmtspec.matrix.rank import check_shares
 from rmtspec.matrix.spectrum import check_route
+from rmtspec.report.initial import InitialWeights
 
 Progress = Callable[[int, int | None, str], object]
 
@@ -21,8 +23,8 @@ Progress = Callable[[int, int | None, str], object]
 class AnalysisOptions:
     """The options of `rmtspec.analyze`, which describes them; a wrong one raises here.
 
-    `kind` is None if each matrix states its own. `rule` is None for "bema" with the noise model
-    "mp" and "noise" with the others.
+    `kind` is None if each matrix states its own, and `init` holds the initial weights of all.
+    `rule` is None for "bema" with the noise model "mp" and "noise" with the others.
     """
 
     kind: str | None = None
@@ -41,6 +43,8 @@ class AnalysisOptions:
     bulk_keep: float = 0.0
     keep: float | None = None
     min_rank: int = 0
+    metrics: bool = False
+    init: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str | None):
@@ -54,6 +58,9 @@ class AnalysisOptions:
             object.__setattr__(self, "rule", "bema" if self.noise == "mp" else "noise")
         check_shares(str(self.rule), self.bulk_keep, self.keep)
         _checks.integer(self.min_rank, "min_rank", 0)  # the upper bound depends on the matrix
+        check_metrics(self.metrics, self.init)
+        if self.init is not None:
+            object.__setattr__(self, "init", InitialWeights.of(self.init))
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":
@@ -72,10 +79,26 @@ class AnalysisOptions:
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.kind is None:
             del options["kind"]
+        if not self.metrics:
+            del options["metrics"]
+        del options["init"]
+        if self.init is not None:
+            options["init"] = self.init.description
         solver = self.eigensolver
         if solver is not None:
             options["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
         return dict(plain(options))
+
+
+def check_metrics(metrics: Any, init: Any) -> None:
+    """Raise unless `metrics` is true or false and can be served; true where `init` is given."""
+    if not isinstance(metrics, bool):
+        raise InvalidOptionTypeError(f"`metrics` is {metrics!r}", "True or False")
+    if metrics:
+        powerlaw_package()
+    elif init is not None:
+        hint = "The distance to the initial weights is one of the metrics: ask for them."
+        raise InvalidOptionError("`init` is given without `metrics`", "both or neither", hint)
 
 
 def check_jobs(n_jobs: Any) -> int | None:

@@ -13,6 +13,7 @@ from rmtspec.checkpoint.manifest import MANIFEST
 from rmtspec.checkpoint.paths import INDEX
 from rmtspec.errors import FileError
 from rmtspec.report.report import SCHEMA, check_suffix
+from rmtspec.report.unfreeze import HEAD
 
 #: How a report in CSV begins, and what the head of one in HTML holds.
 _CSV = b"name,kind,rows,columns,"
@@ -34,6 +35,11 @@ def check_place(path: PathLike, read: Iterable[PathLike] = ()) -> None:
         A file of the input has that name, or it cannot be written.
     """
     check_suffix(path)
+    check_target(path, read)
+
+
+def check_target(path: PathLike, read: Iterable[PathLike] = ()) -> None:
+    """Raise what `check_place` raises, for a file of any suffix."""
     check_writable(path)
     target = file_target(path)
     for source in map(Path, read):
@@ -45,7 +51,7 @@ def check_place(path: PathLike, read: Iterable[PathLike] = ()) -> None:
 
 
 def is_report(path: PathLike) -> bool:
-    """Tell whether a file is a report that this package wrote, or is empty."""
+    """Tell whether a file is a report, or a list of weights to train, of ours, or is empty."""
     file = Path(path)
     with contextlib.suppress(FileError):
         if file.suffix.lower() == ".json" and file.stat().st_size:
@@ -56,7 +62,8 @@ def is_report(path: PathLike) -> bool:
             head = stream.read(_HEAD)
     except OSError:
         return False
-    return not head or head.startswith(_CSV) or any(mark in head for mark in _HTML)
+    begins = head.startswith((_CSV, HEAD.encode()))
+    return not head or begins or any(mark in head for mark in _HTML)
 
 
 def _belongs(target: Path, source: Path) -> bool:

@@ -16,6 +16,7 @@ from rmtspec._text import counted, grouped, html_table, nearest
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report.cells import row_cells, share_of
 from rmtspec.report.chosen import ordered, test_of
+from rmtspec.report.figures import report_figure
 from rmtspec.report.frame import data_frame
 from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
@@ -270,6 +271,34 @@ class Report:
         writer = {".csv": self.to_csv, ".json": self.to_json, ".html": self.to_html}[suffix]
         writer(path)
         return Path(path)
+
+    def plot(self, ax: Any = None, *, kind: str = "overview", legend: str | None = "inside") -> Any:
+        """Draw the model by depth, one line per kind of layer, or its sizes before and after.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, three of them for "overview"; a new pyplot figure if None.
+        kind : {"overview", "spikes", "noise", "saving", "before-after"}
+            By depth: spikes, share of noise, share of parameters saved, or these side by side
+            (`rmtspec.plot.plot_overview`); parameters of each matrix before and after what the
+            report or plan would do (`plot_before_after`).
+        legend : {"inside", "outside"} or None
+            Where the legend is.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Three of them for "overview".
+
+        Raises
+        ------
+        InvalidTypeError
+            `ax` is of the wrong type.
+        InvalidValueError
+            `kind` or `legend` is unknown, or the report has no matrices.
+        """
+        return report_figure(self, kind, ax, legend)
 
     def kept(self) -> str:
         """Return in words the share of parameters kept: of the whole model if that is known."""

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rmtspec.report.metric_columns import METRIC_NUMBERS, METRIC_REASON
+
 #: No count is larger, so that shares of counts are floats.
 _MOST = 2**63 - 1
 #: What a value may be: the check, and how to say what was expected.
@@ -64,6 +66,7 @@ _KNOWN: dict[str, _Rule] = {
         _or_null(_NUMBER),
     ),
     "count_is_safe": _or_null(_TRUTH),
+    **dict.fromkeys(METRIC_NUMBERS, _or_null(_NUMBER)), METRIC_REASON: _TEXT,
 }  # fmt: skip
 
 

@@ -101,11 +101,17 @@ class TradeOff:
             write_atomically(path, page)
         return page
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the figure against the size, on `ax` or a new figure; return the Axes."""
+    def plot(
+        self,
+        ax: "Axes | None" = None,
+        *,
+        measure: str = "measured",
+        legend: str | None = "inside",
+    ) -> "Axes":
+        """Draw the figure against the size: see `rmtspec.plot.plot_trade_off`."""
         from rmtspec.plot.trade_off import plot_trade_off
 
-        return plot_trade_off(self.rows, self.baseline, ax=ax)
+        return plot_trade_off(self.rows, self.baseline, measure=measure, ax=ax, legend=legend)
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the lines of the table for people, as text."""

@@ -17,13 +17,15 @@ from rmtspec.checkpoint.gguf_export import is_gguf
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.stored import StoredMatrix, check_unchanged
 from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.matrix.metrics import Metrics
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_record import fit_of, record_of
 from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
-from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of
+from rmtspec.report.initial import InitialWeights
+from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of, with_init
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
@@ -112,6 +114,8 @@ def analyze_checkpoint(
     settings = analysis.settings
     if device is not None:
         settings["device"] = str(device)
+    if analysis.init is not None and journal is not None:
+        settings["init"] = _same_init(analysis.init)
     selection = Selection(include, exclude)
     listed = path if isinstance(path, Checkpoint) else matrices_in(path)
     chosen, left_out, _ = selection.choose(listed.matrices)
@@ -163,12 +167,13 @@ def outcomes(
     # The costliest first, so that all processes finish at about the same time.
     models = {name: "mp" if name in plain else options.noise for name in matrices}
     missing.sort(key=lambda item: -_cost(item[1], models[item[0]]))
-    work = functools.partial(outcome_of, options)
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
-    for index, outcome in each(work, marked(items, plain), n_jobs=n_jobs, threads=threads):
+    alone, found = with_init(options, marked(items, plain))
+    work = functools.partial(outcome_of, alone)
+    for index, outcome in each(work, found, n_jobs=n_jobs, threads=threads):
         name, matrix = missing[index]
         matrix.tensor.check_unchanged()  # before the journal takes what may come from another file
         results[name] = outcome
@@ -193,6 +198,8 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
     if outcome.rounding is not None:
         entry["rounding"] = outcome.rounding.to_dict()
+    if outcome.metrics is not None:
+        entry["metrics"] = outcome.metrics.to_dict()
     if outcome.noise.model != "mp":  # the plain fit follows from the spectrum
         variance = outcome.noise_variance
         entry["noise"] = _packed(record_of(outcome.noise))
@@ -251,6 +258,8 @@ def _from_entry(
         rounding = RoundingLevel(**entry["rounding"]) if "rounding" in entry else None
         if known is None:  # the plain fit follows from the spectrum
             options = dataclasses.replace(options, noise="mp")
+        metrics = Metrics.from_dict(entry["metrics"]) if options.metrics else None
+        options = dataclasses.replace(options, metrics=False, init=None)
         kind = options.kind or matrix.kind
         with np.errstate(over="raise", invalid="raise"):  # no matrix has such numbers
             report = report_on(spectrum, entry["name"], kind, options, known=known)
@@ -259,7 +268,17 @@ def _from_entry(
             f"The line of {entry['name']!r} in the journal is damaged ({error}). Delete that line, "
             "or the journal, and run again."
         ) from None
-    return dataclasses.replace(report, seconds=seconds, rounding=rounding)
+    return dataclasses.replace(report, seconds=seconds, rounding=rounding, metrics=metrics)
+
+
+def _same_init(weights: InitialWeights) -> str:
+    """Return what tells a journal that the initial weights are those of the run before."""
+    if not weights.path:
+        raise InvalidOptionError(
+            "`init` is a mapping and `journal` is given", "the path of the initial weights",
+            "A run that resumes must know that they are the same: save them to a file.",
+        )  # fmt: skip
+    return fingerprint(matrices_in(weights.path))
 
 
 def _on_device(device: Any, n_jobs: int | None) -> Any:

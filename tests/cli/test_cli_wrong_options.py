@@ -42,7 +42,7 @@ FOLDERS = ["file", "missing/new"]
 WRONG = {
     "analyze m.safetensors": {
         **SAME,
-        "--out": [*REPORTS, "r.csv --dry-run", "r.csv --resume r.csv"],
+        "--out": [*REPORTS, "r.csv --dry-run", "r.csv --resume r.csv", "r.csv --unfreeze .5"],
         "--resume": [],  # a file that is read: one that cannot be is bad input
         "--device": ["cpu --jobs 2"],
         "--quantiles": ["best"],
@@ -50,6 +50,10 @@ WRONG = {
         "--level": INSIDE,
         "--noise": ["gamma", ""],
         "--rng": ["-1", "1.5", "x"],
+        "--metrics": [],
+        "--init": ["m.safetensors"],  # without --metrics
+        "--unfreeze": [f"{share} --out u.yaml" for share in (*SHARES, "0")]
+        + ["0.5", "0.5 --out u.yaml tuned.safetensors"],
     },
     "prune m.safetensors new": {
         **SAME,

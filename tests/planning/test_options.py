@@ -87,7 +87,11 @@ def test_settings_of_an_analysis_are_what_a_report_holds():
     assert (settings["beta"], settings["eigensolver"]) == (0.05, "eigenvalues")
     assert "kind" not in settings
     assert AnalysisOptions(kind="linear").settings["kind"] == "linear"
-    names = {field.name for field in dataclasses.fields(AnalysisOptions)} - {"kind"}
+    names = {field.name for field in dataclasses.fields(AnalysisOptions)} - {
+        "kind",
+        "metrics",
+        "init",
+    }
     assert settings.keys() == names
     assert analyze_many([np.eye(20)], beta=0.05).settings == AnalysisOptions(beta=0.05).settings
 

@@ -1,6 +1,7 @@
 """The figure of ranks by rule: where the marks are, sizes that are extreme, bad input."""
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -51,9 +52,12 @@ def test_extreme_spectra_are_drawn(values):
 
 
 def test_text_is_legible_on_a_dark_background():
-    with mpl.rc_context({"text.color": "white", "axes.facecolor": "black"}):
+    with mpl.style.context("dark_background"):
         ax = drawn(SPEC, {"bema": 3})
     assert {text.get_color() for text in ax.texts} == {"white"}
+    with mpl.rc_context({"axes.facecolor": "black"}):
+        ax = drawn(SPEC, {"bema": 3})
+    assert {text.get_color() for text in ax.texts} == {"#e8eaed"}
 
 
 def test_a_figure_of_its_own_grows_with_the_rules():

@@ -108,3 +108,4 @@ def test_every_result_is_a_table_in_a_notebook(report):
         assert page.count("<tr>") >= 2
     assert "&lt;b&gt;" in matrix._repr_html_()
     assert "variance" in matrix.fit._repr_html_()
+    assert '<img alt="its spectrum"' in matrix._repr_html_()

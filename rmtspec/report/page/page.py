@@ -13,6 +13,7 @@ from rmtspec._text import counted, grouped, natural, printable, text
 from rmtspec.report.cells import row_cells
 from rmtspec.report.layer_kinds import Place, depths, place_of
 from rmtspec.report.markdown import markdown_lines
+from rmtspec.report.overview import overview_of, short_block
 from rmtspec.report.page.curves import curves_of
 from rmtspec.report.page.headline import noise_sentence, saving_sentence
 from rmtspec.report.report import Report
@@ -26,8 +27,6 @@ _COLUMNS = {
     "predicted loss": "predicted_loss",
 }  # fmt: skip
 _NUMERIC = ("size", "spikes", "components", "rank", "kept", "error", "predicted loss")
-#: Characters of a label on the axis of blocks.
-_LABEL = 12
 #: A mark for each verdict, which also tells them apart without colours.
 _MARKS = {
     Verdict.NOISE_LIKE: ("good", "✓"), Verdict.NOT_NOISE_LIKE: ("bad", "✗"),
@@ -138,7 +137,7 @@ def _data(report: Report, places: Sequence[Place]) -> dict[str, Any]:
             "depth": depth,
             "values": [text(value) if value is not None else "" for value in map(row.get, columns)],
             "csv": _csv_line([row.get(key) for key in columns]),
-            "overview": _overview(report, row),
+            "overview": overview_of(report, row),
             "curves": curves_of(matrix) if (matrix := report.matrices.get(row["name"])) else [],
         }
         for row, place, depth in zip(report.rows, places, depths(places), strict=True)
@@ -149,31 +148,8 @@ def _data(report: Report, places: Sequence[Place]) -> dict[str, Any]:
     blocks = dict(zip(depths(places), (p.block or p.role for p in places), strict=True))
     return {
         "columns": columns, "csv": _csv_line(columns), "markdown": head, "rows": rows,
-        "blocks": [_short_block(blocks[depth]) for depth in sorted(blocks)],
+        "blocks": [short_block(blocks[depth]) for depth in sorted(blocks)],
     }  # fmt: skip
-
-
-def _overview(report: Report, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what the overview shows of a matrix, and whether it counts."""
-    count = row.get("n_components")
-    share = row.get("energy_share")
-    before, after = row["parameters_before"], row["parameters_after"]
-    return {
-        "spikes": row["n_spikes"] if count is None else count,
-        "noise": None if share is None else round(1.0 - share, 5),
-        "saving": round(1.0 - after / before, 5) if before else None,
-        "passes": report.passes(row),
-        "size": row_cells(row)["size"],
-        "verdict": str(row.get("verdict", "")),
-    }
-
-
-def _short_block(block: str) -> str:
-    """Return the end of the name of a block that tells it from the others: "layers.3" is "3"."""
-    pieces = block.split(".")
-    numbers = [piece for piece in pieces if piece[-1:].isdecimal()]
-    shown = printable(".".join(numbers[-2:]) or block)
-    return shown if len(shown) <= _LABEL else f"{shown[: _LABEL - 3]}..."
 
 
 def _csv_line(values: Sequence[Any]) -> str:
