@@ -290,14 +290,14 @@ class LayerComponents:
         columns: dict[str, list[str]] = {
             "component": [each.label for each in self._all()],
             "singular value": [f"{each.singular_value:.4g}" for each in self._all()],
-            "s^2 / n": [f"{each.eigenvalue:.4g}" for each in self._all()],
+            "eigenvalue": [f"{each.eigenvalue:.3g}" for each in self._all()],
             "beyond the noise": [_yes(each.beyond) for each in self.directions] + [""],
         }
         if self.report.components is not None:
             columns["overlap in"] = [_number(each.right_overlap) for each in self._all()]
             columns["overlap out"] = [_number(each.left_overlap) for each in self._all()]
         if self.random.examples is not None:
-            columns["rms activation"] = [
+            columns["rms activation (random = 1)"] = [
                 "" if e is None else _times(e.rms, self.random_rms)
                 for e in (each.examples for each in self._all())
             ]
@@ -314,7 +314,7 @@ def _number(value: float) -> str:
 
 
 def _times(rms: float, random: float) -> str:
-    return f"{rms:.4g}" + (f" ({rms / random:.2g} x random)" if random else "")
+    return f"{rms:.3g}" + (f" ({rms / random:.2g})" if random else "")
 
 
 def _token_lines(direction: Direction, side: str, mean: float) -> list[list[str]]:
@@ -351,7 +351,8 @@ def _pictures(captioned: list[tuple[Direction, str]]) -> str:
         'vertical-align: top">'
         f'<img alt="image of component {each.label}" style="{style}" '
         f'src="data:image/png;base64,{base64.b64encode(pixels(each.image)).decode()}">'
-        f"<figcaption>{caption.replace(chr(10), '<br>')}</figcaption></figure>"
+        f'<figcaption style="color: inherit">'
+        f"{caption.replace(chr(10), '<br>')}</figcaption></figure>"
         for each, caption in captioned
         if each.image is not None
     )
