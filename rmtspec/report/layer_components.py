@@ -297,7 +297,7 @@ class LayerComponents:
             columns["overlap in"] = [_number(each.right_overlap) for each in self._all()]
             columns["overlap out"] = [_number(each.left_overlap) for each in self._all()]
         if self.random.examples is not None:
-            columns["rms activation (random = 1)"] = [
+            columns["rms (x random)"] = [
                 "" if e is None else _times(e.rms, self.random_rms)
                 for e in (each.examples for each in self._all())
             ]
