@@ -114,8 +114,9 @@ def _fitting(
 def shortened(words: str, width: int) -> str:
     """Return words that are too wide without their middle, where a terminal shows them.
 
-    >>> shortened("model.layers.11.self_attn.q_proj.weight", 20)
-    'model.lay…roj.weight'
+    >>> short = shortened("model.layers.11.self_attn.q_proj.weight", 20)
+    >>> len(short), short[:6], short[-6:]
+    (20, 'model.', 'weight')
     """
     from rich.cells import cell_len
 
