@@ -72,14 +72,19 @@ def text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def by_reason(skipped: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Return the names of the skipped entries by their reason."""
+    found: dict[str, list[str]] = {}
+    for entry in skipped:
+        found.setdefault(printable(entry["reason"]), []).append(printable(entry["name"]))
+    return found
+
+
 def grouped(skipped: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Return (reason, count and first names) of the skipped entries, one pair per reason."""
-    by_reason: dict[str, list[str]] = {}
-    for entry in skipped:
-        by_reason.setdefault(entry["reason"], []).append(printable(entry["name"]))
     return [
-        (printable(reason), f"{len(names)} ({listed(names, most=3)})")
-        for reason, names in by_reason.items()
+        (reason, f"{len(names)} ({listed(names, most=3)})")
+        for reason, names in by_reason(skipped).items()
     ]
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
-from rmtspec._text import counted, grouped, natural, printable, text
+from rmtspec._text import by_reason, counted, natural, printable, text
 from rmtspec.report.cells import row_cells
 from rmtspec.report.layer_kinds import Place, depths, place_of
 from rmtspec.report.markdown import markdown_lines
@@ -162,13 +162,7 @@ def _skipped(report: Report) -> list[tuple[str, str, list[str]]]:
     """Return each reason with the count and the names of what was skipped for it."""
     return [
         (reason, counted(len(names), "entry", "entries"), names)
-        for reason, names in (
-            (
-                reason,
-                [printable(e["name"]) for e in report.skipped if printable(e["reason"]) == reason],
-            )
-            for reason, _ in grouped(report.skipped)
-        )
+        for reason, names in by_reason(report.skipped).items()
     ]
 
 
