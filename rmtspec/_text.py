@@ -3,7 +3,7 @@
 import difflib
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -16,6 +16,20 @@ def aligned(title: str, pairs: Iterable[tuple[str, object]]) -> str:
     width = max(len(name) for name, _ in shown)
     lines = [title, *(f"  {name:<{width}}  {value}" for name, value in shown)]
     return "\n".join(map(printable, lines))
+
+
+def text_table(
+    header: Sequence[str], lines: Iterable[Sequence[str]], right: Collection[str] = ()
+) -> list[str]:
+    """Return the lines of an indented table; the columns titled in `right` are set to the right."""
+    shown = [header, *lines]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    sides = [">" if title in right else "<" for title in header]
+    padded = (
+        (f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True))
+        for line in shown
+    )
+    return [f"  {'  '.join(cells)}".rstrip() for cells in padded]
 
 
 class Readable:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import counted, grouped, html_table, nearest, printable, text
+from rmtspec._text import counted, grouped, html_table, printable, text, text_table
 from rmtspec.comparison.change import MatrixChange
 from rmtspec.comparison.columns import COLUMNS
-from rmtspec.errors import InvalidValueError
+from rmtspec.report.chosen import row_named
 from rmtspec.report.frame import data_frame
 from rmtspec.report.report import check_suffix
 from rmtspec.report.rows import as_text
@@ -71,11 +71,7 @@ class Comparison:
         InvalidValueError
             No row has that name.
         """
-        for row in self.rows:
-            if row["name"] == name:
-                return row
-        hint = nearest(name, (row["name"] for row in self.rows))
-        raise InvalidValueError(f"No row is named {name!r}; there are {len(self.rows)}.{hint}")
+        return row_named(self.rows, name)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -169,12 +165,7 @@ class Comparison:
         lines += [f"  {words}" for words in self.remarks()]
         header, cells = self.cells()
         if cells:
-            shown = [header, *cells[:_SHOWN]]
-            widths = [max(len(line[i]) for line in shown) for i in range(len(header))]
-            lines += [
-                "  " + "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip()
-                for line in shown
-            ]
+            lines += text_table(header, cells[:_SHOWN])
         if len(cells) > _SHOWN:
             lines.append(f"  ... {len(cells) - _SHOWN} more; `rows` and to_pandas() have all")
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]

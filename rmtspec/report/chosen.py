@@ -1,11 +1,11 @@
 """Some of the rows of a report, or all in another order."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rmtspec._text import natural, nearest
-from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError
+from rmtspec.errors import InvalidOptionError, InvalidOptionTypeError, InvalidValueError
 
 Row = Mapping[str, Any]
 #: The short titles of tables, and the keys that they show.
@@ -13,6 +13,15 @@ TITLES = {
     "size": "parameters_before", "spikes": "n_spikes", "components": "n_components",
     "fit": "fit_pvalue", "error": "weight_error", "predicted loss": "predicted_loss",
 }  # fmt: skip
+
+
+def row_named(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the row of that name; raise `InvalidValueError` with what is near if there is none."""
+    for row in rows:
+        if row["name"] == name:
+            return row
+    hint = nearest(name, (row["name"] for row in rows))
+    raise InvalidValueError(f"No row is named {name!r}; there are {len(rows)}.{hint}")
 
 
 def ordered(rows: Iterable[dict[str, Any]], by: str, descending: bool) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmtspec._records import plain, versions
-from rmtspec._text import grouped, html_table
+from rmtspec._text import grouped, html_table, text_table
 from rmtspec.errors import (
     InvalidOptionTypeError,
     InvalidTypeError,
@@ -95,14 +95,7 @@ class RuleComparison:
     def __repr__(self) -> str:
         rows, columns = self.spectrum.shape
         lines = [f"RuleComparison: {rows} x {columns}, {rows * columns:,} parameters"]
-        cells = [_HEADER, *map(_cells, self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
-        for line in cells:
-            padded = (
-                f"{cell:>{width}}" if name in _NUMBERS else f"{cell:<{width}}"
-                for name, cell, width in zip(_HEADER, line, widths, strict=True)
-            )
-            lines.append("  " + "  ".join(padded).rstrip())
+        lines += text_table(_HEADER, map(_cells, self.rows), _NUMBERS)
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]
         return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rmtspec._checks import Float64Array
 from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
-from rmtspec._text import html_table, printable
+from rmtspec._text import html_table, printable, text_table
 from rmtspec.report.matrix_report import MatrixReport
 from rmtspec.terms import Verdict
 
@@ -232,10 +232,7 @@ class LayerComponents:
         lines = [self._title(), *(f"  {printable(words)}" for words in self._remarks())]
         for title, header, rows in self._sections():
             lines += ["", *([f"  {title}"] if title else [])]
-            widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-            for row in (header, *rows):
-                padded = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-                lines.append(f"  {'  '.join(padded)}".rstrip())
+            lines += text_table(header, rows)
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

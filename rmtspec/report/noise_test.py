@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from rmtspec._files.writing import PathLike, json_text
 from rmtspec._records import plain
-from rmtspec._text import grouped, html_table, printable
+from rmtspec._text import grouped, html_table, printable, text_table
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.noise import fit_noise
 from rmtspec.terms import Need, Why
@@ -156,14 +156,10 @@ class NoiseTest:
             f"{title} skipped; the unchanged model has {self.baseline:.6g}, "
             f"a loss of {self.tolerance:.3g} is tolerated"
         ]
-        header = list(_HEADER)
         cells = [_cells(row) for row in self.rows[:_SHOWN]]
         if self.together is not None:
             cells.append(_cells(self.together))
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        for line in (header, *cells):
-            padded = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-            lines.append(f"  {'  '.join(padded)}".rstrip())
+        lines += text_table(_HEADER, cells)
         if len(self.rows) > _SHOWN:
             lines.append(f"  ... {len(self.rows) - _SHOWN} more; `rows` has all")
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]

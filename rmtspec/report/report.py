@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 from rmtspec._files.reading import read_json
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import counted, grouped, html_table, nearest
+from rmtspec._text import counted, grouped, html_table, text_table
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.report.cells import row_cells, share_of
-from rmtspec.report.chosen import ordered, test_of
+from rmtspec.report.chosen import ordered, row_named, test_of
 from rmtspec.report.figures import report_figure
 from rmtspec.report.frame import data_frame
 from rmtspec.report.markdown import markdown_lines
@@ -109,11 +109,7 @@ class Report:
         InvalidValueError
             No row has that name.
         """
-        for row in self.rows:
-            if row["name"] == name:
-                return row
-        hint = nearest(name, (row["name"] for row in self.rows))
-        raise InvalidValueError(f"No row is named {name!r}; there are {len(self.rows)}.{hint}")
+        return row_named(self.rows, name)
 
     def sort(self, by: str, *, descending: bool = False) -> "Report":
         """Return the report with its rows in another order.
@@ -365,12 +361,7 @@ class Report:
         lines += [f"  {words}" for words in [self.unsafe()] if words]
         header, cells = self.cells()
         if cells:
-            shown = [header, *cells[:_SHOWN]]
-            widths = [max(len(line[i]) for line in shown) for i in range(len(header))]
-            lines += [
-                "  " + "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip()
-                for line in shown
-            ]
+            lines += text_table(header, cells[:_SHOWN])
         if len(cells) > _SHOWN:
             lines.append(f"  ... {len(cells) - _SHOWN} more; `rows` and to_pandas() have all")
         lines += [f"  skipped {names}: {reason}" for reason, names in grouped(self.skipped)]

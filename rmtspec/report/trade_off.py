@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
-from rmtspec._text import html_table
+from rmtspec._text import html_table, text_table
 from rmtspec.errors import InvalidValueError
 from rmtspec.report.frame import data_frame
 from rmtspec.report.report import Report
@@ -122,12 +122,7 @@ class TradeOff:
 
     def __repr__(self) -> str:
         header, cells = self.cells()
-        lines = ["TradeOff"]
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        for line in (header, *cells):
-            padded = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-            lines.append(f"  {'  '.join(padded)}".rstrip())
-        return "\n".join(lines)
+        return "\n".join(["TradeOff", *text_table(header, cells, header)])
 
     def _repr_html_(self) -> str:
         header, cells = self.cells()
