@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rmtspec._lapack import used
+
 
 def plain(value: Any) -> Any:
     """Return `value` in JSON types; nan and infinities, which JSON lacks, become None."""
@@ -27,6 +29,10 @@ def plain(value: Any) -> Any:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Return the versions that the numbers depend on, and those of the packages in `more`."""
+    """Return the versions that the numbers depend on, and those of the packages in `more`.
+
+    "eigenvalues" says which LAPACK finds those of large matrices.
+    """
     names = ("rmtspec", "numpy", "scipy", "numba", *more)
-    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+    found = {name: version(name) for name in names}
+    return {**found, "python": platform.python_version(), "eigenvalues": used()}

@@ -1,5 +1,6 @@
 """The parts of the comparison that need a model, and what all parts share."""
 
+import contextlib
 import os
 import platform
 import tempfile
@@ -15,6 +16,7 @@ import torch
 import rmtspec
 from rmtspec._frameworks import eigensolver_on
 from rmtspec.adapters import torch as rt
+from rmtspec.runs.read_ahead import Held
 
 Value = TypeVar("Value")
 #: Largest relative difference of a statistic, and of the outputs of two float32 models.
@@ -23,15 +25,22 @@ DIMS, SMALL_DIMS = (784, 1500, 1500, 500, 500, 10), (64, 128, 96, 10)
 
 
 class Timed:
-    """The eigensolver on a device, with the seconds of its two stages."""
+    """The eigensolver on a device, with the seconds of its two stages, and when they ran."""
 
     def __init__(self, device: str) -> None:
         self._solver = eigensolver_on(device)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.ran: list[tuple[float, float]] = []
 
     def gram(self, tall: np.ndarray) -> Any:
         """Return the Gram matrix."""
         return self._measured("gram_with_transfers", self._solver.gram, tall)
+
+    def gram_with_sums(self, tall: np.ndarray, unit: float) -> Any:
+        """Return it with the sums of squares and of fourth powers."""
+        return self._measured(
+            "gram_with_transfers", lambda W: self._solver.gram_with_sums(W, unit), tall
+        )
 
     def __call__(self, gram: np.ndarray) -> Any:
         """Return the eigenvalues."""
@@ -40,8 +49,33 @@ class Timed:
     def _measured(self, name: str, work: Callable[[Any], Any], array: np.ndarray) -> Any:
         started = time.perf_counter()
         result = work(array)
-        self.seconds[name] += time.perf_counter() - started
+        ended = time.perf_counter()
+        self.seconds[name] += ended - started
+        self.ran.append((started, ended))
         return result
+
+
+@contextlib.contextmanager
+def reading_times() -> Iterator[list[tuple[float, float]]]:
+    """Note when matrices are read ahead, each from begin to end."""
+    times: list[tuple[float, float]] = []
+    plain = Held.__init__
+
+    def noted(self: Held, matrix: Any) -> None:
+        started = time.perf_counter()
+        plain(self, matrix)
+        times.append((started, time.perf_counter()))
+
+    Held.__init__ = noted  # type: ignore[method-assign]
+    try:
+        yield times
+    finally:
+        Held.__init__ = plain  # type: ignore[method-assign]
+
+
+def in_common(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
+    """Return the seconds in an interval of both lists, neither of which overlaps itself."""
+    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in some for b in others)
 
 
 def timed(work: Callable[[], Value], device: str) -> tuple[Value, float]:

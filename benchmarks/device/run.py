@@ -1,6 +1,6 @@
 """All that takes `device="cuda"`, run on a GPU and held against the CPU: numbers and times.
 
-    python benchmarks/device/run.py [--device cuda] [--small] [--out FOLDER]
+    python benchmarks/device/run.py [--device cuda] [--small] [--blocks N] [--out FOLDER]
 
 Writes FOLDER/NAME-OF-THE-DEVICE.json, by default beside this script. About a minute on a data
 centre's GPU. The exit status is 1 if a number differs from the CPU's by more than its limit, 2 if
@@ -10,10 +10,12 @@ there is no such device. --small shows in seconds that everything runs.
   long its stages take; beside it a Gram matrix from float32 products.
 - model: `analyze`, `prune`, `merge`, `save` and `load` of a model on the device.
 - training: `RMTPruner` on the device, the same batches on the CPU.
-- scan: `analyze_checkpoint` of one block of a 7B model in bfloat16.
+- scan: `analyze_checkpoint` of one block of a 7B model in bfloat16. With --blocks 32 also that of
+  a whole one, 13 GB, on the device alone.
 """
 
 import argparse
+import functools
 import json
 import platform
 import re
@@ -26,7 +28,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparing import Timed, conditions, failures, model_part, timed, training_part
+from comparing import (
+    Timed,
+    conditions,
+    failures,
+    in_common,
+    model_part,
+    reading_times,
+    timed,
+    training_part,
+)
 from safetensors.torch import save_file
 
 import rmtspec
@@ -42,6 +53,8 @@ BLOCK = {
     "mlp.gate": (11008, 4096), "mlp.up": (11008, 4096), "mlp.down": (4096, 11008),
 }  # fmt: skip
 SMALLER = 16
+#: What `block` made before.
+MADE: dict[tuple[str, int], torch.Tensor] = {}
 
 
 def matrices_part(device: str, *, small: bool) -> list[dict[str, Any]]:
@@ -90,19 +103,14 @@ def scan_part(device: str, *, small: bool) -> dict[str, Any]:
     """Return the times of a scan from the file to the report, on the device and on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.safetensors")
-        tensors = {}
-        for index, (name, shape) in enumerate(BLOCK.items()):
-            n, p = (side // SMALLER for side in shape) if small else shape
-            W = torch.from_numpy(spiked(n, p, seed=index)).to(torch.bfloat16)
-            tensors[f"layers.0.{name}.weight"] = W
-        save_file(tensors, file)
-        del tensors
+        save_file(block(0, small=small), file)
         listed = rmtspec.checkpoint.matrices_in(file)
         _, reading = timed(lambda: [np.array(m()) for m in listed.matrices.values()], "cpu")
         solver = Timed(device)
-        by_device, seconds = timed(
-            lambda: rmtspec.analyze_checkpoint(file, eigensolver=solver), device
-        )
+        with reading_times() as read:
+            by_device, seconds = timed(
+                lambda: rmtspec.analyze_checkpoint(file, eigensolver=solver), device
+            )
         named, by_name = timed(lambda: rmtspec.analyze_checkpoint(file, device=device), device)
         by_cpu, on_cpu = timed(lambda: rmtspec.analyze_checkpoint(file), "cpu")
     apart = max(
@@ -111,7 +119,11 @@ def scan_part(device: str, *, small: bool) -> dict[str, Any]:
         for a, b in zip(report.matrices.values(), by_cpu.matrices.values(), strict=True)
     )
     counted = [[row["n_spikes"] for row in report.rows] for report in (named, by_cpu)]
-    stages = dict(solver.seconds) | {"reading_alone": reading}
+    stages = dict(solver.seconds) | {
+        "reading_alone": reading,
+        "reading_ahead": sum(end - begin for begin, end in read),
+        "of_that_while_computing": in_common(read, solver.ran),
+    }
     say(f"scan: {on_cpu:.1f} s on the CPU, {by_name:.1f} s on the device")
     return {
         "matrices": len(by_cpu.rows),
@@ -123,6 +135,44 @@ def scan_part(device: str, *, small: bool) -> dict[str, Any]:
         "times_faster": on_cpu / by_name,
         "stages": stages | {"total": seconds},
     }
+
+
+def whole_part(device: str, blocks: int, *, small: bool) -> dict[str, Any]:
+    """Return the seconds of a scan of so many blocks on the device, a shard for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = 0
+        for index in range(blocks):
+            file = Path(folder, f"model-{index + 1:05d}-of-{blocks:05d}.safetensors")
+            save_file(block(index, small=small), file)
+            size += file.stat().st_size
+        solver = Timed(device)
+        with reading_times() as read:
+            report, seconds = timed(
+                lambda: rmtspec.analyze_checkpoint(folder, eigensolver=solver), device
+            )
+    say(f"{blocks} blocks: {seconds:.1f} s on the device")
+    return {
+        "blocks": blocks,
+        "matrices": len(report.rows),
+        "bytes": size,
+        "device_seconds": seconds,
+        "stages": dict(solver.seconds)
+        | {
+            "reading_ahead": sum(end - begin for begin, end in read),
+            "of_that_while_computing": in_common(read, solver.ran),
+        },
+    }
+
+
+def block(index: int, *, small: bool) -> dict[str, torch.Tensor]:
+    """Return the tensors of a block; all blocks have the same entries."""
+    tensors = {}
+    for seed, (name, shape) in enumerate(BLOCK.items()):
+        n, p = (side // SMALLER for side in shape) if small else shape
+        if (name, n) not in MADE:
+            MADE[name, n] = torch.from_numpy(spiked(n, p, seed=seed)).to(torch.bfloat16)
+        tensors[f"layers.{index}.{name}.weight"] = MADE[name, n].clone()
+    return tensors
 
 
 def spiked(n: int, p: int, seed: int) -> np.ndarray:
@@ -147,6 +197,7 @@ def main() -> int:
     """Run all parts, write the record and say what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--blocks", type=int, default=0, help="also scan so many blocks: 32 are 7B")
     parser.add_argument("--small", action="store_true", help="small matrices: does it run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -161,6 +212,8 @@ def main() -> int:
         "training": training_part,
         "scan": scan_part,
     }
+    if given.blocks:
+        parts["whole"] = functools.partial(whole_part, blocks=given.blocks)
     record: dict[str, Any] = {"conditions": conditions(given.device), "seconds": {}}
     for name, part in parts.items():
         started = time.perf_counter()

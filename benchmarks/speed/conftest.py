@@ -10,17 +10,21 @@ _LINES = []
 
 @pytest.fixture
 def paired():
-    """Return paired(name, ours, peer, limit, rounds): the median ratio of ours to the peer."""
+    """Return paired(name, ours, peer, limit, rounds): the median ratio of ours to the peer.
 
-    def measure(name, ours, peer, *, limit, rounds=9):
-        ours(), peer()  # compiled, loaded, in cache
+    `less` are seconds of ours that do not count; without `warm` the first calls count.
+    """
+
+    def measure(name, ours, peer, *, limit, rounds=9, less=0.0, warm=True):
+        if warm:
+            ours(), peer()  # compiled, loaded, in cache
         pairs = []
         for _ in range(rounds):
             start = time.perf_counter()
             ours()
             middle = time.perf_counter()
             peer()
-            pairs.append((middle - start, time.perf_counter() - middle))
+            pairs.append((middle - start - less, time.perf_counter() - middle))
         mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)
         _LINES.append(

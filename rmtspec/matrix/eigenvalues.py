@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmtspec._checks import Float64Array
+from rmtspec._lapack import eigvalsh
 from rmtspec.errors import InvalidValueError
 from rmtspec.terms import Why
 
@@ -139,7 +140,8 @@ def _gram(
     """Return the upper triangle of ``tall.T @ tall`` (Fortran order), and sums of powers.
 
     They are the sum of squares of each row, and that of all (w / unit)^4 with the unit. An
-    eigensolver with a method `gram` computes the product itself, on its own device.
+    eigensolver with a method `gram` or `gram_with_sums` computes the product, or all of it, itself,
+    on its own device.
     """
     from scipy.linalg.blas import dsyrk
 
@@ -148,6 +150,11 @@ def _gram(
         largest = _check_range(tall, wide)
         unit = 1.0 if _SMALLEST_FOURTH < largest < _LARGEST_FOURTH else largest or 1.0
     n, p = tall.shape
+    if (all_elsewhere := getattr(eigensolver, "gram_with_sums", None)) is not None:
+        gram, row_squares, fourths = all_elsewhere(tall, unit)
+        if not np.isfinite(row_squares).all():
+            _raise_not_finite(tall, wide)
+        return _as_gram(gram, p), row_squares, (float(fourths), unit)
     elsewhere = getattr(eigensolver, "gram", None)
     gram = np.zeros((p, p) if elsewhere is None else (1, 1), order="F")
     row_squares, fourths = np.empty(n), 0.0
@@ -165,13 +172,19 @@ def _gram(
             gram = dsyrk(1.0, block.T, beta=1.0, c=gram, trans=0, overwrite_c=1)
         del block  # before the next one is made
     if elsewhere is not None:
-        gram = np.asfortranarray(elsewhere(tall), dtype=np.float64)
-        if gram.shape != (p, p):
-            raise InvalidValueError(
-                f"`eigensolver.gram` returned shape {gram.shape}; expected ({p}, {p}), the product "
-                "of the transpose of the array it was given with that array."
-            )
+        gram = _as_gram(elsewhere(tall), p)
     return gram, row_squares, (fourths, unit)
+
+
+def _as_gram(returned: ArrayLike, p: int) -> Float64Array:
+    """Return what an eigensolver's `gram` returned, in Fortran order; raise if it is no product."""
+    gram = np.asfortranarray(returned, dtype=np.float64)
+    if gram.shape != (p, p):
+        raise InvalidValueError(
+            f"`eigensolver.gram` returned shape {gram.shape}; expected ({p}, {p}), the product "
+            "of the transpose of the array it was given with that array."
+        )
+    return gram
 
 
 def _moments(
@@ -201,19 +214,17 @@ def _solve(
     tall: Matrix, gram: Float64Array, method: str, precision: str, *, eigensolver: Any
 ) -> tuple[Float64Array, str, float]:
     """Return s^2 ascending, the route taken, and its machine epsilon."""
-    from scipy.linalg import eigvalsh
-
     if method != "svd":
         if precision == "float32" and eigensolver is None:
             unit = _power_of_two(float(np.diagonal(gram).max()))  # float32 has room for few scales
-            single = eigvalsh((gram / unit).astype(np.float32), lower=False, check_finite=False)
+            scaled = np.empty_like(gram, dtype=np.float32)
+            np.divide(gram, unit, out=scaled, casting="same_kind")
+            single = eigvalsh(scaled, overwrite=True)
             values = np.maximum(np.asarray(single, dtype=np.float64), 0.0) * unit
             if bulk_is_safe(values, "float32"):
                 return values, "gram32", float(np.finfo(np.float32).eps)
-        if eigensolver is None:
-            values = eigvalsh(gram, lower=False, overwrite_a=True, check_finite=False, driver="evd")
-        else:
-            values = _call(eigensolver, gram)
+        ours = eigensolver is None
+        values = eigvalsh(gram, overwrite=True) if ours else _call(eigensolver, gram)
         values = np.maximum(values, 0.0)
         if method == "gram" or bulk_is_safe(values):
             return values, "gram", float(np.finfo(np.float64).eps)

@@ -9,6 +9,7 @@ import numpy as np
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import largest_gap, scale_through_origin
+from rmtspec._lapack import eigvalsh
 from rmtspec._records import plain
 from rmtspec._text import Readable, aligned
 from rmtspec.laws.gamma_bulk import GammaMarchenkoPastur
@@ -211,11 +212,9 @@ def _pvalue(
 
 def _noise_eigenvalues(n: int, p: int, shape: float, generator: Any) -> Float64Array:
     """Return eigenvalues of W^T W / n for Gaussian noise of gamma variances, by its QR factor."""
-    from scipy.linalg import eigvalsh
-
     factor = np.triu(generator.standard_normal((p, p)), 1)
     np.fill_diagonal(factor, np.sqrt(generator.chisquare(np.arange(n, n - p, -1))))
     if math.isfinite(shape):
         factor *= np.sqrt(generator.gamma(shape, 1.0 / shape, p))
-    values: Float64Array = eigvalsh(factor.T @ factor, overwrite_a=True, check_finite=False) / n
+    values: Float64Array = eigvalsh(factor.T @ factor, overwrite=True) / n
     return np.maximum(values, 0.0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.equalize import flip_signs, top_eigenvalue
+from rmtspec._lapack import eigvalsh
 from rmtspec.laws.tracy_widom import TracyWidom
 
 Float32Array = NDArray[np.float32]
@@ -164,17 +165,17 @@ def _start(p: int) -> Float64Array:
 
 def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
     """Return the squares of the `size` largest singular values of a flip, ascending."""
-    from scipy.linalg import LinAlgError, eigvalsh
+    from scipy.linalg import LinAlgError
 
     gram = matrix.T @ matrix
     kept = gram.diagonal() > 0.0
     if not kept.all():
         gram = gram[np.ix_(kept, kept)]
     try:
-        values = eigvalsh(gram, check_finite=False, overwrite_a=True)
+        values = eigvalsh(gram)
     except LinAlgError:  # the float32 solver failed
         wide = matrix[:, kept].astype(np.float64)
-        values = eigvalsh(wide.T @ wide, check_finite=False)
+        values = eigvalsh(wide.T @ wide, overwrite=True)
     squares = np.zeros(size)
     squares[size - len(values) :] = np.maximum(values, 0.0)
     return squares

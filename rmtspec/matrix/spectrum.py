@@ -255,7 +255,9 @@ def spectrum(
     eigensolver : callable, optional
         Takes the symmetric float64 Gram matrix (p, p) and returns its p eigenvalues in any order,
         for another library or device; on the Gram route only. If it has a method `gram`, that
-        computes the Gram matrix too: it takes the array (n, p) and returns the product (p, p).
+        computes the Gram matrix too: it takes the array (n, p) and returns the product (p, p). A
+        method `gram_with_sums(array, unit)` returns that, the sum of squares of each row (n,), and
+        the sum of all (w / unit)^4, so that the host need not read the entries.
 
     Returns
     -------

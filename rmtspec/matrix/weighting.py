@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from rmtspec import _checks
 from rmtspec._checks import Float64Array
+from rmtspec._lapack import eigvalsh
 from rmtspec.errors import InvalidValueError
 
 #: Share of its mean diagonal added to a moment (which is often rank-deficient) or a weight.
@@ -116,14 +117,12 @@ def weighted_energies(
     ndarray of shape (p,)
         p is the smaller side.
     """
-    from scipy.linalg import eigvalsh
-
     from rmtspec.matrix.eigenvalues import gram_matrix
 
     array = _checks.matrix(W)
     weighting = Weighting.of(array.shape, input_moment, output_weight)
     gram, _ = gram_matrix(weighting.applied(np.asarray(array, dtype=np.float64)))
-    values: Float64Array = eigvalsh(gram, lower=False, overwrite_a=True, check_finite=False)
+    values: Float64Array = eigvalsh(gram, overwrite=True)
     return np.maximum(values[::-1], 0.0)
 
 

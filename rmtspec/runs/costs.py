@@ -7,12 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec._lapack import eigvalsh, in_two_stages
+
 #: Bytes of one float64 block of rows, as in matrix/eigenvalues.py (a test compares them).
 _BLOCK_BYTES = 2**24
 #: Sides at which the reduction is timed: in the cache of a core, the shared cache, and memory.
 _SIDES = (256, 1024, 3072)
 #: Number of columns that LAPACK reduces before it updates the rest of the matrix.
 _PANEL = 32
+#: The same for the reduction to a band, where there are two stages; its products with the matrix
+#: are a little slower than that update.
+_WIDE_PANEL, _OF_UPDATE = 64, 0.85
+#: Operations per squared side for the rest of two stages, at the speed of the Gram matrix: band to
+#: tridiagonal matrix, and its eigenvalues.
+_BAND = 2000.0
 #: Seconds besides those for the eigenvalues, independent of the sides: calls, fit, test, rank.
 _OVERHEAD = 5e-4
 #: Fitting the noise of any variances: typical rounds, each a Gram matrix and its eigenvalues, and
@@ -51,6 +59,9 @@ class Speed:
     rest : float
         Seconds per squared side for the rest of the eigenvalue computation: the reduction within
         panels, and the tridiagonal matrix.
+    update : float or None
+        Operations per second of the reduction to a band, the first of two stages; None if no
+        library here has two stages.
     read : float
         Entries of 4 bytes per second, converted from memory to float64 and checked.
     """
@@ -59,6 +70,7 @@ class Speed:
     reduction: tuple[tuple[int, float], ...]
     rest: float
     read: float
+    update: float | None = None
 
 
 def cost(rows: int, columns: int, noise: str = "mp") -> Cost:
@@ -97,7 +109,10 @@ def seconds(
     """
     p, n = sorted((rows, columns))
     reading = n * p / speed.read * _CONVERSION.get(itemsize, 1.0)
-    solving = _eigenvalues(p, speed.reduction, speed.rest)
+    if speed.update is not None and in_two_stages(p):
+        solving = 4.0 / 3.0 * p**3 / speed.update + _BAND * p**2 / speed.gram
+    else:
+        solving = _eigenvalues(p, speed.reduction, speed.rest)
     once = n * p**2 / speed.gram + solving
     times = 1.0 if noise == "mp" else 1.0 + _ROUNDS + _FLIPS * _SINGLE
     return _OVERHEAD + reading + once * times
@@ -109,7 +124,6 @@ def calibrate() -> Speed:
     Takes about 0.3 s and 110 MB. The fastest of a few repetitions counts, so an analysis that
     shares its cores with other processes takes longer than the estimate.
     """
-    from scipy.linalg import eigvalsh
     from scipy.linalg.blas import dsyrk
 
     # Ones, not zeros: pages that were never written would all map to one page, in the cache.
@@ -128,9 +142,13 @@ def calibrate() -> Speed:
     side = _SIDES[0]
     noise = np.random.default_rng(0).standard_normal((side, side))
     small = np.asfortranarray(noise.T @ noise)
-    whole = _fastest(lambda: eigvalsh(small, lower=False, check_finite=False, driver="evd"))
+    whole = _fastest(lambda: eigvalsh(small))
     rest = max(0.0, whole - _eigenvalues(side, reduction, 0.0)) / side**2
-    return Speed(sample.size * 1024 / gram, reduction, rest, stored.size / _fastest(read))
+    update = _update(memory) if in_two_stages(max(_SIDES)) else None
+    return Speed(
+        gram=sample.size * 1024 / gram, reduction=reduction, rest=rest,
+        read=stored.size / _fastest(read), update=update,
+    )  # fmt: skip
 
 
 def _eigenvalues(side: int, reduction: tuple[tuple[int, float], ...], rest: float) -> float:
@@ -157,6 +175,17 @@ def _reduction(side: int, memory: NDArray[np.float64]) -> float:
     product = _fastest(lambda: dsymv(1.0, matrix, vector))
     update = _fastest(lambda: dsyr2k(1.0, panel, panel, beta=1.0, c=matrix, overwrite_c=1))
     return 4 * side**2 / (product + update / _PANEL)
+
+
+def _update(memory: NDArray[np.float64]) -> float:
+    """Return the operations per second of the reduction to a band."""
+    from scipy.linalg.blas import dsyr2k
+
+    side = max(_SIDES)
+    matrix = memory[: side**2].reshape((side, side), order="F")
+    panel = np.ones((side, _WIDE_PANEL), order="F")
+    took = _fastest(lambda: dsyr2k(1.0, panel, panel, beta=1.0, c=matrix, overwrite_c=1))
+    return _OF_UPDATE * 2 * side**2 * _WIDE_PANEL / took
 
 
 def _fastest(call: Callable[[], object], budget: float = 0.02) -> float:

@@ -1,8 +1,9 @@
 """An eigensolver for the core that computes on a torch device, in float64."""
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from rmtspec.errors import InvalidOptionError, RmtspecWarning
 
+Done = TypeVar("Done")
 #: Size in bytes of one float64 block on the device.
 _BLOCK_BYTES = 2**28
 
@@ -25,15 +27,21 @@ class DeviceEigensolver:
 
     def gram(self, tall: NDArray[Any]) -> NDArray[np.float64]:
         """Return ``tall.T @ tall``; the array is uploaded in its own dtype, in blocks of rows."""
-        return self._computed(_gram, tall)
+        return self.gram_with_sums(tall, 1.0)[0]
+
+    def gram_with_sums(
+        self, tall: NDArray[Any], unit: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """Return the same, the sum of squares of each row, and that of all (w / unit)^4."""
+        return self._computed(functools.partial(_gram, unit=unit), tall)
 
     def __call__(self, gram: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the eigenvalues of a symmetric matrix."""
         return self._computed(_eigenvalues, gram)
 
     def _computed(
-        self, work: Callable[[NDArray[Any], torch.device], NDArray[np.float64]], array: NDArray[Any]
-    ) -> NDArray[np.float64]:
+        self, work: Callable[[NDArray[Any], torch.device], Done], array: NDArray[Any]
+    ) -> Done:
         try:
             return work(array, self.device)
         except torch.cuda.OutOfMemoryError:
@@ -48,14 +56,23 @@ class DeviceEigensolver:
         return work(array, torch.device("cpu"))
 
 
-def _gram(tall: NDArray[Any], device: torch.device) -> NDArray[np.float64]:
+def _gram(
+    tall: NDArray[Any], device: torch.device, *, unit: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     n, p = tall.shape
     total = torch.zeros((p, p), dtype=torch.float64, device=device)
+    squares = torch.empty(n, dtype=torch.float64, device=device)
+    fourths = torch.zeros((), dtype=torch.float64, device=device)
     step = max(1, _BLOCK_BYTES // (8 * p))
     for start in range(0, n, step):
         block = _uploaded(tall[start : start + step], device).to(torch.float64)
         total.addmm_(block.T, block)
-    return total.cpu().numpy().T  # symmetric, and in Fortran order without a copy
+        squared = block.square()
+        squares[start : start + step] = squared.sum(1)
+        fourths += squared.div_(unit).div_(unit).square_().sum()
+        del block, squared  # before the next ones are made
+    # Symmetric, and in Fortran order without a copy.
+    return total.cpu().numpy().T, squares.cpu().numpy(), float(fourths)
 
 
 def _eigenvalues(gram: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:

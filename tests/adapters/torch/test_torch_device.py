@@ -24,13 +24,14 @@ def spectra(W, **options):
 
 
 def assert_same(core, device, rtol=1e-8):
-    """Equal fields, and eigenvalues equal in the bulk, where the Gram route is good to 1e-8."""
+    """Equal fields and moments; eigenvalues equal in the bulk, where Gram is good to 1e-8."""
     assert_allclose(
         device.eigenvalues, core.eigenvalues, rtol=rtol, atol=1e-14 * core.eigenvalues.max()
     )
     for name in ("n", "p", "shape", "method", "dtype", "dropped_rows", "dropped_columns"):
         assert getattr(device, name) == getattr(core, name), name
     assert device.numerical_rank == core.numerical_rank
+    assert_allclose(np.array(device.moments, float), np.array(core.moments, float), rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
@@ -133,10 +134,10 @@ def test_a_device_without_memory_leaves_the_matrix_to_the_cpu(stage, monkeypatch
     for name in ("_gram", "_eigenvalues"):
         own = getattr(_eigensolver, name)
 
-        def on(array, device, own=own, fails=name == stage):
+        def on(array, device, own=own, fails=name == stage, **options):
             if device.type == "cuda" and fails:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-            return own(array, torch.device("cpu"))
+            return own(array, torch.device("cpu"), **options)
 
         monkeypatch.setattr(_eigensolver, name, on)
     solver = DeviceEigensolver("cpu")
