@@ -22,6 +22,12 @@ class Found(NamedTuple):
     library: Library | None
     words: str
 
+    def two_stages(self) -> Library:
+        """Return the library where there is one."""
+        if self.library is None:
+            raise LookupError("no library with two stages")
+        return self.library
+
 
 @functools.cache
 def found() -> Found:

@@ -12,6 +12,8 @@ Real = NDArray[Any]
 
 #: Sides from which two stages are faster, by the precision of the matrix.
 FROM = {"float64": 2560, "float32": 3584}
+#: Threads up to which they are: the second stage, from the band, has one.
+MOST_THREADS = {"float64": 4, "float32": 2}
 #: Outside this range of the largest entry of the diagonal, the matrix is scaled first.
 _LARGEST, _SMALLEST = {"float64": 1e100, "float32": 1e10}, {"float64": 1e-100, "float32": 1e-10}
 
@@ -38,14 +40,13 @@ def eigvalsh(matrix: Real, *, overwrite: bool = False) -> Real:
     """
     from scipy.linalg import eigvalsh as one_stage
 
-    library = found().library if len(matrix) >= FROM[matrix.dtype.name] else None
-    if library is not None:
+    if in_two_stages(len(matrix), matrix.dtype):
         unit = _unit(matrix)
         work = np.array(matrix, order="F", copy=None if overwrite and unit == 1.0 else True)
         if unit != 1.0:
             work /= unit
         with np.errstate(under="ignore"):
-            return library.eigenvalues(work) * unit
+            return found().two_stages().eigenvalues(work) * unit
     driver = "evd" if matrix.dtype == np.float64 else "evr"
     values: Real = one_stage(
         matrix, lower=False, overwrite_a=overwrite, check_finite=False, driver=driver
@@ -55,7 +56,10 @@ def eigvalsh(matrix: Real, *, overwrite: bool = False) -> Real:
 
 def in_two_stages(side: int, dtype: Any = np.float64) -> bool:
     """Tell whether `eigvalsh` takes two stages for a matrix of this side."""
-    return side >= FROM[np.dtype(dtype).name] and found().library is not None
+    name = np.dtype(dtype).name
+    if side < FROM[name] or (library := found().library) is None:
+        return False
+    return library.threads() <= MOST_THREADS[name]
 
 
 def used() -> str:

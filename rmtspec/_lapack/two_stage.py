@@ -18,8 +18,8 @@ _SPELLINGS = ("scipy_{}_64_", "scipy_{}_", "{}_64_", "{}_")
 _BANDS = ((6000, 48), (12_000, 64))
 _WIDEST_BAND = 96
 _PREFIX = {"float64": "d", "float32": "s"}
-_NEEDED = ("geqrt", "symm", "syr2k", "sytrd_sb2st", "sterf")
-_WITHOUT_INFO = ("symm", "syr2k")
+_NEEDED = ("gemm", "geqrt", "symm", "syr2k", "sytrd_sb2st", "sterf")
+_WITHOUT_INFO = ("gemm", "symm", "syr2k")
 _TRIED_SIDE = 160
 
 
@@ -60,6 +60,13 @@ class Library:
         if not self._spelling or not all(hasattr(self._loaded, self._named(n)) for n in needed):
             raise UnusableError("it has no two-stage reduction")
 
+    def threads(self) -> int:
+        """Return the number of threads that `eigenvalues` would take now."""
+        ours, others = _controllers(self._path)
+        if self._follows and others:
+            return int(min(pool.num_threads for pool in others))
+        return 1 if ours is None else int(ours.num_threads)
+
     def check(self) -> None:
         """Raise UnusableError unless known eigenvalues are found."""
         side = _TRIED_SIDE
@@ -80,8 +87,8 @@ class Library:
         Only the upper triangle is read. Its sides are at least 100, and the squares of its entries
         within the range of its dtype.
         """
-        if self._follows:
-            _follow(self._path)
+        if self._follows and (ours := _controllers(self._path)[0]) is not None:
+            ours.set_num_threads(self.threads())
         side = len(matrix)
         width = next((width for most, width in _BANDS if side <= most), _WIDEST_BAND)
         band = self._band(matrix, width)
@@ -117,9 +124,15 @@ class Library:
             np.fill_diagonal(V, 1.0)
             product = np.empty((m, k), dtype=dtype, order="F")
             self._call("symm", [b"L", b"U", m, k, 1.0, rest, side, V, m, 0.0, product, m])
-            turned = triangle.T @ product.T  # W^T, so that all stay in Fortran order
-            turned -= (0.5 * triangle.T @ (V.T @ turned.T)).T @ V.T
-            self._call("syr2k", [b"U", b"N", m, k, -1.0, V, m, turned.T, m, 1.0, rest, side])
+            weighted = np.empty((m, k), dtype=dtype, order="F")
+            self._call(
+                "gemm", [b"N", b"N", m, k, k, 1.0, product, m, triangle, k, 0.0, weighted, m]
+            )
+            inner = np.empty((k, k), dtype=dtype, order="F")
+            self._call("gemm", [b"T", b"N", k, k, m, 1.0, V, m, weighted, m, 0.0, inner, k])
+            inner = np.asfortranarray(triangle.T @ inner)
+            self._call("gemm", [b"N", b"N", m, k, k, -0.5, V, m, inner, k, 1.0, weighted, m])
+            self._call("syr2k", [b"U", b"N", m, k, -1.0, V, m, weighted, m, 1.0, rest, side])
         band = np.zeros((width + 1, side), dtype=dtype, order="F")
         for above in range(width + 1):
             band[width - above, above:] = np.diagonal(matrix, above)
@@ -180,10 +193,3 @@ def _controllers(path: str) -> tuple[Any, list[Any]]:
     pools = ThreadpoolController().select(user_api="blas").lib_controllers
     ours = [pool for pool in pools if Path(pool.filepath).samefile(path)]
     return ours[0] if ours else None, [pool for pool in pools if pool not in ours]
-
-
-def _follow(path: str) -> None:
-    """Give a library as many threads as the others have at this moment."""
-    ours, others = _controllers(path)
-    if ours is not None and others:
-        ours.set_num_threads(min(pool.num_threads for pool in others))

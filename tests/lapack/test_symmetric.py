@@ -253,6 +253,12 @@ def test_the_package_follows_the_number_of_threads_of_the_others(small_limits):
         assert ours == [threads]
 
 
+@pytest.mark.parametrize(("threads", "taken"), [(1, True), (4, True), (5, False), (64, False)])
+def test_many_threads_take_one_stage(monkeypatch, threads, taken):
+    monkeypatch.setattr(Library, "threads", lambda self: threads)
+    assert symmetric.in_two_stages(5000) == taken
+
+
 @pytest.mark.slow
 def test_two_stages_are_faster_where_they_are_taken():
     side = 4096

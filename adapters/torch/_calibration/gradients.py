@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmtspec.adapters.torch._calibration.batches import device_of, size_of
+from rmtspec.adapters.torch._calibration.batches import size_of
 from rmtspec.adapters.torch._calibration.options import CalibrationOptions
 from rmtspec.adapters.torch._outputs import Visible, linear_outputs, logits_of, tensors_of
 from rmtspec.errors import InvalidTypeError, InvalidValueError
@@ -36,7 +36,8 @@ class Gradients:
         self._options = options
         self._plain: set[int] = set()
         self._model = model
-        self._generator = torch.Generator(device_of(model)).manual_seed(options.rng % 2**63)
+        # Of the CPU, whatever the model is on: generators of devices draw other numbers.
+        self._generator = torch.Generator().manual_seed(options.rng % 2**63)
         self.wanted = options.objective != "outputs"
         self.words = self.problem = ""
         self.losses = 0
@@ -131,7 +132,7 @@ class Gradients:
         """Return the gradient of the sum of cross-entropies with sampled labels."""
         shares = torch.softmax(logits.detach().float(), dim=-1)
         flat = shares.reshape(-1, shares.shape[-1])
-        drawn = torch.multinomial(flat, 1, generator=self._generator)
+        drawn = torch.multinomial(flat.cpu(), 1, generator=self._generator).to(flat.device)
         flat.scatter_add_(1, drawn, torch.full_like(drawn, -1.0, dtype=flat.dtype))
         gradient = flat.reshape(shares.shape)
         mask = visible("", logits)
@@ -142,9 +143,7 @@ class Gradients:
 
     def _probe(self, tensor: torch.Tensor, visible: Visible) -> tuple[torch.Tensor, int]:
         """Return random signs in the shape of a tensor, and how many positions it has."""
-        signs = torch.randint(
-            0, 2, tensor.shape, generator=self._generator, device=self._generator.device
-        )
+        signs = torch.randint(0, 2, tensor.shape, generator=self._generator)
         gradient = (2 * signs - 1).to(tensor)
         mask = visible("", tensor)
         if mask is None:

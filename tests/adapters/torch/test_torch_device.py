@@ -58,6 +58,19 @@ def test_zero_rows_and_columns(shape):
     assert_same(*spectra(tall_with_few_rows))
 
 
+def test_the_gram_matrix_is_sent_once(monkeypatch):
+    sent = []
+    monkeypatch.setattr(np, "ascontiguousarray", lambda a: sent.append(a.shape) or a.copy())
+    W = ensembles.wishart(60, 40, rng=3).astype(np.float32)
+    rmtspec.spectrum(W, eigensolver=DeviceEigensolver("cpu"))
+    assert sent == [(60, 40)]
+    solver = DeviceEigensolver("cpu")
+    first, second = solver.gram(W), solver.gram(2.0 * W)
+    # The first is not the last: it is sent again.
+    assert_allclose(solver(first), np.linalg.eigvalsh(first), rtol=1e-12)
+    assert_allclose(solver(second), np.linalg.eigvalsh(second), rtol=1e-12)
+
+
 def test_many_blocks(monkeypatch):
     W = ensembles.wishart(150, 60, rng=3)
     whole = rmtspec.spectrum(W, eigensolver=DeviceEigensolver("cpu"))
