@@ -10,9 +10,16 @@ import numpy as np
 
 from rmtspec._lapack import used
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
 
 def plain(value: Any) -> Any:
     """Return `value` in JSON types; nan and infinities, which JSON lacks, become None."""
+    kind = type(value)
+    if kind in _PLAIN:  # most values are
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

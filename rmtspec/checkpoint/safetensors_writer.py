@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from rmtspec.errors import InvalidTypeError, InvalidValueError
 
 #: The header and the tensors begin at multiples of this many bytes.
 _ALIGNMENT = 8
+#: Seconds between two flushes to the disk.
+_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,8 @@ def write_safetensors(
         come first in the order are kept if the file still has the digest of the last of them;
         otherwise all are written again. An empty digest is not compared.
     note : callable, optional
-        Called with each tensor once it is on disk, and the SHA-256 of the file up to its end.
+        Called with each tensor once it is on disk, and the SHA-256 of the file up to its end. Small
+        tensors wait for each other, for a tenth of a second.
 
     Raises
     ------
@@ -136,12 +140,17 @@ def write_safetensors(
             stream.write(start)
             digest, count = hashlib.sha256(start), 0
         pending: list[tuple[Outgoing, str]] = []
+        flushed = -math.inf
         for index, tensor in enumerate(ordered[count:], count):
             _append(tensor, stream, digest)
             pending.append((tensor, digest.hexdigest()))
-            # Computed tensors are flushed at once, copied ones together with the next computed one.
-            if note is not None and (tensor.costly or index == len(ordered) - 1):
+            # Computed tensors are flushed at once unless that was a moment ago, copied ones
+            # together with the next computed one.
+            last = index == len(ordered) - 1
+            due = tensor.costly and time.monotonic() - flushed >= _SECONDS
+            if note is not None and (due or last):
                 _to_disk(stream)
+                flushed = time.monotonic()
                 for finished, so_far in pending:
                     note(finished, so_far)
                 pending = []

@@ -287,7 +287,17 @@ def stamped(tensors: Iterable[Tensor], stamp: Stamp) -> list[Tensor]:
 
 def check_unchanged(tensors: Iterable[StoredTensor]) -> None:
     """Raise `FileError` if a file that holds one of the tensors was rewritten since its listing."""
-    for path, stamp in {found for tensor in tensors for found in tensor.stamps()}:
+    check_stamps(stamps_of(tensors))
+
+
+def stamps_of(tensors: Iterable[StoredTensor]) -> set[tuple[str, Stamp]]:
+    """Return the files that hold the tensors, with the stamps that they had at their listing."""
+    return {found for tensor in tensors for found in tensor.stamps()}
+
+
+def check_stamps(stamps: Iterable[tuple[str, Stamp]]) -> None:
+    """Raise `FileError` if one of the files was rewritten since its listing."""
+    for path, stamp in stamps:
         stamp.check(path)
 
 

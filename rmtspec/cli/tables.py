@@ -1,8 +1,10 @@
 """What the commands show: tables and messages."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import click
 
 from rmtspec._text import counted, grouped, printable
 from rmtspec.cli.display import display
@@ -69,20 +71,34 @@ def table(
         say_styled(fitted_lines(columns, numeric=numeric, dropped=dropped))
         say()
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    say_styled(_whole_lines(header, cells, numeric))
 
-    console = Console(file=sys.stdout, width=100_000, highlight=False)
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in header:
-        shown.add_column(title, justify="right" if title in numeric else "left", overflow="fold")
-    for line in cells:
-        shown.add_row(*map(Text, line))
-    with console.capture() as text:  # rich would end the program where a pipe is closed
-        console.print(shown)
-    say_styled(text.get().splitlines())
+
+def _whole_lines(
+    header: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[str]
+) -> Iterator[str]:
+    """Yield the lines of a table as wide as its cells are.
+
+    They are those of rich's table in the box SIMPLE_HEAD, which takes 2 ms for each row.
+    """
+    from rich.cells import cell_len
+
+    shown = [[(cell, cell_len(cell)) for cell in line] for line in (header, *cells)]
+    widths = [max(length for _, length in column) for column in zip(*shown, strict=True)]
+    right = [title in numeric for title in header]
+    whole = sum(widths) + 3 * (len(widths) - 1)
+    rule = "─" if sys.stdout.encoding.lower().startswith("utf") else "-"
+    yield " " * (whole + 2)
+    for number, line in enumerate(shown):
+        padded = [
+            " " * (width - length) + cell if to_right else cell + " " * (width - length)
+            for (cell, length), width, to_right in zip(line, widths, right, strict=True)
+        ]
+        text = f" {'   '.join(padded)} "
+        yield text if number else click.style(text, bold=True)
+        if not number:
+            yield f" {rule * whole} "
+    yield " " * (whole + 2)
 
 
 def show_costs(costs: "DryRun", other: "DryRun") -> None:

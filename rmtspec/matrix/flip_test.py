@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
-from rmtspec.matrix.sign_flips import flipped_spectrum, flips
+from rmtspec.matrix.sign_flips import flipped_spectra, flips
 from rmtspec.matrix.window import Window, bulk_window
 
 N_FLIPS = 19
@@ -65,8 +65,7 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: i
     k = p - bulk.size
     generator = np.random.default_rng([seed, k, N_FLIPS])
     draws = flips(residual, k, N_FLIPS, generator)
-    made = [flipped_spectrum(flip, bulk.size) / n for flip in draws]
-    spectra = np.vstack([bulk, *made])
+    spectra = np.vstack([bulk, flipped_spectra(draws, bulk.size) / n])
     window = bulk_window(bulk.size, ALPHA)
     if window.n_ranks == 0:
         return FlipTest(math.nan, math.nan, informative=False, quantiles=spectra[1:].mean(axis=0))

@@ -6,7 +6,7 @@ law, whatever the variance of each entry and however heavy its tails (Hong, Shen
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ _DRAWS, _FACTORS, _LONGER = 20, {(9, 0.01): 3.37, (19, 0.01): 2.878, (20, 0.01):
 _SIMULATED = 400_000
 #: Up to this smaller side, or for tall matrices, the Gram matrix is cheaper than products with E.
 _SMALL, _TALL = 256, 3.0
+#: Up to this smaller side, the spectra of flips are found in one call.
+_STACKED = 128
 _SETTLED = 1e-6
 _MOST_STEPS = 400
 
@@ -163,8 +165,22 @@ def _start(p: int) -> Float64Array:
     return vector
 
 
-def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
-    """Return the squares of the `size` largest singular values of a flip, ascending."""
+def flipped_spectra(draws: Iterable[Float32Array], size: int) -> Float64Array:
+    """Return the squares of the `size` largest singular values of each flip, a row, ascending."""
+    flips_of = iter(draws)
+    first = next(flips_of)
+    if first.shape[1] > _STACKED:
+        rest = (_flipped_spectrum(flip, size) for flip in flips_of)
+        return np.vstack([_flipped_spectrum(first, size), *rest])
+    grams = np.stack([first.T @ first, *(flip.T @ flip for flip in flips_of)])
+    try:  # ascending: those of the zero columns come first
+        values = np.linalg.eigvalsh(grams)
+    except np.linalg.LinAlgError:  # the float32 solver failed
+        values = np.linalg.eigvalsh(grams.astype(np.float64))
+    return np.maximum(values[:, values.shape[1] - size :], 0.0).astype(np.float64)
+
+
+def _flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
     from scipy.linalg import LinAlgError
 
     gram = matrix.T @ matrix

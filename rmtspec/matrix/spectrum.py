@@ -1,6 +1,6 @@
 """Spectrum: the eigenvalues of a matrix, its sides, and the rounding level."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from rmtspec.matrix.eigenvalues import (
     Eigensolver,
     Eigenvalues,
     EntryMoments,
+    Matrix,
     matrix_eigenvalues,
 )
+from rmtspec.matrix.stacked import is_small, stacked_eigenvalues
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -288,9 +290,38 @@ def spectrum(
         raise InvalidTypeError("`W` is a Spectrum already; expected a matrix. Use it as it is.")
     array = _checks.matrix(W)
     check_route(method, precision, eigensolver)
+    return spectrum_of(array, method, precision, eigensolver)
+
+
+def spectrum_of(
+    array: Matrix, method: str, precision: str, eigensolver: Eigensolver | None
+) -> Spectrum:
+    """Do what `spectrum` does, with a checked matrix and options."""
+    if is_small(array.shape) and is_usual(method, precision, eigensolver):
+        (found,) = stacked_spectra([array])
+        if found is not None:
+            return found
     eigenvalues = matrix_eigenvalues(array, method, precision, eigensolver)
     rows, columns = array.shape
     return Spectrum.of_eigenvalues(eigenvalues, shape=(rows, columns), dtype=array.dtype)
+
+
+def is_usual(method: str, precision: str, eigensolver: Eigensolver | None) -> bool:
+    """Tell whether eigenvalues are found as `stacked_spectra` finds them."""
+    return method != "svd" and precision == "float64" and eigensolver is None
+
+
+def stacked_spectra(arrays: Sequence[Matrix]) -> list[Spectrum | None]:
+    """Return the spectra of small checked matrices of one shape and dtype, in one call.
+
+    Each is to the last digit what it is alone; None for those that must be computed alone.
+    """
+    rows, columns = arrays[0].shape
+    dtype = arrays[0].dtype
+    return [
+        found and Spectrum.of_eigenvalues(found, shape=(rows, columns), dtype=dtype)
+        for found in stacked_eigenvalues(arrays)
+    ]
 
 
 def check_route(method: str, precision: str, eigensolver: Eigensolver | None) -> None:

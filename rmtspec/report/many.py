@@ -11,6 +11,7 @@ from rmtspec._records import versions
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
+from rmtspec.report.alike import read_together
 from rmtspec.report.initial import WithInitial, with_initial
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
@@ -126,6 +127,8 @@ def report_on_many(
 
     outcomes: dict[int, Outcome] = {}
     alone, found = with_init(options, marked(noted(), plain))
+    if n_jobs == 1:
+        found = read_together(found, alone)
     for index, outcome in each(functools.partial(outcome_of, alone), found, n_jobs=n_jobs):
         outcomes[index] = outcome
         if progress is not None:
@@ -208,11 +211,11 @@ def _reported(
     kind = options.kind or getattr(value, "kind", None)
     if isinstance(value, Plain):
         options = dataclasses.replace(options, noise="mp")
-    rounding = getattr(value, "rounding", None)
+    rounding, spent = getattr(value, "rounding", None), getattr(value, "spent", 0.0)
     if callable(value) and not is_model(value):
         value = value()
     kind = kind if isinstance(kind, str) else Kind.MATRIX
-    report = report_on(value, name, kind, options, initial=initial)
+    report = report_on(value, name, kind, options, initial=initial, spent=spent)
     quantised = rounding() if callable(rounding) else None
     if quantised is not None:
         level = rounding_level(report.spectrum, *quantised)

@@ -352,14 +352,16 @@ def report_on(
     *,
     known: tuple[NoiseFit, NoiseVariance | None] | None = None,
     initial: Any = None,
+    spent: float = 0.0,
 ) -> MatrixReport:
     """Do what `analyze` does, with checked options; `known` is what needs the entries, if given.
 
     `initial` is the matrix at first, a callable that returns it, or the reason why it is not known.
+    `spent` are the seconds that were spent on its spectrum before.
     """
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
-    start = time.perf_counter()
+    start = time.perf_counter() - spent
     o = options
     if isinstance(W, Spectrum):
         spec = W

@@ -24,6 +24,7 @@ from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
+from rmtspec.report.alike import read_together
 from rmtspec.report.initial import InitialWeights
 from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of, with_init
 from rmtspec.report.matrix_report import report_on
@@ -172,6 +173,8 @@ def outcomes(
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
     alone, found = with_init(options, marked(items, plain))
+    if n_jobs == 1:
+        found = read_together(found, alone)
     work = functools.partial(outcome_of, alone)
     for index, outcome in each(work, found, n_jobs=n_jobs, threads=threads):
         name, matrix = missing[index]

@@ -25,6 +25,7 @@ from rmtspec.checkpoint.index_writer import DENSE_METADATA, DENSE_WEIGHTS, file_
 from rmtspec.checkpoint.listing import Checkpoint, matrices_in
 from rmtspec.checkpoint.manifest import WEIGHTS, Manifest, SplitEntry
 from rmtspec.checkpoint.safetensors_writer import Outgoing, write_safetensors
+from rmtspec.checkpoint.stored import check_stamps, stamps_of
 from rmtspec.errors import (
     FileError,
     InvalidOptionError,
@@ -321,18 +322,19 @@ def _carry_out(task: _Task, decided: Plan, work: WorkFolder) -> Plan:
     stem = DENSE_WEIGHTS if task.form == "dense" else WEIGHTS
     named = dict(zip(file_names(stem, len(files)), files, strict=True))
     text = task.listed.metadata or DENSE_METADATA
+    stamps, count = stamps_of(task.listed.tensors.values()), len(decided.cut)
     for name, tensors in named.items():
         file = work.content / name
         if name in complete and _is_whole(file, complete[name]):
             continue
 
         def note(tensor: Outgoing, digest: str, name: str = name) -> None:
-            task.listed.check_unchanged()  # else what was written may be of two checkpoints
+            check_stamps(stamps)  # else what was written may be of two checkpoints
             measured = {key: value for key, value in tensor.errors.items() if key not in errors}
             for matrix, error in measured.items():
                 errors[matrix] = error
                 if task.options.progress is not None:
-                    task.options.progress(len(errors), len(decided.cut), matrix)
+                    task.options.progress(len(errors), count, matrix)
             line = {"file": name, "tensor": tensor.name, "errors": measured, "digest": digest}
             work.journal.add(line)
 

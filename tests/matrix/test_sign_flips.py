@@ -9,7 +9,7 @@ from scipy.linalg import svdvals
 from rmtspec._kernels.equalize import flip_signs, power_sums, top_eigenvalue
 from rmtspec.matrix import sign_flips
 from rmtspec.matrix.sign_flips import (
-    flipped_spectrum,
+    flipped_spectra,
     flips,
     largest_square,
     n_draws,
@@ -146,29 +146,36 @@ def test_signs_of_the_entries_do_not_matter():
     assert_array_equal(ours, negative)
 
 
+@pytest.mark.parametrize("stacked", [0, 128])
 @pytest.mark.parametrize("k", [0, 4])
-def test_spectrum_of_a_flip_against_the_svd(k):
+def test_spectrum_of_a_flip_against_the_svd(monkeypatch, k, stacked):
+    monkeypatch.setattr("rmtspec.matrix.sign_flips._STACKED", stacked)
     entries = noise((40, 30))
     entries[:, 7] = 0.0
     for flip in flips(entries, k, 2, np.random.default_rng(0)):
         expected = np.sort(svdvals(flip.astype(float)) ** 2)[k:]
-        assert_allclose(flipped_spectrum(flip, 30 - k), expected, rtol=1e-4, atol=1e-4)
+        assert_allclose(flipped_spectra([flip], 30 - k)[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_spectrum_of_a_flip_where_the_single_precision_solver_fails(monkeypatch):
-    import scipy.linalg
-
-    solve = scipy.linalg.eigvalsh
-
+def failing_in_single(solve):
     def failing(gram, **options):
         if gram.dtype == np.float32:
-            raise scipy.linalg.LinAlgError
+            raise np.linalg.LinAlgError
         return solve(gram, **options)
 
-    monkeypatch.setattr(scipy.linalg, "eigvalsh", failing)
+    return failing
+
+
+@pytest.mark.parametrize("stacked", [0, 128])
+def test_spectrum_of_a_flip_where_the_single_precision_solver_fails(monkeypatch, stacked):
+    import scipy.linalg
+
+    for owner in (scipy.linalg, np.linalg):
+        monkeypatch.setattr(owner, "eigvalsh", failing_in_single(owner.eigvalsh))
+    monkeypatch.setattr("rmtspec.matrix.sign_flips._STACKED", stacked)
     matrix = noise((40, 30))
     expected = np.sort(svdvals(matrix.astype(float)) ** 2)
-    assert_allclose(flipped_spectrum(matrix, 30), expected, rtol=1e-6)
+    assert_allclose(flipped_spectra([matrix], 30)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("beta", "draws"), [(0.1, 9), (0.05, 19), (0.01, 20)])
