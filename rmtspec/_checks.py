@@ -153,6 +153,8 @@ def _shape_hint(ndim: int, name: str) -> str:
 
 
 def _real(value: Any, name: str) -> float:
+    if type(value) is float:  # most are
+        return value
     if not isinstance(value, str | bytes | bool | np.bool_):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)

@@ -103,6 +103,9 @@ class FitStatisticNull:
         >>> round(FitStatisticNull(500, 250, alpha=0.25).sf(0.0099), 2)
         0.05
         """
+        if type(s) is float and self._points[0] <= s * self._p <= self._points[-1]:
+            odds = np.interp(s * self._p, self._points, _LOG_ODDS)
+            return float(1.0 / (1.0 + np.exp(-odds)))
         values = _checks.floats(s, "s") * self._p
         points, log_odds = self._points, _LOG_ODDS
         inside = 1.0 / (1.0 + np.exp(-np.interp(values, points, log_odds)))
@@ -158,6 +161,12 @@ class FitStatisticNull:
 
     def __repr__(self) -> str:
         return f"FitStatisticNull(n={self._n}, p={self._p})"
+
+
+@functools.lru_cache(maxsize=256)
+def null_law(n: int, p: int, alpha: float, quantiles: str = "midpoint") -> FitStatisticNull:
+    """Return the null law of matrices of these sides; the same object for the same arguments."""
+    return FitStatisticNull(n, p, alpha, quantiles)
 
 
 _LOG_ODDS = np.log(LEVELS / (1.0 - LEVELS))

@@ -1,5 +1,6 @@
 """BEMA: variance of the noise, edges of the bulk, threshold and spikes, by matching the bulk."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from rmtspec._checks import Float64Array
 from rmtspec._kernels.bulk import scale_through_origin
 from rmtspec._records import plain
 from rmtspec._text import Readable, aligned, counted
-from rmtspec.laws.fit_statistic import FitStatisticNull
+from rmtspec.laws.fit_statistic import null_law
 from rmtspec.laws.marchenko_pastur import VARIANCES, MarchenkoPastur
 from rmtspec.laws.tracy_widom import upper_quantile
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
@@ -227,7 +228,7 @@ def _fit(
     if window.n_ranks == 0 or window.first <= rounding_only:
         return None
     ratio = p / n
-    unit = MarchenkoPastur(ratio).ppf(window.levels(quantiles))
+    unit = _unit_quantiles(ratio, window, quantiles)
     scale = float(scale_through_origin(unit, window.of(spec.eigenvalues)))
     if scale <= max(spec.rounding_variance, VARIANCES[0]):  # squares below that lose their digits
         return None
@@ -241,6 +242,14 @@ def _fit(
         n_removed=n_removed, n_plain=n_spikes, n=spec.n, p=spec.p, alpha=alpha, beta=beta,
         quantiles=quantiles, refinement="plain", iterations=1, note="", reason="",
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _unit_quantiles(ratio: float, window: Window, quantiles: str) -> Float64Array:
+    """Return the quantiles of the law of unit variance that are paired with the eigenvalues."""
+    unit: Float64Array = MarchenkoPastur(ratio).ppf(window.levels(quantiles))
+    unit.setflags(write=False)
+    return unit
 
 
 def _refine(
@@ -266,7 +275,7 @@ def _refine(
 def _follows_law(spec: Spectrum, fit: BulkFit) -> bool:
     """Tell whether the bulk follows the law well enough for a refined fit to be accepted."""
     window = fit.window
-    null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
+    null = null_law(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
     gap = statistic(spec.eigenvalues, fit.law, window)  # type: ignore[arg-type]  # it has a law
     return gap <= float(null.isf(0.01)) + _BENT
 

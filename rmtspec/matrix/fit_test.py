@@ -8,7 +8,7 @@ from rmtspec import _checks
 from rmtspec._records import plain
 from rmtspec._text import Readable, aligned
 from rmtspec.errors import InvalidTypeError, InvalidValueError
-from rmtspec.laws.fit_statistic import FitStatisticNull
+from rmtspec.laws.fit_statistic import null_law
 from rmtspec.matrix.bema import BulkFit
 from rmtspec.matrix.spectrum import Spectrum, check_spectrum
 from rmtspec.matrix.window import statistic
@@ -110,7 +110,7 @@ def fit_test(
         window = fit.window
         n_compared = window.n_ranks
         s = statistic(spec.eigenvalues, fit.law, window)
-        null = FitStatisticNull(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
+        null = null_law(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
         pvalue = float(null.sf(s))
     return FitTest(
         statistic=s, pvalue=pvalue, accepted=pvalue >= level if cutoff is None else s <= cutoff,

@@ -73,7 +73,7 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: i
     spread = float(np.abs(spectra[1:] - mean).max())
     sizes = np.linalg.norm(spectra[:, window.first - 1 : window.last], axis=1)
     shapes = spectra / np.where(sizes > 0.0, sizes, 1.0)[:, None]
-    distances = np.array([_distance(shapes, i, window) for i in range(len(shapes))])
+    distances = _distances(shapes, window)
     further = int(np.count_nonzero(distances[1:] >= distances[0]))
     return FlipTest(
         pvalue=(1 + further) / (N_FLIPS + 1),
@@ -83,13 +83,19 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: i
     )
 
 
-def _distance(spectra: Float64Array, i: int, window: Window) -> float:
-    """Return how far spectrum i is from the pool of the others, scaled to it."""
-    others = np.delete(spectra, i, axis=0)
-    own = window.of(spectra[i])
-    scale = float(scale_through_origin(window.of(others.mean(axis=0)), own))
-    if scale <= 0.0:
-        return 1.0
-    pool = np.sort(others, axis=None)
-    share = np.searchsorted(pool, own / scale, side="right") / pool.size
-    return float(np.abs(share - window.levels("midpoint")).max())
+def _distances(spectra: Float64Array, window: Window) -> Float64Array:
+    """Return how far each spectrum is from the pool of the others, scaled to it."""
+    pool, total = np.sort(spectra, axis=None), spectra.sum(axis=0)
+    levels = window.levels("midpoint")
+    distances = np.ones(len(spectra))
+    for i, spectrum in enumerate(spectra):
+        own = window.of(spectrum)
+        scale = float(scale_through_origin(window.of((total - spectrum) / (len(spectra) - 1)), own))
+        if scale <= 0.0:
+            continue
+        scaled = own / scale
+        # Values of the others at or below each: those of all, without its own.
+        below = np.searchsorted(pool, scaled, side="right")
+        below -= np.searchsorted(spectrum, scaled, side="right")
+        distances[i] = np.abs(below / (pool.size - spectrum.size) - levels).max()
+    return distances

@@ -16,8 +16,9 @@ from rmtspec.matrix.eigenvalues import blocks, gram_matrix
 
 #: Ratio of the largest eigenvalue to the mean of the bulk beyond which the Gram matrix has lost it.
 _RANGE = 1e10
-#: The matrix is read in at least so many blocks, of which a few are in memory at a time.
-_PIECES = 16
+#: The matrix is read in so many blocks, of which a few are in memory at a time, or in fewer of so
+#: many entries, below which calls cost more than the numbers.
+_PIECES, _ENTRIES = 16, 2**16
 
 
 class Residual(NamedTuple):
@@ -155,7 +156,7 @@ def _equalized(
 ) -> Iterator[tuple[int, Float64Array]]:
     """Yield (first row, rows of the equalized matrix), one block in memory at a time."""
     inverse = None if across is None else _inverse(across)
-    step = -(-len(tall) // _PIECES)
+    step = max(-(-len(tall) // _PIECES), _ENTRIES // max(tall.shape[1], 1))
     for first in range(0, len(tall), step):
         for start, block in blocks(tall[first : first + step]):
             scaled, start = block, first + start

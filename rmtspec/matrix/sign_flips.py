@@ -98,18 +98,20 @@ def flips(
     n, p = residual.shape
     out = np.empty((n - k, p), dtype=np.float32)
     words = (n - k) * -(-p // 32)
+    rows, columns = np.arange(n), np.ones(p, dtype=np.float32)
     for _ in range(draws):
-        rows, columns = _without(k, n, generator), _without(k, p, generator)
+        if k:
+            rows = np.flatnonzero(_without(k, n, generator))
+            columns = _without(k, p, generator)
         bits = generator.integers(0, 1 << 32, words, dtype=np.uint32)
-        flip_signs(residual, np.flatnonzero(rows), columns, bits, out=out)
+        flip_signs(residual, rows, columns, bits, out=out)
         yield out
 
 
 def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
     """Return `size` ones, of which k random ones are 0."""
     kept = np.ones(size, dtype=np.float32)
-    if k:
-        kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
+    kept[generator.choice(size, k, replace=False, shuffle=False)] = 0.0
     return kept
 
 
@@ -172,7 +174,8 @@ def flipped_spectra(draws: Iterable[Float32Array], size: int) -> Float64Array:
     if first.shape[1] > _STACKED:
         rest = (_flipped_spectrum(flip, size) for flip in flips_of)
         return np.vstack([_flipped_spectrum(first, size), *rest])
-    grams = np.stack([first.T @ first, *(flip.T @ flip for flip in flips_of)])
+    stack = np.array([first.copy(), *(flip.copy() for flip in flips_of)])
+    grams = np.matmul(stack.transpose(0, 2, 1), stack)
     try:  # ascending: those of the zero columns come first
         values = np.linalg.eigvalsh(grams)
     except np.linalg.LinAlgError:  # the float32 solver failed

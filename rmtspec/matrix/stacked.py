@@ -39,12 +39,13 @@ def stacked_eigenvalues(matrices: Sequence[NDArray[Any]]) -> list[Eigenvalues | 
         for place, matrix in zip(tall, matrices, strict=True):
             place[...] = matrix.T if rows < columns else matrix
     with np.errstate(over="ignore", invalid="ignore"):
-        largest = np.abs(tall).max((1, 2))  # nan if there is one
-        usual = (largest > _SMALLEST) & (largest < _LARGEST)
-        tall[~usual] = 0.0
         squares = np.square(tall)
+        largest = squares.max((1, 2))  # nan if there is one
+        usual = (largest > _SMALLEST**2) & (largest < _LARGEST**2)
+        if not usual.all():
+            tall[~usual] = squares[~usual] = 0.0
         row_squares, column_squares = squares.sum(2), squares.sum(1)
-        fourths = np.square(squares, out=squares).sum((1, 2))
+        fourths = np.einsum("kij,kij->k", squares, squares)
     usual &= row_squares.all(1) & column_squares.all(1)
     values = np.linalg.eigvalsh(np.matmul(tall.transpose(0, 2, 1), tall))
     return [

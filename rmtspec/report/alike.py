@@ -8,7 +8,6 @@ import numpy as np
 
 from rmtspec import _checks
 from rmtspec._arrays import is_model
-from rmtspec.errors import RmtspecError
 from rmtspec.matrix.spectrum import Spectrum, is_usual, stacked_spectra
 from rmtspec.matrix.stacked import is_small
 from rmtspec.report.options import AnalysisOptions
@@ -23,20 +22,21 @@ class Ready:
     Attributes
     ----------
     spent : float
-        Its share of the seconds that reading it and its spectrum took.
+        The seconds that reading it took, and its share of those for the spectra.
     """
 
     def __init__(self, matrix: Any) -> None:
         self.kind = getattr(matrix, "kind", None)
         self.rounding = getattr(matrix, "rounding", None)
-        self.spent = 0.0
         self.value: Any = None
         self._error: Exception | None = None
+        start = time.perf_counter()
         try:
             array = matrix() if callable(matrix) else matrix
             self.value = np.array(_checks.matrix(array), copy=True)  # the source may write into it
-        except (RmtspecError, MemoryError) as error:
+        except Exception as error:  # raised where the matrix is asked for
             self._error = error
+        self.spent = time.perf_counter() - start
 
     def __call__(self) -> Any:
         """Return the spectrum or the array, or raise the error of reading it."""
@@ -56,20 +56,19 @@ def read_together(
     if not usual or options.noise != "mp" or options.metrics:
         yield from items
         return
-    waiting: list[tuple[str, Any]] = []
+    waiting: list[tuple[str, Ready]] = []
     entries = 0
     for name, value in items:
         sides = _sides(value)
-        if sides is None:
+        more = 0 if sides is None else sides[0] * sides[1]
+        if sides is None or len(waiting) == _MOST or 8 * (entries + more) > _BYTES:
             yield from _solved(waiting)
             waiting, entries = [], 0
+        if sides is None:
             yield name, value
             continue
-        if waiting and (len(waiting) == _MOST or 8 * (entries + sides[0] * sides[1]) > _BYTES):
-            yield from _solved(waiting)
-            waiting, entries = [], 0
-        waiting.append((name, value))
-        entries += sides[0] * sides[1]
+        waiting.append((name, Ready(value)))
+        entries += more
     yield from _solved(waiting)
 
 
@@ -81,22 +80,19 @@ def _sides(value: Any) -> tuple[int, int] | None:
     return sides if isinstance(sides, tuple) and is_small(sides) else None
 
 
-def _solved(waiting: list[tuple[str, Any]]) -> Iterator[tuple[str, Ready]]:
+def _solved(waiting: list[tuple[str, Ready]]) -> Iterator[tuple[str, Ready]]:
     """Yield the matrices, with the spectrum in place of the array wherever it is known now."""
-    if not waiting:
-        return
-    start = time.perf_counter()
-    ready = [(name, Ready(value)) for name, value in waiting]
     alike: dict[Any, list[Ready]] = {}
-    for _, matrix in ready:
+    for _, matrix in waiting:
         if matrix.value is not None:
             alike.setdefault((matrix.value.shape, matrix.value.dtype), []).append(matrix)
     for (shape, _), matrices in alike.items():
-        if is_small(shape):
-            spectra = stacked_spectra([matrix.value for matrix in matrices])
-            for matrix, spectrum in zip(matrices, spectra, strict=True):
-                matrix.value = matrix.value if spectrum is None else spectrum
-    spent = (time.perf_counter() - start) / len(ready)
-    for name, matrix in ready:
-        matrix.spent = spent
-        yield name, matrix
+        if not is_small(shape):  # not the sides that were announced
+            continue
+        start = time.perf_counter()
+        spectra = stacked_spectra([matrix.value for matrix in matrices])
+        share = (time.perf_counter() - start) / len(matrices)
+        for matrix, spectrum in zip(matrices, spectra, strict=True):
+            matrix.value = matrix.value if spectrum is None else spectrum
+            matrix.spent += share
+    yield from waiting

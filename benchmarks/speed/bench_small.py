@@ -1,0 +1,21 @@
+"""Many small matrices against one stacked call of NumPy."""
+
+import numpy as np
+
+import rmtspec
+
+
+def test_a_thousand_small_matrices(paired):
+    stack = np.random.default_rng(0).standard_normal((1000, 64, 64)).astype(np.float32)
+    matrices = {str(index): matrix for index, matrix in enumerate(stack)}
+
+    def stacked():
+        wide = stack.astype(np.float64)
+        return np.linalg.eigvalsh(np.matmul(wide.transpose(0, 2, 1), wide))
+
+    paired(
+        "analyze_many(1000 of 64x64, noise='mp') / stacked eigvalsh",
+        lambda: rmtspec.analyze_many(matrices, noise="mp"),
+        stacked,
+        limit=2.6,
+    )
