@@ -128,4 +128,6 @@ def nearest(name: object, known: Iterable[str], meant: Sequence[str] = ()) -> st
 
 def printable(words: str) -> str:
     """Return `words` with control characters, which a terminal would obey, escaped."""
+    if words.isprintable():
+        return words
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

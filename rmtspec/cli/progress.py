@@ -86,6 +86,7 @@ class _Work:
 
     def _begin(self, operations: Mapping[str, int] | None) -> None:
         self._operations = operations
+        self._whole = max(1, sum(operations.values())) if operations else 1
         self._done, self._count, self._worked = 0, 0, 0
         self.share = 0.0
         self._began = time.monotonic()
@@ -103,7 +104,7 @@ class _Work:
         self._done, self._count = done, count or 0
         if self._operations:
             self._worked += self._operations.get(name, 0)
-            self.share = self._worked / max(1, sum(self._operations.values()))
+            self.share = self._worked / self._whole
         elif count:
             self.share = done / count
         now = time.monotonic()

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
-from rmtspec._kernels.bulk import scale_through_origin
-from rmtspec.matrix.sign_flips import flipped_spectra, flips
+from rmtspec.matrix.sign_flips import flipped_spectra
 from rmtspec.matrix.window import Window, bulk_window
 
 N_FLIPS = 19
@@ -64,8 +63,7 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: i
     p = residual.shape[1]
     k = p - bulk.size
     generator = np.random.default_rng([seed, k, N_FLIPS])
-    draws = flips(residual, k, N_FLIPS, generator)
-    spectra = np.vstack([bulk, flipped_spectra(draws, bulk.size) / n])
+    spectra = np.vstack([bulk, flipped_spectra(residual, k, N_FLIPS, generator) / n])
     window = bulk_window(bulk.size, ALPHA)
     if window.n_ranks == 0:
         return FlipTest(math.nan, math.nan, informative=False, quantiles=spectra[1:].mean(axis=0))
@@ -85,17 +83,17 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: i
 
 def _distances(spectra: Float64Array, window: Window) -> Float64Array:
     """Return how far each spectrum is from the pool of the others, scaled to it."""
-    pool, total = np.sort(spectra, axis=None), spectra.sum(axis=0)
     levels = window.levels("midpoint")
-    distances = np.ones(len(spectra))
-    for i, spectrum in enumerate(spectra):
-        own = window.of(spectrum)
-        scale = float(scale_through_origin(window.of((total - spectrum) / (len(spectra) - 1)), own))
-        if scale <= 0.0:
-            continue
-        scaled = own / scale
-        # Values of the others at or below each: those of all, without its own.
-        below = np.searchsorted(pool, scaled, side="right")
-        below -= np.searchsorted(spectrum, scaled, side="right")
-        distances[i] = np.abs(below / (pool.size - spectrum.size) - levels).max()
+    own = spectra[:, window.first - 1 : window.last]
+    others = (own.sum(axis=0) - own) / (len(spectra) - 1)
+    scales = np.einsum("ij,ij->i", others, own) / np.einsum("ij,ij->i", others, others)
+    kept = scales > 0.0
+    scaled = own / np.where(kept, scales, 1.0)[:, None]
+    # Values of the others at or below each: those of all, without its own.
+    pool = np.sort(spectra, axis=None)
+    below = np.searchsorted(pool, scaled.ravel(), side="right").reshape(scaled.shape)
+    for counts, spectrum, points in zip(below, spectra, scaled, strict=True):
+        counts -= np.searchsorted(spectrum, points, side="right")
+    gaps = np.abs(below / (pool.size - spectra.shape[1]) - levels).max(axis=1)
+    distances: Float64Array = np.where(kept, gaps, 1.0)
     return distances

@@ -6,7 +6,7 @@ law, whatever the variance of each entry and however heavy its tails (Hong, Shen
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,18 @@ def flips(
         yield out
 
 
+def stacked_flips(
+    residual: Float32Array, draws: int, generator: np.random.Generator
+) -> Float32Array:
+    """Return what `flips` yields for k = 0, of shape (draws, n, p), made in one call."""
+    n, p = residual.shape
+    bits = generator.integers(0, 1 << 32, draws * n * -(-p // 32), dtype=np.uint32)
+    rows, columns = np.tile(np.arange(n), draws), np.ones(p, dtype=np.float32)
+    out = np.empty((draws * n, p), dtype=np.float32)
+    flip_signs(residual, rows, columns, bits, out=out)
+    return out.reshape(draws, n, p)
+
+
 def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
     """Return `size` ones, of which k random ones are 0."""
     kept = np.ones(size, dtype=np.float32)
@@ -167,15 +179,26 @@ def _start(p: int) -> Float64Array:
     return vector
 
 
-def flipped_spectra(draws: Iterable[Float32Array], size: int) -> Float64Array:
-    """Return the squares of the `size` largest singular values of each flip, a row, ascending."""
-    flips_of = iter(draws)
-    first = next(flips_of)
-    if first.shape[1] > _STACKED:
-        rest = (_flipped_spectrum(flip, size) for flip in flips_of)
-        return np.vstack([_flipped_spectrum(first, size), *rest])
-    stack = np.array([first.copy(), *(flip.copy() for flip in flips_of)])
-    grams = np.matmul(stack.transpose(0, 2, 1), stack)
+def flipped_spectra(
+    residual: Float32Array, k: int, draws: int, generator: np.random.Generator
+) -> Float64Array:
+    """Return the squares of the p - k largest singular values of each of `flips`, ascending.
+
+    Those of small matrices are found in one call.
+
+    Returns
+    -------
+    ndarray of shape (draws, p - k)
+    """
+    size = residual.shape[1] - k
+    if residual.shape[1] > _STACKED:
+        made = flips(residual, k, draws, generator)
+        return np.vstack([flipped_spectrum(flip, size) for flip in made])
+    if k or residual.size > _STACKED**2:
+        grams = np.array([flip.T @ flip for flip in flips(residual, k, draws, generator)])
+    else:
+        stack = stacked_flips(residual, draws, generator)
+        grams = np.matmul(stack.transpose(0, 2, 1), stack)
     try:  # ascending: those of the zero columns come first
         values = np.linalg.eigvalsh(grams)
     except np.linalg.LinAlgError:  # the float32 solver failed
@@ -183,7 +206,8 @@ def flipped_spectra(draws: Iterable[Float32Array], size: int) -> Float64Array:
     return np.maximum(values[:, values.shape[1] - size :], 0.0).astype(np.float64)
 
 
-def _flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
+def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:
+    """Return the squares of the `size` largest singular values of a flip, ascending."""
     from scipy.linalg import LinAlgError
 
     gram = matrix.T @ matrix

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from scipy.linalg import svdvals
 
 from rmtspec.matrix.flip_test import N_FLIPS, flip_test
-from rmtspec.matrix.sign_flips import flipped_spectra, flips
+from rmtspec.matrix.sign_flips import flipped_spectra
 
 
 def result_of(entries, k=0, seed=0):
@@ -50,8 +50,8 @@ def test_only_shape_counts():
 def test_distance_against_the_slow_reference():
     """The largest gap at midpoints between the bulk and its flips, scaled by least squares."""
     entries = np.random.default_rng(3).standard_normal((70, 45)).astype(np.float32)
-    made = flips(entries, 0, N_FLIPS, np.random.default_rng([0, 0, N_FLIPS]))
-    others = flipped_spectra(made, 45) / 70
+    generator = np.random.default_rng([0, 0, N_FLIPS])
+    others = flipped_spectra(entries, 0, N_FLIPS, generator) / 70
     own = np.sort(svdvals(entries.astype(float)) ** 2) / 70
     ranks = np.arange(9, 37)  # .2 and .8 of 45
     shapes = others / np.linalg.norm(others[:, ranks - 1], axis=1)[:, None]

@@ -10,11 +10,13 @@ from rmtspec._kernels.equalize import flip_signs, power_sums, top_eigenvalue
 from rmtspec.matrix import sign_flips
 from rmtspec.matrix.sign_flips import (
     flipped_spectra,
+    flipped_spectrum,
     flips,
     largest_square,
     n_draws,
     prediction_factor,
     simulated_factor,
+    stacked_flips,
     threshold_of,
 )
 from rmtspec.matrix.thresholds import FlipThreshold, LawThreshold
@@ -146,15 +148,31 @@ def test_signs_of_the_entries_do_not_matter():
     assert_array_equal(ours, negative)
 
 
-@pytest.mark.parametrize("stacked", [0, 128])
+@pytest.mark.parametrize("shape", [(40, 30), (50, 33), (64, 64), (9, 1)])
+def test_flips_in_one_call_are_those_one_by_one(shape):
+    entries = noise(shape)
+    together = stacked_flips(entries, 5, np.random.default_rng(3))
+    for one, other in zip(together, flips(entries, 0, 5, np.random.default_rng(3)), strict=True):
+        assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("k", [0, 4])
-def test_spectrum_of_a_flip_against_the_svd(monkeypatch, k, stacked):
-    monkeypatch.setattr("rmtspec.matrix.sign_flips._STACKED", stacked)
+def test_spectra_of_flips_do_not_depend_on_the_way(monkeypatch, k):
+    entries = noise((60, 45))
+    together = flipped_spectra(entries, k, 4, np.random.default_rng(5))
+    monkeypatch.setattr("rmtspec.matrix.sign_flips._STACKED", 0)
+    alone = flipped_spectra(entries, k, 4, np.random.default_rng(5))
+    assert together.shape == (4, 45 - k)
+    assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_spectrum_of_a_flip_against_the_svd(k):
     entries = noise((40, 30))
     entries[:, 7] = 0.0
     for flip in flips(entries, k, 2, np.random.default_rng(0)):
         expected = np.sort(svdvals(flip.astype(float)) ** 2)[k:]
-        assert_allclose(flipped_spectra([flip], 30 - k)[0], expected, rtol=1e-4, atol=1e-4)
+        assert_allclose(flipped_spectrum(flip, 30 - k), expected, rtol=1e-4, atol=1e-4)
 
 
 def failing_in_single(solve):
@@ -174,8 +192,9 @@ def test_spectrum_of_a_flip_where_the_single_precision_solver_fails(monkeypatch,
         monkeypatch.setattr(owner, "eigvalsh", failing_in_single(owner.eigvalsh))
     monkeypatch.setattr("rmtspec.matrix.sign_flips._STACKED", stacked)
     matrix = noise((40, 30))
-    expected = np.sort(svdvals(matrix.astype(float)) ** 2)
-    assert_allclose(flipped_spectra([matrix], 30)[0], expected, rtol=1e-6)
+    found = flipped_spectra(matrix, 0, 3, np.random.default_rng(0))
+    for flip, spectrum in zip(flips(matrix, 0, 3, np.random.default_rng(0)), found, strict=True):
+        assert_allclose(spectrum, np.sort(svdvals(flip.astype(float)) ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("beta", "draws"), [(0.1, 9), (0.05, 19), (0.01, 20)])
