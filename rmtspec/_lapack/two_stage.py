@@ -125,7 +125,8 @@ class Library:
             after = start + width
             rest = matrix[after:, after:]
             m, k = side - after, min(side - after, width)
-            panel = np.asfortranarray(matrix[start:after, after:].T)
+            # A copy even of one column, which is in Fortran order as it is.
+            panel = np.array(matrix[start:after, after:].T, order="F", copy=True)
             triangle, work = np.zeros((k, k), dtype=dtype, order="F"), np.empty(width * k, dtype)
             self._call("geqrt", [m, width, k, panel, m, triangle, k, work])
             matrix[start:after, after : after + k] = np.triu(panel[:k]).T

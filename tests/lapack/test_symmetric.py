@@ -13,7 +13,7 @@ import pytest
 import threadpoolctl
 
 import rmtspec
-from rmtspec._lapack import eigvalsh, library, symmetric, used
+from rmtspec._lapack import eigvalsh, library, symmetric, two_stage, used
 from rmtspec._lapack.two_stage import Library, UnusableError
 from rmtspec._records import versions
 from rmtspec.report.parallel import blas_threads
@@ -24,7 +24,7 @@ LIMIT = {"float64": 1e-13, "float32": 2e-5}
 @pytest.fixture
 def small_limits(monkeypatch):
     """Two stages for matrices that a test can afford."""
-    monkeypatch.setattr(symmetric, "FROM", {"float64": 100, "float32": 100})
+    monkeypatch.setattr(symmetric, "FROM", {"float64": 95, "float32": 95})
 
 
 def gram(p, dtype="float64", seed=0):
@@ -44,6 +44,18 @@ def test_two_stages_find_the_eigenvalues_of_numpy(small_limits, p, order, dtype)
     assert np.abs(values - expected).max() <= LIMIT[dtype] * expected[-1]
     np.testing.assert_array_equal(given, kept)
     assert (np.diff(values) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("width", [48, 64, 96])
+def test_whatever_the_last_panel_has_left(small_limits, monkeypatch, width, dtype):
+    assert width in (*(each for _, each in two_stage._BANDS), two_stage._WIDEST_BAND)
+    monkeypatch.setattr(two_stage, "_BANDS", ((200, width),))
+    for p in range(2 * width - 1, 2 * width + 5):
+        full = gram(p, seed=p)
+        expected = np.linalg.eigvalsh(full)
+        values = eigvalsh(np.asfortranarray(full, dtype=dtype), overwrite=True)
+        assert np.abs(values - expected).max() <= LIMIT[dtype] * expected[-1], p
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
