@@ -86,7 +86,8 @@ def _distances(spectra: Float64Array, window: Window) -> Float64Array:
     levels = window.levels("midpoint")
     own = spectra[:, window.first - 1 : window.last]
     others = (own.sum(axis=0) - own) / (len(spectra) - 1)
-    scales = np.einsum("ij,ij->i", others, own) / np.einsum("ij,ij->i", others, others)
+    squares = np.einsum("ij,ij->i", others, others)
+    scales = np.einsum("ij,ij->i", others, own) / np.where(squares > 0.0, squares, 1.0)
     kept = scales > 0.0
     scaled = own / np.where(kept, scales, 1.0)[:, None]
     # Values of the others at or below each: those of all, without its own.

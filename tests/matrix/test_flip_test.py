@@ -28,6 +28,11 @@ def test_level_on_noise(kind):
     assert len(set(pvalues)) > 8  # spread over its values
 
 
+def test_a_bulk_of_zeros_tells_nothing():
+    result = flip_test(np.zeros(20), np.zeros((30, 20), dtype=np.float32), 30, 0)
+    assert (result.pvalue, result.informative) == (1.0, False)
+
+
 def test_rejects_what_is_no_noise():
     rng = np.random.default_rng(0)
     orthogonal = np.linalg.qr(rng.standard_normal((100, 60)))[0]
