@@ -96,9 +96,9 @@ def dry_run(
         raise InvalidValueError(nothing_in(listed.path, skipped, selection.unmet))
     if threads is None and n_jobs > 1:
         threads = max(1, joblib.cpu_count() // n_jobs)
-    with blas_threads(threads):
+    with blas_threads(threads):  # how many there are decides how eigenvalues are found
         measured = speed or calibrate()
-    rows = [_row(matrix, measured, noise) for matrix in chosen.values()]
+        rows = [_row(matrix, measured, noise) for matrix in chosen.values()]
     total = sum(row["seconds"] for row in rows)
     longest = max(row["seconds"] for row in rows)
     largest = sorted((row["memory"] for row in rows), reverse=True)[:n_jobs]

@@ -1,11 +1,16 @@
 """What a scan would cost, from the headers alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from checkpoints import noise, write_safetensors, write_sharded
 from click.testing import CliRunner
+from threadpoolctl import threadpool_limits
 
 from rmtspec import cli
+from rmtspec._lapack import symmetric
+from rmtspec._lapack.library import found as found_library
 from rmtspec.checkpoint import matrices_in
 from rmtspec.errors import InvalidValueError
 from rmtspec.planning.selection import Selection
@@ -59,6 +64,18 @@ def test_sums(listed):
     assert found.seconds == pytest.approx(sum(row["seconds"] for row in found.rows))
     largest = max(row["memory"] for row in found.rows)
     assert (found.memory, found.n_jobs) == (BASE_BYTES + largest, 1)
+
+
+def test_the_threads_of_a_process_decide_how_eigenvalues_are_found(listed, monkeypatch):
+    if found_library().library is None:
+        pytest.skip("no library with two stages")
+    monkeypatch.setattr(symmetric, "FROM", {"float64": 20, "float32": 20})
+    quick = dataclasses.replace(SPEED, update=1e15)
+    with threadpool_limits(1, user_api="blas"):
+        expected = dry_run(listed, Selection(), speed=quick).rows
+    with threadpool_limits(8, user_api="blas"):  # too many for two stages
+        assert dry_run(listed, Selection(), speed=quick, threads=1).rows == expected
+        assert dry_run(listed, Selection(), speed=quick).rows != expected
 
 
 def test_with_processes(listed):
