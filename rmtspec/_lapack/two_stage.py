@@ -59,6 +59,8 @@ class Library:
         needed = [kind + name for kind in _PREFIX.values() for name in _NEEDED]
         if not self._spelling or not all(hasattr(self._loaded, self._named(n)) for n in needed):
             raise UnusableError("it has no two-stage reduction")
+        self._ours = _controllers(path)[0] if follows else None
+        self._own_threads = 1 if self._ours is None else int(self._ours.num_threads)
 
     def threads(self) -> int:
         """Return the number of threads that `eigenvalues` would take now."""
@@ -87,8 +89,16 @@ class Library:
         Only the upper triangle is read. Its sides are at least 100, and the squares of its entries
         within the range of its dtype.
         """
-        if self._follows and (ours := _controllers(self._path)[0]) is not None:
-            ours.set_num_threads(self.threads())
+        if self._ours is None:
+            return self._found(matrix)
+        self._ours.set_num_threads(self.threads())
+        try:
+            return self._found(matrix)
+        finally:  # a limit of all libraries would take the lower number for one that was set
+            self._ours.set_num_threads(self._own_threads)
+
+    def _found(self, matrix: Real) -> Real:
+        """Do what `eigenvalues` does, with the threads that the library has."""
         side = len(matrix)
         width = next((width for most, width in _BANDS if side <= most), _WIDEST_BAND)
         band = self._band(matrix, width)

@@ -87,7 +87,7 @@ def _whole_lines(
     widths = [max(length for _, length in column) for column in zip(*shown, strict=True)]
     right = [title in numeric for title in header]
     whole = sum(widths) + 3 * (len(widths) - 1)
-    rule = "─" if sys.stdout.encoding.lower().startswith("utf") else "-"
+    rule = "─" if (sys.stdout.encoding or "").lower().startswith("utf") else "-"
     yield " " * (whole + 2)
     for number, line in enumerate(shown):
         padded = [

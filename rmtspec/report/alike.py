@@ -32,8 +32,10 @@ class Ready:
         self._error: Exception | None = None
         start = time.perf_counter()
         try:
-            array = matrix() if callable(matrix) else matrix
-            self.value = np.array(_checks.matrix(array), copy=True)  # the source may write into it
+            value = matrix() if callable(matrix) else matrix
+            if not isinstance(value, Spectrum):  # a copy: the source may write into the array
+                value = np.array(_checks.matrix(value), copy=True)
+            self.value = value
         except Exception as error:  # raised where the matrix is asked for
             self._error = error
         self.spent = time.perf_counter() - start
@@ -84,7 +86,7 @@ def _solved(waiting: list[tuple[str, Ready]]) -> Iterator[tuple[str, Ready]]:
     """Yield the matrices, with the spectrum in place of the array wherever it is known now."""
     alike: dict[Any, list[Ready]] = {}
     for _, matrix in waiting:
-        if matrix.value is not None:
+        if isinstance(matrix.value, np.ndarray):
             alike.setdefault((matrix.value.shape, matrix.value.dtype), []).append(matrix)
     for (shape, _), matrices in alike.items():
         if not is_small(shape):  # not the sides that were announced

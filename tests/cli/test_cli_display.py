@@ -1,5 +1,7 @@
 """What the command shows on a terminal: columns that fit, whole words, rows as asked."""
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from rich.cells import cell_len
 
 import rmtspec
 from rmtspec import cli
+from rmtspec.cli.tables import table
 from rmtspec.cli.terminal import report_lines, shortened
 
 NAMES = {
@@ -129,6 +132,15 @@ def test_the_written_report_has_all_rows(file, tmp_path):
     out = tmp_path / "r.json"
     assert run("analyze", file, "--filter", "q_proj", "--quiet", "--out", out).exit_code == 0
     assert len(rmtspec.Report.from_json(out)) == 7
+
+
+def test_a_table_into_a_text_of_no_encoding():
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        table(("name", "rank"), [("fc", "3"), ("层", "12")], numeric=("rank",))
+    assert text.getvalue().splitlines()[1:-1] == [
+        " name   rank ", f" {'-' * 11} ", " fc        3 ", " 层       12 "
+    ]  # fmt: skip
 
 
 def test_quiet_and_verbose(file):

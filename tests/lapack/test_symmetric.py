@@ -16,6 +16,7 @@ import rmtspec
 from rmtspec._lapack import eigvalsh, library, symmetric, used
 from rmtspec._lapack.two_stage import Library, UnusableError
 from rmtspec._records import versions
+from rmtspec.report.parallel import blas_threads
 
 LIMIT = {"float64": 1e-13, "float32": 2e-5}
 
@@ -236,21 +237,49 @@ def raising_not_found(name):
     raise library.PackageNotFoundError(name)
 
 
-def test_the_package_follows_the_number_of_threads_of_the_others(small_limits):
+@pytest.fixture
+def package():
     own = library.found().library
     if own is None or not own._follows:
         pytest.skip("the package scipy-openblas64 is not installed")
+    return own
+
+
+def pools():
+    return threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def test_the_package_follows_the_number_of_threads_of_the_others(
+    small_limits, package, monkeypatch
+):
+    seen = []
+    band = Library._band
+
+    def seeing(self, *given):
+        seen.extend(pool.num_threads for pool in pools() if pool.filepath == self._path)
+        return band(self, *given)
+
+    monkeypatch.setattr(Library, "_band", seeing)
     for threads in (2, 1):
-        others = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
         with contextlib.ExitStack() as stack:
-            for pool in others:
-                if pool.filepath != own._path:
-                    before = pool.num_threads
-                    stack.callback(pool.set_num_threads, before)
+            for pool in pools():
+                if pool.filepath != package._path:
+                    stack.callback(pool.set_num_threads, pool.num_threads)
                     pool.set_num_threads(threads)
             eigvalsh(gram(110))
-            ours = [pool.num_threads for pool in others if pool.filepath == own._path]
-        assert ours == [threads]
+    assert seen == [2, 1]
+
+
+def test_one_thread_once_is_no_limit_for_later(small_limits, package):
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        (own,) = (pool for pool in pools() if pool.filepath == package._path)
+        own.set_num_threads(package._own_threads)
+        with blas_threads(1):
+            eigvalsh(gram(110))
+        assert own.num_threads == package._own_threads
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            eigvalsh(gram(110))
+        assert own.num_threads == package._own_threads
 
 
 @pytest.mark.parametrize(("threads", "taken"), [(1, True), (4, True), (5, False), (64, False)])

@@ -21,8 +21,8 @@ def away():
 class Stored:
     kind = "conv"
 
-    def __init__(self, W):
-        self.sides = W.shape
+    def __init__(self, W, sides=None):
+        self.sides = sides or W.shape
         self._W = W
 
     def __call__(self):
@@ -39,6 +39,7 @@ def a_source():
         "tall": normal((1100, 20), 93), "vector": np.ones(7), "spiked": spiked(),
         "known": rmtspec.spectrum(normal((30, 20), 94)), "away": away,
         "called": lambda: normal((24, 16), 95), "stored": Stored(normal((24, 16), 96)),
+        "stored spectrum": Stored(rmtspec.spectrum(normal((24, 16), 98)), (24, 16)),
         "huge": 1e100 * normal((24, 16), 97, np.float64), "list": [[1.0, 2.0], [3.0, 5.0]],
     }  # fmt: skip
     return source | {f"last.{i}": normal((24, 16), i, np.float64) for i in range(3)}
@@ -76,6 +77,13 @@ def test_matrices_are_solved_together(monkeypatch):
     report = rmtspec.analyze_many([normal((20, 10), i) for i in range(600)], noise="mp")
     assert sizes == [256, 256, 88]
     assert all(0.0 < row["seconds"] < math.inf for row in report.rows)
+
+
+def test_a_spectrum_that_is_called_for_is_taken():
+    known = rmtspec.spectrum(normal((24, 16), 98))
+    report = rmtspec.analyze_many({"a": Stored(known, (24, 16)), "b": spiked()}, noise="mp")
+    assert report.skipped == []
+    assert report.matrices["a"].spectrum is known
 
 
 def test_not_more_is_in_memory_than_is_said(monkeypatch):

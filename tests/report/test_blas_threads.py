@@ -1,5 +1,6 @@
 """Work in this process: BLAS threads, one item at a time, errors as they are."""
 
+import sys
 import weakref
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import scipy.linalg.blas  # noqa: F401  its BLAS is not that of numpy, and only loaded ones count
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from rmtspec.report import parallel
 from rmtspec.report.parallel import blas_threads, each
 
 
@@ -52,6 +54,29 @@ def test_each_call_has_the_threads_asked_for(given, seen):
     for _, inside in found:
         assert inside == seen
         assert threads() == {2}  # between calls the caller has its own
+
+
+@pytest.mark.usefixtures("two")
+def test_items_are_made_with_the_threads_asked_for():
+    def items():
+        for _ in range(2):
+            assert threads() == {1}  # small matrices are read and solved here
+            yield 0
+
+    assert [index for index, _ in each(float, items(), n_jobs=1, threads=1)] == [0, 1]
+    assert threads() == {2}
+
+
+def test_the_libraries_are_looked_for_once_and_again_after_an_import(monkeypatch):
+    parallel._pools.cache_clear()
+    for _ in range(3):
+        with blas_threads(1):
+            pass
+    assert parallel._pools.cache_info().misses == 1
+    monkeypatch.setitem(sys.modules, "a_module_that_brings_a_library", object())
+    with blas_threads(1):
+        pass
+    assert parallel._pools.cache_info().misses == 2
 
 
 def test_in_order_one_at_a_time():
