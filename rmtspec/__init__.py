@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from rmtspec.matrix.rounding import rounding_noise as rounding_noise
     from rmtspec.matrix.spectrum import Spectrum as Spectrum
     from rmtspec.matrix.spectrum import spectrum as spectrum
+    from rmtspec.matrix.spectrum_estimate import SpectrumEstimate as SpectrumEstimate
+    from rmtspec.matrix.spectrum_estimate import estimate_spectrum as estimate_spectrum
     from rmtspec.matrix.split import SplitFactors as SplitFactors
     from rmtspec.matrix.split import split as split
     from rmtspec.matrix.traps import Traps as Traps
@@ -86,6 +88,7 @@ _HOME = {
     "RoundingNoise": "matrix.rounding",
     "RuleComparison": "report.compare_rules",
     "Spectrum": "matrix.spectrum",
+    "SpectrumEstimate": "matrix.spectrum_estimate",
     "SplitFactors": "matrix.split",
     "TracyWidom": "laws.tracy_widom",
     "Traps": "matrix.traps",
@@ -101,6 +104,7 @@ _HOME = {
     "components": "matrix.components",
     "correlation_traps": "matrix.traps",
     "extract_lora": "runs.extract_lora",
+    "estimate_spectrum": "matrix.spectrum_estimate",
     "fit_gamma": "matrix.gamma_fit",
     "fit_noise": "matrix.noise",
     "fit_test": "matrix.fit_test",
