@@ -50,7 +50,8 @@ def analyze_many(
     source : mapping of str to matrix, or iterable of (name, matrix) pairs or of matrices
         Matrices without a name are called "0", "1", ... A matrix is an array, a `Spectrum`, or a
         callable without arguments that returns either: it is called when its turn comes, in the
-        process that analyses it, so the matrices are never all in memory at once. Its attribute
+        process that analyses it, so the matrices are never all in memory at once. Small arrays are
+        read ahead, up to 256, and solved together. Its attribute
         `kind`, if it has one, appears in the report.
     n_jobs : int or None
         Number of processes, through joblib: 1 works in this process, -1 uses all cores, None

@@ -49,7 +49,8 @@ class Report:
     settings : dict
         All options of the analysis.
     versions : dict
-        Versions of rmtspec, numpy, scipy, numba and python.
+        Versions of rmtspec, numpy, scipy, numba and python; "eigenvalues" names the LAPACK that
+        finds those of large matrices.
     matrices : dict of str to MatrixReport
         The full results by name; empty for a report read from a file.
     totals : dict of str to int

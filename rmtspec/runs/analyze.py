@@ -51,8 +51,9 @@ def analyze_checkpoint(
 ) -> Report:
     """Analyse the matrices of a weight file or folder, which may be larger than memory.
 
-    Each matrix is read for its analysis, the costliest first, and released before the next. Each
-    process needs memory for the square of the largest smaller side, in float64.
+    Each matrix is read for its analysis, the costliest first, and released before the next; small
+    ones are read together, up to 16 MiB. Each process needs memory for the square of the largest
+    smaller side, in float64.
 
     Parameters
     ----------
