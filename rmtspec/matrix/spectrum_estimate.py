@@ -208,7 +208,7 @@ def estimate_spectrum(
     --------
     >>> import rmtspec
     >>> W = rmtspec.ensembles.spiked(900, 600, [3, 5, 20], rng=0)
-    >>> found = rmtspec.estimate_spectrum(W)
+    >>> found = rmtspec.estimate_spectrum(W, beta=0.01)
     >>> found.n_spikes, bool(abs(found.variance - 1) < 3 * found.variance_error)
     (3, True)
     """
