@@ -85,8 +85,9 @@ def call_for(values: Any) -> str:
 
 def is_model(values: Any) -> bool:
     """Tell whether an object is a model or a layer of torch, or behaves as one."""
-    named = (getattr(values, what, None) for what in ("state_dict", "named_parameters"))
-    return not isinstance(values, type) and all(callable(method) for method in named)
+    if not callable(getattr(values, "state_dict", None)):  # as good as all others
+        return False
+    return callable(getattr(values, "named_parameters", None)) and not isinstance(values, type)
 
 
 def _shown(values: Any) -> str:

@@ -82,6 +82,8 @@ def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
 
 def floats(values: ArrayLike, name: str) -> Float64Array:
     """Return `values` as a float64 array of the same shape; nan is allowed, complex is not."""
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return values
     array = as_array(values, name, matrix=False)
     if array.dtype.kind not in "fiub" and not is_float(array.dtype):
         raise InvalidTypeError(f"`{name}` has dtype {array.dtype}; expected real numbers.")

@@ -244,7 +244,7 @@ def _fit(
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _unit_quantiles(ratio: float, window: Window, quantiles: str) -> Float64Array:
     """Return the quantiles of the law of unit variance that are paired with the eigenvalues."""
     unit: Float64Array = MarchenkoPastur(ratio).ppf(window.levels(quantiles))
@@ -275,9 +275,14 @@ def _refine(
 def _follows_law(spec: Spectrum, fit: BulkFit) -> bool:
     """Tell whether the bulk follows the law well enough for a refined fit to be accepted."""
     window = fit.window
-    null = null_law(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
     gap = statistic(spec.eigenvalues, fit.law, window)  # type: ignore[arg-type]  # it has a law
-    return gap <= float(null.isf(0.01)) + _BENT
+    return gap <= _most_bent(fit.n - fit.n_removed, window.size, fit.alpha, fit.quantiles)
+
+
+@functools.lru_cache(maxsize=256)
+def _most_bent(n: int, p: int, alpha: float, quantiles: str) -> float:
+    """Return the largest statistic of a refined fit that is accepted."""
+    return float(null_law(n, p, alpha, quantiles).isf(0.01)) + _BENT
 
 
 def _nothing(spec: Spectrum, alpha: float, beta: float, quantiles: str) -> BulkFit:

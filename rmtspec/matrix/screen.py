@@ -6,6 +6,7 @@ not there are raised in 46 %. The screen sees three numbers, which cost one pass
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
     if fit.reason:
         return fit.reason
     n, p = spec.n, spec.p
-    components = fit.spikes / fit.variance * n  # s^2, in units of the variance
-    energy = float((spec.eigenvalues / fit.variance).sum()) * n
+    components = _Sums.of(fit.spikes / fit.variance * n)  # s^2, in units of the variance
+    energy = float(spec.eigenvalues.sum()) / fit.variance * n
     kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p))
     heavy = kurtosis > 3.0 + _KURTOSIS + _FAR * error
     # Normal entries of unequal rows and columns have heavy tails as a whole, of this kurtosis.
@@ -61,32 +62,44 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
     return words or (Why.HEAVY_TAILS.words(kurtosis=kurtosis) if heavy else "")
 
 
+class _Sums(NamedTuple):
+    """Sums of first, second and fourth powers."""
+
+    first: float
+    second: float
+    fourth: float
+
+    @classmethod
+    def of(cls, values: Float64Array) -> "_Sums":
+        if not values.size:
+            return cls(0.0, 0.0, 0.0)
+        squares = np.square(values)
+        return cls(float(values.sum()), float(squares.sum()), float(squares @ squares))
+
+
 def _noise_kurtosis(
-    moments: EntryMoments, components: Float64Array, energy: float, shape: tuple[int, int]
+    moments: EntryMoments, components: _Sums, energy: float, shape: tuple[int, int]
 ) -> tuple[float, float]:
     """Return the kurtosis of the noise entries, of variance 1, and its standard error.
 
     A component of Gaussian directions adds 6 (s^2 / (n p))^2 to the fourth cumulant.
     """
     n, p = shape
-    squares = np.square(components / (n * p))
-    whole = (moments.kurtosis - 3.0) * (energy / (n * p)) ** 2
-    excess = whole - 6.0 * float(squares.sum())
-    spread = 9.0 * math.sqrt(10.7 / n + 10.7 / p) * math.sqrt(float(np.square(squares).sum()))
-    return 3.0 + excess, math.hypot(math.sqrt(24.0 / (n * p)), spread)
+    entries = float(n * p)
+    whole = (moments.kurtosis - 3.0) * (energy / entries) ** 2
+    excess = whole - 6.0 * components.second / entries**2
+    spread = 9.0 * math.sqrt(10.7 / n + 10.7 / p) * math.sqrt(components.fourth) / entries**2
+    return 3.0 + excess, math.hypot(math.sqrt(24.0 / entries), spread)
 
 
-def _expected(
-    components: Float64Array, count: int, length: int, kurtosis: float
-) -> tuple[float, float]:
+def _expected(components: _Sums, count: int, length: int, kurtosis: float) -> tuple[float, float]:
     """Return the variance among `count` sums of squares under noise and components, and its error.
 
     A component gives the row i s^2 u_i^2, of variance 2 s^4 / count^2, and the noise, of variance
     1, the variance length (kurtosis - 1).
     """
-    shares = components / count
-    signal = 2.0 * float(np.square(shares).sum())
-    mixed = 4.0 * float(shares.sum())
+    signal = 2.0 * components.second / count**2
+    mixed = 4.0 * components.first / count
     total = signal + mixed + length * max(kurtosis - 1.0, 0.0)
-    fourth = 2.0 + 48.0 * float(np.sum((shares**2 / total) ** 2)) if total else 2.0
+    fourth = 2.0 + 48.0 * components.fourth / (count**2 * total) ** 2 if total else 2.0
     return total, total * math.sqrt(fourth / count)

@@ -15,6 +15,7 @@ from rmtspec._checks import Float64Array
 from rmtspec._kernels.equalize import flip_signs, top_eigenvalue
 from rmtspec._lapack import eigvalsh
 from rmtspec.laws.tracy_widom import TracyWidom
+from rmtspec.matrix.small_symmetric import stacked_eigvalsh
 
 Float32Array = NDArray[np.float32]
 
@@ -199,11 +200,9 @@ def flipped_spectra(
     else:
         stack = stacked_flips(residual, draws, generator)
         grams = np.matmul(stack.transpose(0, 2, 1), stack)
-    try:  # ascending: those of the zero columns come first
-        values = np.linalg.eigvalsh(grams)
-    except np.linalg.LinAlgError:  # the float32 solver failed
-        values = np.linalg.eigvalsh(grams.astype(np.float64))
-    return np.maximum(values[:, values.shape[1] - size :], 0.0).astype(np.float64)
+    # Ascending: those of the zero columns come first.
+    values = stacked_eigvalsh(grams.astype(np.float64))
+    return np.maximum(values[:, values.shape[1] - size :], 0.0)
 
 
 def flipped_spectrum(matrix: Float32Array, size: int) -> Float64Array:

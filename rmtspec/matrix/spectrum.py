@@ -356,6 +356,7 @@ def _rounding_variance(eigenvalues: Eigenvalues, dtype: np.dtype[Any]) -> float:
     arithmetic = _EPS if dtype.itemsize > 4 else float(np.finfo(np.float32).eps)
     values, solver_eps = eigenvalues.values, eigenvalues.eps
     terms = 2.0 * eps**2 + eigenvalues.n * arithmetic**2
-    stored = terms / 12.0 * float(values.mean()) + smallest**2 / 12.0
+    mean = float(values.sum()) / values.size
+    stored = terms / 12.0 * mean + smallest**2 / 12.0
     share = 4.0 * solver_eps if "gram" in eigenvalues.method else 100.0 * solver_eps**2
     return stored + share * float(values[-1])

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec._checks import Float64Array
+from rmtspec._kernels.moments import sums_of_stack
 from rmtspec.matrix.eigenvalues import Eigenvalues, EntryMoments, bulk_is_safe
+from rmtspec.matrix.small_symmetric import stacked_eigvalsh
 
 #: Largest sides, shorter and longer, of a matrix for which calls cost as much as the numbers.
 _SHORTER, _LONGER = 128, 1024
@@ -38,35 +41,29 @@ def stacked_eigenvalues(matrices: Sequence[NDArray[Any]]) -> list[Eigenvalues | 
     with np.errstate(invalid="ignore"):  # of a signalling nan, which is still a nan afterwards
         for place, matrix in zip(tall, matrices, strict=True):
             place[...] = matrix.T if rows < columns else matrix
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.square(tall)
-        largest = squares.max((1, 2))  # nan if there is one
-        usual = (largest > _SMALLEST**2) & (largest < _LARGEST**2)
-        if not usual.all():
-            tall[~usual] = squares[~usual] = 0.0
-        row_squares, column_squares = squares.sum(2), squares.sum(1)
-        fourths = np.einsum("kij,kij->k", squares, squares)
+    row_squares, column_squares = np.empty(tall.shape[:2]), np.empty(tall.shape[::2])
+    others = np.empty((len(tall), 2))
+    sums_of_stack(tall, row_squares, column_squares, others)
+    largest, fourths = others.T
+    usual = (largest > _SMALLEST**2) & (largest < _LARGEST**2)  # not if one is nan
     usual &= row_squares.all(1) & column_squares.all(1)
-    values = np.linalg.eigvalsh(np.matmul(tall.transpose(0, 2, 1), tall))
+    tall[~usual] = 0.0
+    squares = np.maximum(stacked_eigvalsh(np.matmul(tall.transpose(0, 2, 1), tall)), 0.0)
+    moments = _moments(row_squares, column_squares, fourths)
+    n, eps = tall.shape[1], float(np.finfo(np.float64).eps)
     return [
-        _eigenvalues(np.maximum(values[i], 0.0), row_squares[i], column_squares[i], fourths[i])
-        if usual[i] else None
-        for i in range(len(matrices))
+        Eigenvalues(values / n, n, "gram", eps, moments=EntryMoments(*of_one))
+        if is_usual and bulk_is_safe(values) else None
+        for values, is_usual, of_one in zip(squares, usual.tolist(), moments, strict=True)
     ]  # fmt: skip
 
 
-def _eigenvalues(
-    values: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64],
-    fourths: float,
-) -> Eigenvalues | None:  # fmt: skip
-    """Return eigenvalues from s^2, and moments from sums of squares and of fourth powers."""
-    if not bulk_is_safe(values):
-        return None
-    n, p = rows.size, columns.size
-    total = float(rows.sum())
-    moments = EntryMoments(
-        float(rows @ rows) * n / total**2 - 1.0,
-        float(columns @ columns) * p / total**2 - 1.0,
-        float(fourths) * n * p / total**2,
-    )
-    return Eigenvalues(values / n, n, "gram", float(np.finfo(np.float64).eps), moments=moments)
+def _moments(rows: Float64Array, columns: Float64Array, fourths: Float64Array) -> list[list[float]]:
+    """Return the numbers of `EntryMoments` of each matrix, from its sums."""
+    (n, p), totals = (rows.shape[1], columns.shape[1]), rows.sum(1)
+    with np.errstate(all="ignore"):  # of matrices that are computed alone
+        of_rows = np.einsum("ki,ki->k", rows, rows) * n / totals**2 - 1.0
+        of_columns = np.einsum("kj,kj->k", columns, columns) * p / totals**2 - 1.0
+        kurtoses = fourths * n * p / totals**2
+    each: list[list[float]] = np.stack([of_rows, of_columns, kurtoses], axis=1).tolist()
+    return each

@@ -25,7 +25,7 @@ from rmtspec.matrix.metrics import Metrics, metrics_of
 from rmtspec.matrix.noise import noise_of, plain_noise
 from rmtspec.matrix.noise_fit import NoiseFit
 from rmtspec.matrix.noise_variance import NoiseVariance, noise_variance
-from rmtspec.matrix.rank import RankDecision, RankOptions, decide
+from rmtspec.matrix.rank import RankDecision, decide
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum, spectrum
 from rmtspec.plot.axes import png
@@ -371,9 +371,10 @@ def report_on(
     fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
     test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
     noise, variance = known or _noise(W, fit, test, o, spec=spec)
-    counted = noise if o.rule == "noise" else fit
-    how = RankOptions(rule=str(o.rule), bulk_keep=o.bulk_keep, keep=o.keep, min_rank=o.min_rank)
-    rank = dataclasses.replace(decide(spec, spec, counted, how), n_spikes=fit.n_spikes)
+    if o.rule == "noise":
+        rank = dataclasses.replace(decide(spec, spec, noise, o.of_rank), n_spikes=fit.n_spikes)
+    else:
+        rank = decide(spec, spec, fit, o.of_rank)
     metrics = _metrics(W, spec, fit, initial) if o.metrics else None
     reliable = spec.p >= RELIABLE_FROM
     small = "" if reliable else Why.UNRELIABLE.words(p=spec.p, least=RELIABLE_FROM)

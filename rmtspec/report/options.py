@@ -1,5 +1,6 @@
 """The options of an analysis as one value, checked before any work."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,7 +13,7 @@ from rmtspec.matrix.eigenvalues import Eigensolver
 from rmtspec.matrix.fit_test import check_decision
 from rmtspec.matrix.noise_fit import MODELS
 from rmtspec.matrix.power_law import powerlaw_package
-from rmtspec.matrix.rank import check_shares
+from rmtspec.matrix.rank import RankOptions, check_shares
 from rmtspec.matrix.spectrum import check_route
 from rmtspec.report.initial import InitialWeights
 
@@ -74,6 +75,11 @@ class AnalysisOptions:
         return cls(**given)
 
     @property
+    def of_rank(self) -> RankOptions:
+        """The options of `choose_rank` among them."""
+        return _of_rank(self.rule, self.bulk_keep, self.keep, self.min_rank)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The options as a report holds them."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -88,6 +94,11 @@ class AnalysisOptions:
         if solver is not None:
             options["eigensolver"] = getattr(solver, "__qualname__", type(solver).__name__)
         return dict(plain(options))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_rank(rule: str, bulk_keep: float, keep: float | None, min_rank: int) -> RankOptions:
+    return RankOptions(rule=rule, bulk_keep=bulk_keep, keep=keep, min_rank=min_rank)
 
 
 def check_metrics(metrics: Any, init: Any) -> None:
