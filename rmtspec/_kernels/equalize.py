@@ -67,18 +67,19 @@ def flip_signs(
 ) -> None:
     """Write the absolute values of some rows, with the signs that the bits of `words` give.
 
-    `kept` is 1 for columns that are kept, 0 for those that become 0. Each row takes
-    ``ceil(columns / 32)`` words.
+    `kept` has a row for each of as many equal parts of `rows`: 1 for columns that are kept, 0 for
+    those that become 0. Each row takes ``ceil(columns / 32)`` words.
     """
     p = entries.shape[1]
     taken = (p + 31) // 32
+    part = len(rows) // len(kept)
     for i in range(len(rows)):
-        row = entries[rows[i]]
+        row, of_part = entries[rows[i]], kept[i // part]
         for k in range(taken):
             word, start = words[i * taken + k], 32 * k
             for bit in range(min(32, p - start)):
                 sign = np.float32(1 - 2 * np.int32((word >> np.uint32(bit)) & np.uint32(1)))
-                out[i, start + bit] = abs(row[start + bit]) * (kept[start + bit] * sign)
+                out[i, start + bit] = abs(row[start + bit]) * (of_part[start + bit] * sign)
 
 
 @kernel

@@ -259,9 +259,12 @@ def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:
 
 def _absorbed(scales: Float64Array) -> tuple[int, ...]:
     """Return the places of scales far above the others."""
-    logs = 2.0 * np.log(np.where(scales > 0.0, scales, np.nan))
-    middle = np.nanmedian(logs)
-    spread = 1.4826 * np.nanmedian(np.abs(logs - middle))
+    live = scales > 0.0
+    if scales.max() <= math.sqrt(_ABSORBED) * scales[live].min():
+        return ()
+    logs = 2.0 * np.log(scales, out=np.full(scales.shape, -math.inf), where=live)
+    middle = np.median(logs[live])
+    spread = 1.4826 * np.median(np.abs(logs[live] - middle))
     far = logs > middle + max(math.log(_ABSORBED), _DEVIATIONS * float(spread))
     return tuple(np.flatnonzero(far).tolist())
 

@@ -99,26 +99,33 @@ def flips(
     n, p = residual.shape
     out = np.empty((n - k, p), dtype=np.float32)
     words = (n - k) * -(-p // 32)
-    rows, columns = np.arange(n), np.ones(p, dtype=np.float32)
+    rows, columns = np.arange(n), np.ones((1, p), dtype=np.float32)
     for _ in range(draws):
         if k:
             rows = np.flatnonzero(_without(k, n, generator))
-            columns = _without(k, p, generator)
+            columns[0] = _without(k, p, generator)
         bits = generator.integers(0, 1 << 32, words, dtype=np.uint32)
         flip_signs(residual, rows, columns, bits, out=out)
         yield out
 
 
 def stacked_flips(
-    residual: Float32Array, draws: int, generator: np.random.Generator
+    residual: Float32Array, k: int, draws: int, generator: np.random.Generator
 ) -> Float32Array:
-    """Return what `flips` yields for k = 0, of shape (draws, n, p), made in one call."""
+    """Return what `flips` yields, of shape (draws, n - k, p), made in one call."""
     n, p = residual.shape
-    bits = generator.integers(0, 1 << 32, draws * n * -(-p // 32), dtype=np.uint32)
-    rows, columns = np.tile(np.arange(n), draws), np.ones(p, dtype=np.float32)
-    out = np.empty((draws * n, p), dtype=np.float32)
-    flip_signs(residual, rows, columns, bits, out=out)
-    return out.reshape(draws, n, p)
+    words = (n - k) * -(-p // 32)
+    rows, columns = np.empty((draws, n - k), np.intp), np.ones((draws, p), np.float32)
+    bits = np.empty((draws, words), np.uint32)
+    rows[:] = np.arange(n - k)
+    for draw in range(draws):
+        if k:
+            rows[draw] = np.flatnonzero(_without(k, n, generator))
+            columns[draw] = _without(k, p, generator)
+        bits[draw] = generator.integers(0, 1 << 32, words, dtype=np.uint32)
+    out = np.empty((draws * (n - k), p), dtype=np.float32)
+    flip_signs(residual, rows.ravel(), columns, bits.ravel(), out=out)
+    return out.reshape(draws, n - k, p)
 
 
 def _without(k: int, size: int, generator: np.random.Generator) -> Float32Array:
@@ -195,10 +202,10 @@ def flipped_spectra(
     if residual.shape[1] > _STACKED:
         made = flips(residual, k, draws, generator)
         return np.vstack([flipped_spectrum(flip, size) for flip in made])
-    if k or residual.size > _STACKED**2:
+    if residual.size > _STACKED**2:
         grams = np.array([flip.T @ flip for flip in flips(residual, k, draws, generator)])
     else:
-        stack = stacked_flips(residual, draws, generator)
+        stack = stacked_flips(residual, k, draws, generator)
         grams = np.matmul(stack.transpose(0, 2, 1), stack)
     # Ascending: those of the zero columns come first.
     values = stacked_eigvalsh(grams.astype(np.float64))

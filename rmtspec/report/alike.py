@@ -11,16 +11,21 @@ from rmtspec._arrays import is_model
 from rmtspec.matrix.spectrum import Spectrum, is_usual, stacked_spectra
 from rmtspec.matrix.stacked import is_small
 from rmtspec.report.options import AnalysisOptions
+from rmtspec.report.plain import Plain
 
 #: Matrices, and bytes in float64, that are read together.
 _MOST, _BYTES = 256, 2**24
 
 
 class Ready:
-    """A matrix that was read with others: calling it returns what is known of it.
+    """A matrix that was read with others: calling it returns what is needed of it.
 
     Attributes
     ----------
+    spectrum : Spectrum or None
+        Its spectrum, if that was found with those of others.
+    is_plain : bool
+        Whether it needs no other noise model than "mp".
     spent : float
         The seconds that reading it took, and its share of those for the spectra.
     """
@@ -28,7 +33,9 @@ class Ready:
     def __init__(self, matrix: Any) -> None:
         self.kind = getattr(matrix, "kind", None)
         self.rounding = getattr(matrix, "rounding", None)
+        self.is_plain = isinstance(matrix, Plain)
         self.value: Any = None
+        self.spectrum: Spectrum | None = None
         self._error: Exception | None = None
         start = time.perf_counter()
         try:
@@ -47,31 +54,36 @@ class Ready:
         return self.value
 
 
+def is_together(item: tuple[str, Any]) -> bool:
+    """Tell whether a named matrix is one that `read_together` reads with others."""
+    return _sides(item[1]) is not None
+
+
 def read_together(
-    items: Iterable[tuple[str, Any]], options: AnalysisOptions
+    options: AnalysisOptions, items: Iterable[tuple[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the named matrices in order, small ones next to each other read and solved together.
 
-    Those that need more than their spectrum, or that are not small, are yielded as they are.
+    Those that are not small are yielded as they are.
     """
-    usual = is_usual(options.method, options.precision, options.eigensolver)
-    if not usual or options.noise != "mp" or options.metrics:
+    if not is_usual(options.method, options.precision, options.eigensolver):
         yield from items
         return
+    whole = options.noise != "mp" or options.metrics
     waiting: list[tuple[str, Ready]] = []
     entries = 0
     for name, value in items:
         sides = _sides(value)
         more = 0 if sides is None else sides[0] * sides[1]
         if sides is None or len(waiting) == _MOST or 8 * (entries + more) > _BYTES:
-            yield from _solved(waiting)
+            yield from _solved(waiting, whole=whole)
             waiting, entries = [], 0
         if sides is None:
             yield name, value
             continue
         waiting.append((name, Ready(value)))
         entries += more
-    yield from _solved(waiting)
+    yield from _solved(waiting, whole=whole)
 
 
 def _sides(value: Any) -> tuple[int, int] | None:
@@ -82,8 +94,8 @@ def _sides(value: Any) -> tuple[int, int] | None:
     return sides if isinstance(sides, tuple) and is_small(sides) else None
 
 
-def _solved(waiting: list[tuple[str, Ready]]) -> Iterator[tuple[str, Ready]]:
-    """Yield the matrices, with the spectrum in place of the array wherever it is known now."""
+def _solved(waiting: list[tuple[str, Ready]], *, whole: bool) -> Iterator[tuple[str, Ready]]:
+    """Yield the matrices, solved; unless `whole`, with the spectrum in place of the array."""
     alike: dict[Any, list[Ready]] = {}
     for _, matrix in waiting:
         if isinstance(matrix.value, np.ndarray):
@@ -95,6 +107,7 @@ def _solved(waiting: list[tuple[str, Ready]]) -> Iterator[tuple[str, Ready]]:
         spectra = stacked_spectra([matrix.value for matrix in matrices])
         share = (time.perf_counter() - start) / len(matrices)
         for matrix, spectrum in zip(matrices, spectra, strict=True):
-            matrix.value = matrix.value if spectrum is None else spectrum
-            matrix.spent += share
+            matrix.spectrum, matrix.spent = spectrum, matrix.spent + share
+            if spectrum is not None and not whole:
+                matrix.value = spectrum
     yield from waiting

@@ -11,11 +11,12 @@ from rmtspec._records import versions
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
-from rmtspec.report.alike import read_together
+from rmtspec.report.alike import Ready, is_together, read_together
 from rmtspec.report.initial import WithInitial, with_initial
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
 from rmtspec.report.parallel import each
+from rmtspec.report.plain import Plain, marked
 from rmtspec.report.report import Report
 from rmtspec.report.sources import named_items
 from rmtspec.terms import Kind, Why
@@ -88,21 +89,6 @@ def analyze_many(
     return report_on_many(source, AnalysisOptions.of(options), n_jobs, progress)
 
 
-class Plain:
-    """A matrix analysed with the noise model "mp", whatever the options say."""
-
-    def __init__(self, matrix: Any) -> None:
-        self.kind = getattr(matrix, "kind", None)
-        self.rounding = getattr(matrix, "rounding", None)
-        self.sides = getattr(matrix, "sides", None)
-        self.names = getattr(matrix, "names", ())
-        self._matrix = matrix
-
-    def __call__(self) -> Any:
-        """Return the array."""
-        return self._matrix()
-
-
 def report_on_many(
     source: Any,
     options: AnalysisOptions,
@@ -128,9 +114,7 @@ def report_on_many(
 
     outcomes: dict[int, Outcome] = {}
     alone, found = with_init(options, marked(noted(), plain))
-    if n_jobs == 1:
-        found = read_together(found, alone)
-    for index, outcome in each(functools.partial(outcome_of, alone), found, n_jobs=n_jobs):
+    for index, outcome in each_outcome(alone, found, n_jobs=n_jobs):
         outcomes[index] = outcome
         if progress is not None:
             progress(len(outcomes), total if n_jobs == 1 else len(names), names[index])
@@ -151,13 +135,6 @@ def with_init(
     return dataclasses.replace(options, init=None), with_initial(items, options.init)
 
 
-def marked(items: Iterable[tuple[str, Any]], plain: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the named matrices, those that `plain` names as `Plain`."""
-    for name, value in items:
-        yield name, Plain(value) if name in plain else value
-        del value  # not kept while the next one is made
-
-
 def report_of(
     outcomes: Iterable[tuple[str, Outcome]],
     settings: dict[str, Any],
@@ -173,6 +150,20 @@ def report_of(
             matrices[name] = outcome
     rows = [report.to_dict() for report in matrices.values()]
     return Report(rows, [*left_out, *skipped], settings, versions=versions(), matrices=matrices)
+
+
+def each_outcome(
+    options: AnalysisOptions,
+    items: Iterable[tuple[str, Any]],
+    *,
+    n_jobs: int | None,
+    threads: int | None = None,
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield the index and the outcome of each named matrix, in the order they finish."""
+    yield from each(
+        functools.partial(outcome_of, options), items, n_jobs=n_jobs, threads=threads,
+        prepare=functools.partial(read_together, options), is_small=is_together,
+    )  # fmt: skip
 
 
 def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
@@ -210,13 +201,15 @@ def _reported(
     options: AnalysisOptions, name: str, value: Any, *, initial: Any = None
 ) -> MatrixReport:
     kind = options.kind or getattr(value, "kind", None)
-    if isinstance(value, Plain):
+    ready = value if isinstance(value, Ready) else None
+    if isinstance(value, Plain) or (ready is not None and ready.is_plain):
         options = dataclasses.replace(options, noise="mp")
-    rounding, spent = getattr(value, "rounding", None), getattr(value, "spent", 0.0)
+    rounding = getattr(value, "rounding", None)
     if callable(value) and not is_model(value):
         value = value()
     kind = kind if isinstance(kind, str) else Kind.MATRIX
-    report = report_on(value, name, kind, options, initial=initial, spent=spent)
+    spec, spent = (None, 0.0) if ready is None else (ready.spectrum, ready.spent)
+    report = report_on(value, name, kind, options, initial=initial, spec=spec, spent=spent)
     quantised = rounding() if callable(rounding) else None
     if quantised is not None:
         level = rounding_level(report.spectrum, *quantised)

@@ -352,12 +352,13 @@ def report_on(
     *,
     known: tuple[NoiseFit, NoiseVariance | None] | None = None,
     initial: Any = None,
+    spec: Spectrum | None = None,
     spent: float = 0.0,
 ) -> MatrixReport:
     """Do what `analyze` does, with checked options; `known` is what needs the entries, if given.
 
     `initial` is the matrix at first, a callable that returns it, or the reason why it is not known.
-    `spent` are the seconds that were spent on its spectrum before.
+    `spec` is the spectrum if it is known, and `spent` the seconds that were spent on it.
     """
     if not isinstance(name, str):
         raise InvalidTypeError(f"`name` is {name!r}; expected text.")
@@ -367,7 +368,8 @@ def report_on(
         spec = W
     else:
         W = _checks.matrix(W)  # once: a tensor of a device, or a sparse matrix, is copied
-        spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
+        if spec is None:
+            spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
     fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
     test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
     noise, variance = known or _noise(W, fit, test, o, spec=spec)

@@ -8,21 +8,27 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rmtspec.report.workers import end_with, told_of_killed_workers
 
 #: Backends whose processes share the cores of this machine.
 _LOCAL = ("LokyBackend", "MultiprocessingBackend")
+#: Returns items in the places of others.
+Prepare = Callable[[Iterable[Any]], Iterable[Any]]
 #: In place of an item where there are no more.
 _NONE = object()
+#: Small items that are sent together, at most, and how many such shares each worker gets at least.
+_SMALL_TOGETHER, _SHARES = 64, 4
 #: Seconds that a group should take on a backend that returns only whole groups.
 _GROUP_SECONDS = 1.0
 
 
 def each(
     call: Callable[[Any], Any], items: Iterable[Any], *, n_jobs: int | None,
-    threads: int | None = None,
+    threads: int | None = None, prepare: Prepare | None = None,
+    is_small: Callable[[Any], bool] | None = None,
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
     """Yield the index and the result of ``call(item)`` for each item, in the order they finish.
 
@@ -38,9 +44,13 @@ def each(
     threads : int, optional
         BLAS threads per call. By default this machine's cores are divided by the processes on
         it; in this process and on other machines BLAS is left as it is.
+    prepare : callable, optional
+        Returns, for items, as many that `call` is given in their places; it may look at several.
+    is_small : callable, optional
+        Tells whether an item takes so little time that it is sent with others.
     """
     if n_jobs == 1:
-        numbers, iterator = itertools.count(), iter(items)
+        numbers, iterator = itertools.count(), iter(items if prepare is None else prepare(items))
         while True:
             with blas_threads(threads):  # in which items are made too, small matrices solved
                 item = next(iterator, _NONE)  # enumerate would keep it while the next one is made
@@ -63,14 +73,33 @@ def each(
         if threads is None:
             threads = max(1, joblib.cpu_count() // n_jobs)
     parent = os.getpid() if name in _LOCAL else None
-    work = joblib.delayed(functools.partial(_numbered, call, threads, parent=parent))
-    tasks = [work(index, item) for index, item in enumerate(listed)]
+    work = joblib.delayed(_Group(call, prepare, threads, parent))
+    workers = max(1, joblib.effective_n_jobs(n_jobs))
+    tasks = [work(first, part) for first, part in _parts(listed, is_small, workers)]
     options: dict[str, Any] = {"n_jobs": n_jobs, "batch_size": 1}
     if backend.supports_return_generator:
         with _told_of_failures(backend), told_of_killed_workers():
-            yield from _streamed(joblib.Parallel(**options, return_as="generator_unordered")(tasks))
+            done = joblib.Parallel(**options, return_as="generator_unordered")(tasks)
+            for results in _streamed(done):
+                yield from results
     else:
-        yield from _in_groups(joblib.Parallel(**options), tasks, n_jobs)
+        for results in _in_groups(joblib.Parallel(**options), tasks, n_jobs):
+            yield from results
+
+
+def _parts(
+    items: list[Any], is_small: Callable[[Any], bool] | None, workers: int
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield (index of the first, items): each for itself, but small ones next to each other."""
+    small = [is_small is not None and is_small(item) for item in items]
+    most = min(_SMALL_TOGETHER, -(-sum(small) // (_SHARES * workers)))
+    first = 0
+    while first < len(items):
+        last = first + 1
+        while small[first] and last < min(len(items), first + most) and small[last]:
+            last += 1
+        yield first, items[first:last]
+        first = last
 
 
 def _streamed(results: Generator[Any, None, None]) -> Iterator[Any]:
@@ -134,12 +163,20 @@ def _in_groups(parallel: Any, tasks: list[Any], n_jobs: int | None) -> Iterator[
             yield from results
 
 
-def _numbered(
-    call: Callable[[Any], Any], threads: int | None, index: int, item: Any, *, parent: int | None
-) -> tuple[int, Any]:
-    end_with(parent)
-    with blas_threads(threads):
-        return index, call(item)
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What a worker does with a group of items: a list of their indices and results."""
+
+    call: Callable[[Any], Any]
+    prepare: Prepare | None
+    threads: int | None
+    parent: int | None
+
+    def __call__(self, first: int, items: list[Any]) -> list[tuple[int, Any]]:
+        end_with(self.parent)
+        with blas_threads(self.threads):
+            ready = items if self.prepare is None else self.prepare(items)
+            return [(index, self.call(item)) for index, item in enumerate(ready, first)]
 
 
 @contextlib.contextmanager

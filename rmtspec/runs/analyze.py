@@ -24,12 +24,11 @@ from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
-from rmtspec.report.alike import read_together
 from rmtspec.report.initial import InitialWeights
-from rmtspec.report.many import Outcome, Skipped, marked, outcome_of, report_of, with_init
+from rmtspec.report.many import Outcome, Skipped, each_outcome, report_of, with_init
 from rmtspec.report.matrix_report import report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
-from rmtspec.report.parallel import each
+from rmtspec.report.plain import marked
 from rmtspec.report.report import Report
 from rmtspec.runs.costs import cost
 from rmtspec.runs.fingerprint import fingerprint, source_of
@@ -174,10 +173,7 @@ def outcomes(
     if options.eigensolver is not None and n_jobs == 1:
         items = read_ahead(missing)
     alone, found = with_init(options, marked(items, plain))
-    if n_jobs == 1:
-        found = read_together(found, alone)
-    work = functools.partial(outcome_of, alone)
-    for index, outcome in each(work, found, n_jobs=n_jobs, threads=threads):
+    for index, outcome in each_outcome(alone, found, n_jobs=n_jobs, threads=threads):
         name, matrix = missing[index]
         matrix.tensor.check_unchanged()  # before the journal takes what may come from another file
         results[name] = outcome

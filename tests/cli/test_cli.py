@@ -269,7 +269,7 @@ def test_interrupt_is_clean(weights, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", stop)
+    monkeypatch.setattr("rmtspec.report.many.outcome_of", stop)
     done = run("analyze", weights, "--out", tmp_path / "r.csv")
     assert done.exit_code == 130
     assert "With --resume FILE a scan can be resumed." in done.stderr

@@ -30,8 +30,8 @@ def noise(shape, seed=0):
 @pytest.mark.parametrize("p", [1, 31, 32, 33, 70])
 def test_bits_become_signs(p):
     entries = noise((6, p))
-    rows, kept = np.array([0, 2, 5]), np.ones(p, dtype=np.float32)
-    kept[p // 2] = 0.0
+    rows, kept = np.array([0, 2, 5]), np.ones((3, p), dtype=np.float32)
+    kept[1, p // 2] = kept[2, 0] = 0.0
     words = np.random.default_rng(1).integers(0, 1 << 32, 3 * -(-p // 32), dtype=np.uint32)
     out = np.empty((3, p), dtype=np.float32)
     flip_signs(entries, rows, kept, words, out)
@@ -148,11 +148,12 @@ def test_signs_of_the_entries_do_not_matter():
     assert_array_equal(ours, negative)
 
 
-@pytest.mark.parametrize("shape", [(40, 30), (50, 33), (64, 64), (9, 1)])
-def test_flips_in_one_call_are_those_one_by_one(shape):
+@pytest.mark.parametrize("k", [0, 1, 7])
+@pytest.mark.parametrize("shape", [(40, 30), (50, 33), (64, 64), (9, 8)])
+def test_flips_in_one_call_are_those_one_by_one(shape, k):
     entries = noise(shape)
-    together = stacked_flips(entries, 5, np.random.default_rng(3))
-    for one, other in zip(together, flips(entries, 0, 5, np.random.default_rng(3)), strict=True):
+    together = stacked_flips(entries, k, 5, np.random.default_rng(3))
+    for one, other in zip(together, flips(entries, k, 5, np.random.default_rng(3)), strict=True):
         assert_array_equal(one, other)
 
 

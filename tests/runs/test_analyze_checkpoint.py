@@ -255,7 +255,7 @@ def test_threads_are_those_asked_for(folder, monkeypatch):
         seen.append(max(pool["num_threads"] for pool in pools))
         return Skipped("not looked at")
 
-    monkeypatch.setattr(_scan, "outcome_of", note)
+    monkeypatch.setattr("rmtspec.report.many.outcome_of", note)
     with threadpool_limits(2, user_api="blas"):
         for threads in (1, 2, None):
             scan(folder, threads=threads)

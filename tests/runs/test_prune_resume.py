@@ -166,7 +166,7 @@ def test_what_was_written_is_not_computed_again(folder, out, unbroken, monkeypat
         with monkeypatch.context() as patch:
             calls = failing(patch, _cutting, computes, 0, None)
             patch.setattr(
-                "rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again")
+                "rmtspec.report.many.outcome_of", lambda *_: pytest.fail("analysed again")
             )
             told = []
             done = prune(folder, out, form, progress=lambda *given, told=told: told.append(given))
@@ -244,7 +244,7 @@ def test_a_journal_that_may_not_grow_keeps_the_analysis(folder, out, unbroken, m
         message = rf"no space for the journal\. What was done is kept in {work_path(out)}: the same"
         with pytest.raises(FileError, match=message):
             prune(folder, out)
-    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.report.many.outcome_of", lambda *_: pytest.fail("analysed again"))
     same(out, unbroken, "factors", prune(folder, out))
 
 
@@ -260,7 +260,7 @@ def test_a_disk_that_is_too_small(folder, out, unbroken, monkeypatch):
         patch.setattr("shutil.disk_usage", lambda _: usage)
         with pytest.raises(FileError, match=r"and 1,000 are free\. .*What was done is kept in"):
             prune(folder, out)
-    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.report.many.outcome_of", lambda *_: pytest.fail("analysed again"))
     same(out, unbroken, "factors", prune(folder, out))
 
 
@@ -385,7 +385,7 @@ def test_killed_between_the_name_and_the_clearing_up(folder, out, unbroken, monk
     with pytest.raises(FileError, match=r"other options .* or delete"):
         prune(folder, out, bulk_keep=0.2)
     assert contents(out) == unbroken["factors"][0]
-    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.report.many.outcome_of", lambda *_: pytest.fail("analysed again"))
     monkeypatch.setattr(_cutting, "split", lambda *_: pytest.fail("computed again"))
     same(out, unbroken, "factors", prune(folder, out))
     with pytest.raises(FileError, match="is not empty"):  # a third time it is another's
@@ -420,7 +420,7 @@ def test_a_report_that_cannot_be_written_in_the_end(folder, out, unbroken, monke
         ):
             prune(folder, out, report=report)
     assert contents(out) == unbroken["factors"][0]
-    monkeypatch.setattr("rmtspec.runs.analyze.outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr("rmtspec.report.many.outcome_of", lambda *_: pytest.fail("analysed again"))
     done = prune(folder, out, report=report)
     assert json.loads(report.read_text())["rows"] == json.loads(done.to_json())["rows"]
     report.unlink()
@@ -444,7 +444,8 @@ def test_nothing_to_cut_leaves_nothing(folder, out):
     assert list(out.parent.iterdir()) == []
 
 
-def test_an_input_that_is_away_for_a_while(folder, out, unbroken, tmp_path):
+def test_an_input_that_is_away_for_a_while(folder, out, unbroken, tmp_path, monkeypatch):
+    monkeypatch.setattr("rmtspec.report.alike._MOST", 1)  # else all are read before one is done
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     shard = moved / "model-00002-of-00002.safetensors"

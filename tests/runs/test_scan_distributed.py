@@ -21,7 +21,7 @@ import rmtspec
 from rmtspec import ensembles
 from rmtspec.checkpoint import matrices_in
 from rmtspec.report.many import outcome_of
-from rmtspec.report.parallel import _numbered, each
+from rmtspec.report.parallel import _Group, each
 
 SIDES = [(150, 90), (60, 140), (120, 120), (200, 70), (80, 64), (90, 170), (64, 64), (110, 75)]
 STOP_AFTER = 3
@@ -236,9 +236,9 @@ def test_what_travels_is_small(folder, serial, tmp_path):
 
         torch.save({"weight": torch.from_numpy(weight)}, tmp_path / "c.pt")
         files.append(tmp_path / "c.pt")
-    work = functools.partial(_numbered, functools.partial(outcome_of, {"rule": "bema"}), 1)
+    work = _Group(functools.partial(outcome_of, {"rule": "bema"}), None, 1, None)
     for file in files:
         for name, matrix in matrices_in(file):
-            assert len(pickle.dumps((work, 0, (name, matrix)))) < 2000
+            assert len(pickle.dumps((work, 0, [(name, matrix)]))) < 2000
     for report in serial.matrices.values():
         assert len(pickle.dumps((0, report))) < 8 * report.spectrum.p + 3000

@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 import rmtspec
 from rmtspec import ensembles
 from rmtspec.errors import FileError, InvalidOptionError
+from rmtspec.report import many
 from rmtspec.report.metric_columns import METRIC_NUMBERS
 from rmtspec.runs import analyze as _scan
 
@@ -37,8 +38,8 @@ def test_a_journal_holds_them(places, monkeypatch, noise):
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]))  # as a kill during the last leaves it
     calls = []
-    usual = _scan.outcome_of
-    monkeypatch.setattr(_scan, "outcome_of", lambda *a: calls.append(a) or usual(*a))
+    usual = many.outcome_of
+    monkeypatch.setattr(many, "outcome_of", lambda *a: calls.append(a) or usual(*a))
     resumed = rmtspec.analyze_checkpoint(model, journal=journal, **options)
     assert len(calls) == 1
     assert rows(resumed) == rows(whole)

@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 
 import rmtspec
 from rmtspec.errors import FileError
-from rmtspec.runs import analyze as _scan
+from rmtspec.report import many
 from rmtspec.runs import journal as _journal
 
 RNG = np.random.default_rng(8)
@@ -90,7 +90,7 @@ def test_resumed_after_any_number_of_lines_it_is_the_same_report(folder, tmp_pat
 def test_what_the_journal_holds_is_not_read_again(folder, tmp_path, monkeypatch):
     options = {"journal": tmp_path / "j", "noise": "auto"}
     expected = rmtspec.analyze_checkpoint(folder, **options)
-    monkeypatch.setattr(_scan, "outcome_of", lambda *_: pytest.fail("analysed again"))
+    monkeypatch.setattr(many, "outcome_of", lambda *_: pytest.fail("analysed again"))
     again = rmtspec.analyze_checkpoint(folder, **options)
     assert_same(again, expected)
     assert again.to_json() == expected.to_json()  # the seconds too
