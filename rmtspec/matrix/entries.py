@@ -51,9 +51,7 @@ class Entries:
             tall, counts, self.wide = tall.T, counts[::-1], not self.wide
         self.rows, self.columns = counts[0] > 0, counts[1] > 0
         self.n, self.p = int(np.count_nonzero(self.rows)), int(np.count_nonzero(self.columns))
-        self.typical = min(
-            float(np.median(count[count > 0])) if self.p else 0.0 for count in counts
-        )
+        self.typical = min(_median(count[count > 0]) if self.p else 0.0 for count in counts)
         self._tall = tall if self.rows.all() else tall[self.rows]
         self.largest = max((float(np.abs(block).max()) for _, block in self.blocks()), default=0.0)
         self.energy = 0.0
@@ -79,3 +77,9 @@ class Entries:
         out = np.zeros(live.size)
         out[live] = values
         return out
+
+
+def _median(counts: NDArray[Any]) -> float:
+    """Return the median of counts, which are all the same in a matrix without zeros."""
+    first = counts[0]
+    return float(first if (counts == first).all() else np.median(counts))

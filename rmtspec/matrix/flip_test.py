@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec._checks import Float64Array
+from rmtspec._kernels.bulk import pool_distances
 from rmtspec.matrix.sign_flips import flipped_spectra
 from rmtspec.matrix.window import Window, bulk_window
 
@@ -83,18 +84,7 @@ def flip_test(bulk: Float64Array, residual: NDArray[np.float32], n: int, seed: i
 
 def _distances(spectra: Float64Array, window: Window) -> Float64Array:
     """Return how far each spectrum is from the pool of the others, scaled to it."""
+    distances = np.empty(len(spectra))
     levels = window.levels("midpoint")
-    own = spectra[:, window.first - 1 : window.last]
-    others = (own.sum(axis=0) - own) / (len(spectra) - 1)
-    squares = np.einsum("ij,ij->i", others, others)
-    scales = np.einsum("ij,ij->i", others, own) / np.where(squares > 0.0, squares, 1.0)
-    kept = scales > 0.0
-    scaled = own / np.where(kept, scales, 1.0)[:, None]
-    # Values of the others at or below each: those of all, without its own.
-    pool = np.sort(spectra, axis=None)
-    below = np.searchsorted(pool, scaled.ravel(), side="right").reshape(scaled.shape)
-    for counts, spectrum, points in zip(below, spectra, scaled, strict=True):
-        counts -= np.searchsorted(spectrum, points, side="right")
-    gaps = np.abs(below / (pool.size - spectra.shape[1]) - levels).max(axis=1)
-    distances: Float64Array = np.where(kept, gaps, 1.0)
+    pool_distances(spectra, np.sort(spectra, axis=None), window.first - 1, levels, out=distances)
     return distances

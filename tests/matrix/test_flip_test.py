@@ -6,6 +6,7 @@ from known_noise import KINDS
 from numpy.testing import assert_allclose
 from scipy.linalg import svdvals
 
+from rmtspec._kernels.bulk import pool_distances
 from rmtspec.matrix.flip_test import N_FLIPS, flip_test
 from rmtspec.matrix.sign_flips import flipped_spectra
 
@@ -105,3 +106,22 @@ def test_columns_that_flips_lose_are_zeros_of_the_spectrum():
     result = result_of(entries, k=15)
     assert result.quantiles.shape == (15,)
     assert np.isfinite(result.distance)
+
+
+@pytest.mark.kernels
+def test_distances_from_the_pool_against_counting():
+    generator = np.random.default_rng(3)
+    spectra = np.sort(generator.random((5, 9)) * generator.random((5, 1)), axis=1)
+    spectra[1], spectra[3] = 0.0, spectra[2]
+    first, levels = 2, (np.arange(3, 8) - 0.5) / 9
+    found = np.empty(5)
+    pool_distances(spectra, np.sort(spectra, axis=None), first, levels, found)
+    for k, own in enumerate(spectra):
+        others = np.delete(spectra, k, axis=0)
+        mean = others[:, first:7].mean(axis=0)
+        scale = (mean @ own[first:7]) / (mean @ mean)
+        expected = 1.0
+        if scale > 0.0:
+            shares = [(others <= point).mean() for point in own[first:7] / scale]
+            expected = np.abs(shares - levels).max()
+        assert found[k] == pytest.approx(expected, rel=1e-12)
