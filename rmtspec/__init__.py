@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rmtspec.matrix.bema import bema as bema
     from rmtspec.matrix.components import Components as Components
     from rmtspec.matrix.components import components as components
+    from rmtspec.matrix.estimate_spectrum import estimate_spectrum as estimate_spectrum
     from rmtspec.matrix.fit_test import FitTest as FitTest
     from rmtspec.matrix.fit_test import fit_test as fit_test
     from rmtspec.matrix.gamma_fit import GammaFit as GammaFit
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from rmtspec.matrix.spectrum import Spectrum as Spectrum
     from rmtspec.matrix.spectrum import spectrum as spectrum
     from rmtspec.matrix.spectrum_estimate import SpectrumEstimate as SpectrumEstimate
-    from rmtspec.matrix.spectrum_estimate import estimate_spectrum as estimate_spectrum
     from rmtspec.matrix.split import SplitFactors as SplitFactors
     from rmtspec.matrix.split import split as split
     from rmtspec.matrix.traps import Traps as Traps
@@ -104,7 +104,7 @@ _HOME = {
     "components": "matrix.components",
     "correlation_traps": "matrix.traps",
     "extract_lora": "runs.extract_lora",
-    "estimate_spectrum": "matrix.spectrum_estimate",
+    "estimate_spectrum": "matrix.estimate_spectrum",
     "fit_gamma": "matrix.gamma_fit",
     "fit_noise": "matrix.noise",
     "fit_test": "matrix.fit_test",

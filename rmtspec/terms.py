@@ -142,6 +142,7 @@ class Why(StrEnum):
         "drop these rows or columns."
     )
     # The noise, and what a verdict rests on.
+    ESTIMATED = "an estimate: nothing was tested"
     LAW_FITS = "the Marchenko-Pastur law fits: p-value {pvalue:.3g}"
     FLIPS_AGREE = "as random sign flips of itself: p-value {pvalue:.3g}, distance {distance:.4f}"
     FLIPS_CLOSE = (

@@ -31,6 +31,7 @@ from rmtspec.errors import OptionError
 _RULES = ("bema", "noise", "gavish-donoho", "screenot", "energy", "fraction", "exact")
 #: Those of `rmtspec.fit_noise`.
 _MODELS = ("auto", "mp", "equalized", "signflip")
+_METHODS = ("auto", "gram", "svd", "stochastic")
 _FIGURES = ("example-3.3", "fig-2", "fig-3a", "fig-3b")
 
 
@@ -43,6 +44,7 @@ _OBJECTIVE_HELP = "What the cut preserves with --calibration: the loss, or the l
 _MULTIPLE_HELP = "Ranks that a budget or rule chooses are multiples of it; auto: of 16, or 8."
 _NOISE_HELP = "Model of the noise: one variance, or any variances of rows, columns and entries."
 _GATE_HELP = "Cut only noise-like bulks (noise), fits below a NUMBER, or any matrix (none)."
+_METHOD_HELP = "How spectra are found; stochastic: large ones are estimated, the errors stated."
 _RULE_HELP = "What decides the rank: the noise edge, least error, a share, rounding."
 _BY_NOISE = "bema with the noise model mp, else noise"
 _BULK_KEEP_HELP = "Share of the bulk to keep (rules bema and noise)."
@@ -86,6 +88,7 @@ def main() -> None:
 @_jobs
 @_threads
 @click.option("--device", help="Compute on this torch device, such as cuda.")
+@_default("--method", type=click.Choice(_METHODS), default="auto", help=_METHOD_HELP)
 @_default("--alpha", default=0.2, help=_ALPHA_HELP)
 @_default("--beta", default=0.1, help=_BETA_HELP)
 @click.option("--rule", type=click.Choice(_RULES), show_default=_BY_NOISE, help=_RULE_HELP)
@@ -121,7 +124,7 @@ def analyze(
     """
     options = {name: value for name, value in numbers.items() if value is not None}
     options["refine"] = not no_refine
-    from rmtspec.cli.scan import estimate, labels_of, refuse_unread, scan
+    from rmtspec.cli.scan import labels_of, refuse_unread, scan, show_cost
     from rmtspec.planning.selection import Selection
     from rmtspec.report.joined import joined
     from rmtspec.report.options import AnalysisOptions, check_jobs
@@ -140,6 +143,8 @@ def analyze(
         raise click.UsageError("--resume keeps the journal of one PATH; expected one.")
     if dry_run and out is not None:
         raise click.UsageError("--dry-run does not analyse, so there is no report for --out.")
+    if device is not None and numbers["method"] == "stochastic":
+        raise click.UsageError("--device does not estimate spectra; leave out one of the two.")
     if device is not None and n_jobs != 1:
         raise click.UsageError("--device works in one process; leave out --jobs.")
     how: dict[str, Any] = {
@@ -148,7 +153,7 @@ def analyze(
     }  # fmt: skip
     if dry_run:
         for path in paths:
-            estimate(path, how, numbers["noise"])
+            show_cost(path, how, AnalysisOptions.of(options))
         return
     runs = [scan(path, how, options) for path in paths]
     reports = {label: run() for label, run in zip(labels, runs, strict=True)}

@@ -14,6 +14,7 @@ from rmtspec.cli.tables import show_costs
 from rmtspec.cli.wording import spoken
 
 if TYPE_CHECKING:
+    from rmtspec.report.options import AnalysisOptions
     from rmtspec.report.report import Report
 
 
@@ -54,7 +55,7 @@ def scan(path: Path, how: Mapping[str, Any], options: Mapping[str, Any]) -> Call
     return run
 
 
-def estimate(path: Path, how: Mapping[str, Any], noise: str) -> None:
+def show_cost(path: Path, how: Mapping[str, Any], options: "AnalysisOptions") -> None:
     """Show what scanning a file or folder would cost, from its headers alone."""
     from joblib import effective_n_jobs
 
@@ -63,9 +64,12 @@ def estimate(path: Path, how: Mapping[str, Any], noise: str) -> None:
     if graph_files.takes(path):
         graph_files.refuse(path, {"--dry-run": True})
     listed, _, selection = _chosen(path, how)
-    spread = {"n_jobs": effective_n_jobs(how["n_jobs"]), "threads": how["threads"]}
-    plain, auto = (dry_run(listed, selection, noise=n, **spread) for n in ("mp", "auto"))
-    show_costs(*((plain, auto) if noise == "mp" else (auto, plain)))
+    spread: dict[str, Any] = {
+        "n_jobs": effective_n_jobs(how["n_jobs"]), "threads": how["threads"],
+    }  # fmt: skip
+    spread["method"] = options.method
+    models = (options.noise, "auto" if options.noise == "mp" else "mp")
+    show_costs(*(dry_run(listed, selection, noise=noise, **spread) for noise in models))
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:

@@ -30,7 +30,7 @@ def show(report: "Report") -> None:
         if len(shown) < len(report):
             say(f"{len(shown)} of {len(report)} shown (--filter {asked.filter})")
     say(f"{len(report.rows)} analysed, {len(report.skipped)} skipped; {report.kept()}")
-    if words := report.unsafe():
+    for words in filter(None, (report.unsafe(), report.estimated())):
         say(spoken(words))
     if asked.quiet:
         return

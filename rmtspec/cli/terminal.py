@@ -10,6 +10,7 @@ from rmtspec._text import printable
 from rmtspec.terms import Verdict
 
 if TYPE_CHECKING:
+    from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
     from rmtspec.report.matrix_report import MatrixReport
     from rmtspec.report.report import Report
 
@@ -71,11 +72,8 @@ def _columns(report: "Report") -> dict[str, list[str]]:
         columns["verdict"] = [printable(str(row.get("verdict", "-"))) for row in report.rows]
     else:  # of a version without verdicts
         columns["verdict"] = cells["fit"]
-    if report.matrices and _can_print(_BARS + "…"):
-        columns["spectrum"] = [
-            drawn(report.matrices[row["name"]]) if row["name"] in report.matrices else ""
-            for row in report.rows
-        ]
+    if (report.matrices or report.estimates) and _can_print(_BARS + "…"):
+        columns["spectrum"] = [_drawn(report, row["name"]) for row in report.rows]
     return columns
 
 
@@ -142,6 +140,19 @@ def _while_fitting(words: str, width: int, length: Any) -> Iterator[str]:
         yield character
 
 
+def _drawn(report: "Report", name: str) -> str:
+    if name in report.estimates:
+        return drawn_estimate(report.estimates[name])
+    return drawn(report.matrices[name]) if name in report.matrices else ""
+
+
+def drawn_estimate(estimate: "SpectrumEstimate") -> str:
+    """Return the estimated histogram up to just beyond the threshold, in characters."""
+    import numpy as np
+
+    return _bars(estimate.density(np.linspace(0.0, 1.2 * estimate.threshold, _WIDE + 1))[0])
+
+
 def drawn(matrix: "MatrixReport") -> str:
     """Return the histogram of the eigenvalues up to just beyond the threshold, in characters."""
     import numpy as np
@@ -152,6 +163,11 @@ def drawn(matrix: "MatrixReport") -> str:
     end = 1.2 * (noise.threshold if decides else fit.threshold)
     if not np.isfinite(end):
         end = float(values[-1]) or 1.0
-    heights = np.histogram(values, _WIDE, (0.0, end))[0]
-    levels = np.ceil(heights / max(heights.max(), 1) * (len(_BARS) - 1)).astype(int)
+    return _bars(np.histogram(values, _WIDE, (0.0, end))[0])
+
+
+def _bars(heights: Any) -> str:
+    import numpy as np
+
+    levels = np.ceil(heights / (heights.max() or 1) * (len(_BARS) - 1)).astype(int)
     return "".join(_BARS[level] for level in levels)

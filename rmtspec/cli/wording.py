@@ -21,6 +21,7 @@ _PASSED = re.compile(r"\b(\w+)=(\S+)")
 _PAIRS = {
     "mode='truncate'": "--as dense", "mode='split'": "--as factors", "gate=None": "--gate none",
     "noise='auto'": "--noise auto",
+    "the method 'stochastic'": "--method stochastic",
     "calibration= and budget=": "calibration and budget in Python",
 }  # fmt: skip
 

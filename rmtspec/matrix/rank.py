@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
 
@@ -22,6 +22,7 @@ from rmtspec.matrix.rules.resampling import bcv_rank, parallel_rank
 from rmtspec.matrix.rules.shares import energy_rank, part_of
 from rmtspec.matrix.rules.thresholds import RANK_BOUND, gavish_donoho, screenot
 from rmtspec.matrix.spectrum import Spectrum, spectrum
+from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.terms import Why
 
 _NAN: Any = math.nan
@@ -230,16 +231,39 @@ def decide(
     min_rank = _checks.integer(o.min_rank, "min_rank", 0, spec.p)
     fits = fits_for(W, spec, fit, rule=o.rule, beta=o.level, rng=o.rng)
     choice = _CHOICES[o.rule](_Case(W, spec, fits, o))
+    return _decision(choice, spec.shape, o, min_rank=min_rank, counts=fits)
+
+
+def decide_estimated(estimate: SpectrumEstimate, options: RankOptions) -> RankDecision:
+    """Return what `decide` does by the rules "bema" and "noise", from an estimate."""
+    k, bulk_keep = estimate.n_spikes, float(options.bulk_keep)
+    min_rank = _checks.integer(options.min_rank, "min_rank", 0, estimate.p)
+    choice = _Choice(rank=k + part_of(estimate.p - k, bulk_keep), threshold=estimate.threshold)
+    return _decision(choice, estimate.shape, options, min_rank=min_rank, counts=_Counts(k, k))
+
+
+class _Counts(NamedTuple):
+    """Spikes and components that were counted."""
+
+    n_spikes: int
+    n_components: int
+
+
+def _decision(
+    choice: _Choice, shape: tuple[int, int], options: RankOptions, *, min_rank: int,
+    counts: Fits | _Counts,
+) -> RankDecision:  # fmt: skip
+    """Return the decision for a matrix of this shape."""
+    o, (rows, columns) = options, shape
     rank = max(min_rank, choice.rank)
-    rows, columns = spec.shape
     break_even = rows * columns / (rows + columns)
     saves = 1 <= rank < break_even
     reason = "" if saves else Why.SAVES_NOTHING.words(rank=rank, break_even=break_even)
     bulk_keep, keep = shares_of(o.rule, o.bulk_keep, o.keep)
     return RankDecision(
-        rank=rank, rule=o.rule, break_even=break_even, saves=saves, n_spikes=fits.n_spikes,
+        rank=rank, rule=o.rule, break_even=break_even, saves=saves, n_spikes=counts.n_spikes,
         bulk_keep=bulk_keep, keep=keep, min_rank=min_rank, reason=reason if rank else choice.none,
-        n_components=fits.n_components, threshold=choice.threshold,
+        n_components=counts.n_components, threshold=choice.threshold,
         noise_variance=choice.noise_variance, rank_bound=choice.rank_bound,
     )  # fmt: skip
 

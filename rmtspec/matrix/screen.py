@@ -36,17 +36,31 @@ def screen(spec: Spectrum, fit: BulkFit) -> str:
         return Why.ENTRIES_UNKNOWN.words()
     if fit.reason:
         return fit.reason
-    n, p = spec.n, spec.p
-    components = _Sums.of(fit.spikes / fit.variance * n)  # s^2, in units of the variance
-    energy = float(spec.eigenvalues.sum()) / fit.variance * n
+    live = spec.shape[0] - spec.dropped_rows, spec.shape[1] - spec.dropped_columns
+    tall = live[0] > live[1] or (live[0] == live[1] and spec.shape[0] >= spec.shape[1])
+    return doubt_about(
+        moments, fit.spikes / fit.variance * spec.n, (spec.n, spec.p),
+        energy=float(spec.eigenvalues.sum()) / fit.variance * spec.n, tall=tall,
+    )  # fmt: skip
+
+
+def doubt_about(
+    moments: EntryMoments, spikes: Float64Array, shape: tuple[int, int], *, energy: float,
+    tall: bool,
+) -> str:  # fmt: skip
+    """Return why a count is not safe, or "", from numbers alone.
+
+    `spikes` are the s^2 of the components and `energy` that of all, in units of the variance of the
+    noise; `shape` is (n, p), and `tall` tells whether n counts the rows.
+    """
+    n, p = shape
+    components = _Sums.of(spikes)
     kurtosis, error = _noise_kurtosis(moments, components, energy, (n, p))
     heavy = kurtosis > 3.0 + _KURTOSIS + _FAR * error
     # Normal entries of unequal rows and columns have heavy tails as a whole, of this kurtosis.
     scaled = 3.0 * (1.0 + moments.row_dispersion) * (1.0 + moments.column_dispersion)
     if heavy and moments.kurtosis > _SCALED * scaled:
         return Why.HEAVY_TAILS.words(kurtosis=kurtosis)
-    live = spec.shape[0] - spec.dropped_rows, spec.shape[1] - spec.dropped_columns
-    tall = live[0] > live[1] or (live[0] == live[1] and spec.shape[0] >= spec.shape[1])
     worst, words = _DISPERSION * max(n, p) ** (-2.0 / 3.0), ""
     sides = (("rows", moments.row_dispersion, n, p), ("columns", moments.column_dispersion, p, n))
     for name, dispersion, count, length in sides:

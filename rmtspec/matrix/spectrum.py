@@ -326,6 +326,10 @@ def stacked_spectra(arrays: Sequence[Matrix]) -> list[Spectrum | None]:
 
 def check_route(method: str, precision: str, eigensolver: Eigensolver | None) -> None:
     """Raise if an option of `spectrum` is wrong for every matrix."""
+    if method == "stochastic":
+        problem = "`method` is 'stochastic', and an estimate is no spectrum"
+        hint = "Call rmtspec.estimate_spectrum(W) for what can be estimated."
+        raise InvalidOptionError(problem, "'auto', 'gram' or 'svd'", hint)
     _checks.choice(method, "method", ("auto", "gram", "svd"))
     _checks.choice(precision, "precision", ("float64", "float32"))
     if eigensolver is not None and not callable(eigensolver):

@@ -7,6 +7,7 @@ from rmtspec.plot.before_after import plot_before_after
 from rmtspec.plot.cdf_fit import plot_cdf_fit
 from rmtspec.plot.drift import plot_drift
 from rmtspec.plot.esd import plot_esd
+from rmtspec.plot.estimate import plot_estimate
 from rmtspec.plot.images import plot_images
 from rmtspec.plot.losses import plot_losses
 from rmtspec.plot.nearness import plot_nearness
@@ -16,6 +17,6 @@ from rmtspec.plot.scree import plot_scree
 from rmtspec.plot.trade_off import plot_trade_off
 
 __all__ = [
-    "plot_before_after", "plot_cdf_fit", "plot_drift", "plot_esd", "plot_images", "plot_losses",
-    "plot_nearness", "plot_overview", "plot_rules", "plot_scree", "plot_trade_off",
+    "plot_before_after", "plot_cdf_fit", "plot_drift", "plot_esd", "plot_estimate", "plot_images",
+    "plot_losses", "plot_nearness", "plot_overview", "plot_rules", "plot_scree", "plot_trade_off",
 ]  # fmt: skip

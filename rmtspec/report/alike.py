@@ -66,7 +66,7 @@ def read_together(
 
     Those that are not small are yielded as they are.
     """
-    if not is_usual(options.method, options.precision, options.eigensolver):
+    if not is_usual(options.route, options.precision, options.eigensolver):
         yield from items
         return
     whole = options.noise != "mp" or options.metrics

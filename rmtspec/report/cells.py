@@ -15,9 +15,9 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
     cells = {
         "name": row["name"],
         "size": f"{row['rows']} x {row['columns']}",
-        "spikes": str(row["n_spikes"]) if fitted else "-",
+        "spikes": f"{_about(row)}{row['n_spikes']}" if fitted else "-",
         "rank": str(row["rank"]),
-        "fit": ("yes" if row["accepted"] else "no") if fitted else "-",
+        "fit": "-" if not fitted or row["accepted"] is None else "yes" if row["accepted"] else "no",
         "components": "" if row.get("noise_model", "mp") == "mp" else shown,
         "verdict": _verdict(row),
         "kept": share_of(after, before),
@@ -27,6 +27,11 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
         "reason": row["reason"],
     }
     return {title: printable(cell) for title, cell in cells.items()}
+
+
+def _about(row: dict[str, Any]) -> str:
+    """Return the mark of an estimate."""
+    return "~" if row.get("method") == "stochastic" else ""
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -25,6 +25,11 @@ def joined(reports: Mapping[str, Report]) -> Report:
         for name, matrix in report.matrices.items():
             full = named(label, name)
             matrices[full] = dataclasses.replace(matrix, name=full)
+    estimates = {
+        named(label, name): estimate
+        for label, report in reports.items()
+        for name, estimate in report.estimates.items()
+    }
     source: dict[str, Any] = {"name": ", ".join(reports)}
     for key in ("parameters", "bytes"):
         if all(key in report.source for report in reports.values()):
@@ -45,5 +50,5 @@ def joined(reports: Mapping[str, Report]) -> Report:
             for entry in report.skipped
         ],
         settings=first.settings, versions=first.versions, matrices=matrices, totals=totals,
-        source=source,
+        source=source, estimates=estimates,
     )  # fmt: skip

@@ -11,7 +11,9 @@ from rmtspec._records import versions
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
+from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.report.alike import Ready, is_together, read_together
+from rmtspec.report.estimated import Estimated, estimated, least_memory, takes_estimate, way_out
 from rmtspec.report.initial import WithInitial, with_initial
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
@@ -30,7 +32,7 @@ class Skipped:
     unread: bool = False
 
 
-Outcome = MatrixReport | Skipped
+Outcome = MatrixReport | Estimated | Skipped
 Done = TypeVar("Done")
 
 
@@ -142,14 +144,22 @@ def report_of(
 ) -> Report:
     """Return the report on named outcomes."""
     matrices: dict[str, MatrixReport] = {}
+    estimates: dict[str, SpectrumEstimate] = {}
+    rows: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
     for name, outcome in outcomes:
         if isinstance(outcome, Skipped):
             left_out.append({"name": name, "reason": outcome.reason})
+        elif isinstance(outcome, Estimated):
+            estimates[name] = outcome.estimate
+            rows.append(outcome.row)
         else:
             matrices[name] = outcome
-    rows = [report.to_dict() for report in matrices.values()]
-    return Report(rows, [*left_out, *skipped], settings, versions=versions(), matrices=matrices)
+            rows.append(outcome.to_dict())
+    return Report(
+        rows, [*left_out, *skipped], settings, versions=versions(), matrices=matrices,
+        estimates=estimates,
+    )  # fmt: skip
 
 
 def each_outcome(
@@ -173,17 +183,23 @@ def outcome_of(options: AnalysisOptions, item: tuple[str, Any]) -> Outcome:
     if isinstance(value, WithInitial):
         value, initial = value.matrix, value.initial
     work = functools.partial(_reported, options, name, value, initial=initial)
-    return attempt(name, work, needed=_least_memory(value))
+    sides = getattr(value, "sides", None)
+    if not isinstance(sides, tuple):  # they are not known before it is read
+        return attempt(name, work)
+    needed, other = least_memory(options, sides), way_out(options, sides)
+    return attempt(name, work, needed=needed, way_out=other)
 
 
-def attempt(name: str, work: Callable[[], Done], *, needed: int = 0) -> Done | Skipped:
+def attempt(
+    name: str, work: Callable[[], Done], *, needed: int = 0, way_out: str = ""
+) -> Done | Skipped:
     """Return what `work` returns, or the reason why it cannot be done with the matrix `name`.
 
-    `needed` are the bytes without which it is not begun.
+    `needed` are the bytes without which it is not begun, and `way_out` is said where memory lacks.
     """
     try:
         if words := lacking(needed):
-            return Skipped(Why.MEMORY.words(error=words), unread=True)
+            return Skipped(Why.MEMORY.words(error=words + way_out), unread=True)
         return work()
     except FileError as error:
         return Skipped(Why.UNREAD.words(error=error), unread=True)
@@ -191,7 +207,7 @@ def attempt(name: str, work: Callable[[], Done], *, needed: int = 0) -> Done | S
         return Skipped(str(error))
     except MemoryError as error:
         words = str(error) or "an allocation failed"
-        return Skipped(Why.MEMORY.words(error=words), unread=True)
+        return Skipped(Why.MEMORY.words(error=words + way_out), unread=True)
     except Exception as error:
         error.add_note(f"This happened with the matrix {name!r}.")
         raise
@@ -199,7 +215,7 @@ def attempt(name: str, work: Callable[[], Done], *, needed: int = 0) -> Done | S
 
 def _reported(
     options: AnalysisOptions, name: str, value: Any, *, initial: Any = None
-) -> MatrixReport:
+) -> MatrixReport | Estimated:
     kind = options.kind or getattr(value, "kind", None)
     ready = value if isinstance(value, Ready) else None
     if isinstance(value, Plain) or (ready is not None and ready.is_plain):
@@ -208,6 +224,8 @@ def _reported(
     if callable(value) and not is_model(value):
         value = value()
     kind = kind if isinstance(kind, str) else Kind.MATRIX
+    if takes_estimate(options, value):
+        return estimated(value, name, kind, options)
     spec, spent = (None, 0.0) if ready is None else (ready.spectrum, ready.spent)
     report = report_on(value, name, kind, options, initial=initial, spec=spec, spent=spent)
     quantised = rounding() if callable(rounding) else None
@@ -215,9 +233,3 @@ def _reported(
         level = rounding_level(report.spectrum, *quantised)
         report = dataclasses.replace(report, rounding=level)
     return report
-
-
-def _least_memory(value: Any) -> int:
-    """Return the bytes without which a matrix in a file cannot be analysed; 0 if not known."""
-    sides = getattr(value, "sides", None)
-    return 8 * min(sides) ** 2 if isinstance(sides, tuple) else 0

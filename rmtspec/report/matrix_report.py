@@ -15,7 +15,7 @@ from rmtspec import _checks
 from rmtspec._files.writing import PathLike
 from rmtspec._records import plain, versions
 from rmtspec._text import Readable, aligned
-from rmtspec.errors import InvalidTypeError
+from rmtspec.errors import InvalidOptionError, InvalidTypeError
 from rmtspec.matrix.bema import BulkFit, bema
 from rmtspec.matrix.components import Components, components
 from rmtspec.matrix.eigenvalues import Eigensolver
@@ -32,7 +32,7 @@ from rmtspec.plot.axes import png
 from rmtspec.report.figures import matrix_figure
 from rmtspec.report.initial import initial_of
 from rmtspec.report.metric_columns import metric_columns
-from rmtspec.report.options import AnalysisOptions, check_metrics
+from rmtspec.report.options import STOCHASTIC, AnalysisOptions, check_metrics
 from rmtspec.terms import Kind, Why
 
 #: If the smaller side is below this, the laws of large matrices say little.
@@ -341,6 +341,12 @@ def analyze(
         metrics=metrics,
     )  # fmt: skip
     check_metrics(metrics, init)
+    if method == STOCHASTIC:
+        raise InvalidOptionError(
+            f"`method` is {method!r}, which gives no spectrum to report on",
+            "'auto', 'gram' or 'svd'",
+            "For an estimate call rmtspec.estimate_spectrum(W); analyze_many takes this method.",
+        )
     return report_on(W, name, kind, options, initial=init)
 
 
@@ -369,7 +375,7 @@ def report_on(
     else:
         W = _checks.matrix(W)  # once: a tensor of a device, or a sparse matrix, is copied
         if spec is None:
-            spec = spectrum(W, o.method, precision=o.precision, eigensolver=o.eigensolver)
+            spec = spectrum(W, o.route, precision=o.precision, eigensolver=o.eigensolver)
     fit = bema(spec, o.alpha, o.beta, quantiles=o.quantiles, refine=o.refine)
     test = fit_test(spec, fit, cutoff=o.cutoff, level=o.level)
     noise, variance = known or _noise(W, fit, test, o, spec=spec)

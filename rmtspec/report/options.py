@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from rmtspec import _checks
 from rmtspec._records import plain
@@ -18,6 +18,14 @@ from rmtspec.matrix.spectrum import check_route
 from rmtspec.report.initial import InitialWeights
 
 Progress = Callable[[int, int | None, str], object]
+#: The method that estimates large spectra; the others are those of `rmtspec.spectrum`.
+STOCHASTIC = "stochastic"
+#: What an estimate cannot honour: the option, and the values that leave it out.
+_EXACT_ONLY: dict[str, tuple[Any, ...]] = {
+    "precision": ("float64",), "eigensolver": (None,), "quantiles": ("midpoint",),
+    "refine": (True,), "cutoff": (None,), "noise": ("auto", "mp"), "rule": (None, "bema", "noise"),
+    "metrics": (False,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +58,9 @@ class AnalysisOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str | None):
             raise InvalidOptionTypeError(f"`kind` is {self.kind!r}", "text")
-        check_route(self.method, self.precision, self.eigensolver)
+        if self.method == STOCHASTIC:
+            self._check_estimated()
+        check_route(self.route, self.precision, self.eigensolver)
         check_levels(self.alpha, self.beta, self.quantiles)
         check_decision(self.cutoff, self.level)
         _checks.choice(self.noise, "noise", MODELS)
@@ -62,6 +72,32 @@ class AnalysisOptions:
         check_metrics(self.metrics, self.init)
         if self.init is not None:
             object.__setattr__(self, "init", InitialWeights.of(self.init))
+
+    def _check_estimated(self) -> None:
+        """Raise for an option that an estimated spectrum cannot honour."""
+        for name, without in _EXACT_ONLY.items():
+            value = getattr(self, name)
+            if value not in without:
+                raise InvalidOptionError(
+                    f"`{name}` is {value!r} and `method` {STOCHASTIC!r}, which estimates the "
+                    f"spectra of large matrices. `{name}` needs all eigenvalues, or the entries.",
+                    hint=f"Leave out `{name}`, or `method`.",
+                )
+
+    def with_spectra(self, purpose: str) -> Self:
+        """Return these options; raise if they estimate spectra, which does not serve `purpose`."""
+        if self.method == STOCHASTIC:
+            raise InvalidOptionError(
+                f"`method` is {STOCHASTIC!r}, and {purpose} needs singular values and vectors, "
+                "which an estimate does not have",
+                hint="Leave `method` out.",
+            )
+        return self
+
+    @property
+    def route(self) -> str:
+        """The method of `rmtspec.spectrum` by which a matrix is analysed that is not estimated."""
+        return "auto" if self.method == STOCHASTIC else self.method
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":

@@ -14,12 +14,14 @@ from rmtspec._files.writing import PathLike, json_text, write_atomically
 from rmtspec._records import plain
 from rmtspec._text import counted, grouped, html_table, text_table
 from rmtspec.errors import FileError, InvalidValueError
+from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.report.cells import row_cells, share_of
 from rmtspec.report.chosen import ordered, row_named, test_of
 from rmtspec.report.figures import report_figure
 from rmtspec.report.frame import data_frame
 from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
+from rmtspec.report.options import STOCHASTIC
 from rmtspec.report.rows import as_text, columns_of, wrong_in_report
 from rmtspec.terms import Verdict
 
@@ -53,6 +55,8 @@ class Report:
         finds those of large matrices.
     matrices : dict of str to MatrixReport
         The full results by name; empty for a report read from a file.
+    estimates : dict of str to SpectrumEstimate
+        Those of the matrices whose spectra were estimated, with the method "stochastic".
     totals : dict of str to int
         Sizes of the whole model before and after, if an adapter knows it: "parameters_before",
         "parameters_after", "bytes_before", "bytes_after"; otherwise empty.
@@ -68,6 +72,7 @@ class Report:
     matrices: dict[str, MatrixReport]
     totals: dict[str, int] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    estimates: dict[str, SpectrumEstimate] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, path: PathLike) -> Self:
@@ -160,10 +165,12 @@ class Report:
     def _of(self, rows: list[dict[str, Any]]) -> "Report":
         """Return a report on these of its rows; that of a plan is no plan."""
         matrices = {r["name"]: self.matrices[r["name"]] for r in rows if r["name"] in self.matrices}
-        settings, versions, source = self.settings, self.versions, self.source
+        names = {row["name"] for row in rows}
         return Report(
-            rows, self.skipped, settings, versions=versions, matrices=matrices, source=source
-        )
+            rows, self.skipped, self.settings, versions=self.versions, matrices=matrices,
+            source=self.source,
+            estimates={name: e for name, e in self.estimates.items() if name in names},
+        )  # fmt: skip
 
     @property
     def parameters_before(self) -> int:
@@ -322,6 +329,12 @@ class Report:
         ones = "1 count of spikes is" if count == 1 else f"{count} counts of spikes are"
         return f"{ones} not safe (see the verdict): count with noise='auto'" if count else ""
 
+    def estimated(self) -> str:
+        """Return in words how many spectra are estimates, which no test judges; "" if none."""
+        count = sum(row.get("method") == STOCHASTIC for row in self.rows)
+        ones = "1 spectrum is an estimate" if count == 1 else f"{count} spectra are estimates"
+        return f"{ones} (~), with errors stated and nothing tested" if count else ""
+
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the lines of the short table for people, as text."""
         header = ["name", "size", "spikes", "fit", "components", "verdict", "rank", "kept"]
@@ -359,7 +372,7 @@ class Report:
     def __repr__(self) -> str:
         title = f"Report: {len(self.rows)} analysed, {len(self.skipped)} skipped"
         lines = [f"{title}, {self.kept()}" if self.rows else title]
-        lines += [f"  {words}" for words in [self.unsafe()] if words]
+        lines += [f"  {words}" for words in (self.unsafe(), self.estimated()) if words]
         header, cells = self.cells()
         if cells:
             lines += text_table(header, cells[:_SHOWN])

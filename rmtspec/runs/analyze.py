@@ -23,7 +23,9 @@ from rmtspec.matrix.noise_record import fit_of, record_of
 from rmtspec.matrix.noise_variance import NoiseVariance
 from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.planning.selection import Pattern, Selection, nothing_in
+from rmtspec.report.estimated import Estimated, row_of
 from rmtspec.report.initial import InitialWeights
 from rmtspec.report.many import Outcome, Skipped, each_outcome, report_of, with_init
 from rmtspec.report.matrix_report import report_on
@@ -160,14 +162,14 @@ def outcomes(
     results: dict[str, Outcome] = {}
     for entry in journal.entries if journal is not None else ():
         named = isinstance(entry.get("name"), str) and entry["name"] in matrices
-        if named and ("spectrum" in entry or "skipped" in entry):
+        if named and ("spectrum" in entry or "estimate" in entry or "skipped" in entry):
             results[entry["name"]] = _from_entry(entry, matrices[entry["name"]], options)
             if progress is not None:
                 progress(len(results), len(matrices), entry["name"])
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
     # The costliest first, so that all processes finish at about the same time.
     models = {name: "mp" if name in plain else options.noise for name in matrices}
-    missing.sort(key=lambda item: -_cost(item[1], models[item[0]]))
+    missing.sort(key=lambda item: -_cost(item[1], models[item[0]], options.method))
     # On a device, the next matrix is read in the meantime; elsewhere reading is not a bottleneck.
     items: Iterable[Any] = missing
     if options.eigensolver is not None and n_jobs == 1:
@@ -185,15 +187,20 @@ def outcomes(
     return [(name, results[name]) for name in matrices]
 
 
-def _cost(matrix: StoredMatrix, noise: str) -> int:
+def _cost(matrix: StoredMatrix, noise: str, method: str) -> int:
     rows, columns = matrix.sides
-    return cost(rows, columns, noise).operations
+    return cost(rows, columns, noise, method).operations
 
 
 def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
     """Return the line of a matrix: its row, for reading, and the spectrum that determines it."""
     if isinstance(outcome, Skipped):
         return {"name": name, "skipped": outcome.reason}
+    if isinstance(outcome, Estimated):
+        estimate = outcome.estimate
+        arrays = {a: getattr(estimate, a) for a in SpectrumEstimate.ARRAYS}
+        stored = estimate.to_dict() | {"steps": estimate.nodes.shape[1]} | arrays
+        return {"name": name, "row": outcome.row, "estimate": _packed(stored)}
     spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
     entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
     if outcome.rounding is not None:
@@ -247,6 +254,8 @@ def _from_entry(
     if "skipped" in entry:
         return Skipped(str(entry["skipped"]))
     try:
+        if "estimate" in entry:
+            return _estimated_from(entry, matrix, options)
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
         if type(stored["n"]) is not int or not 1 <= stored["n"] <= max(matrix.sides):
             raise ValueError(f"n is {stored['n']!r} for a matrix of {matrix.sides}")
@@ -269,6 +278,19 @@ def _from_entry(
             "or the journal, and run again."
         ) from None
     return dataclasses.replace(report, seconds=seconds, rounding=rounding, metrics=metrics)
+
+
+def _estimated_from(
+    entry: Mapping[str, Any], matrix: StoredMatrix, options: AnalysisOptions
+) -> Estimated:
+    """Return what was estimated in an earlier run."""
+    stored = entry["estimate"]
+    arrays = {name: _array(stored[name]) for name in SpectrumEstimate.ARRAYS}
+    estimate = SpectrumEstimate.from_dict({**stored, **arrays})
+    if estimate.shape != matrix.sides or not 1 <= estimate.p <= min(matrix.sides):
+        raise ValueError(f"an estimate of {estimate.shape} for a matrix of {matrix.sides}")
+    kind = options.kind or matrix.kind
+    return Estimated(estimate, row_of(estimate, entry["name"], kind, options.of_rank))
 
 
 def _same_init(weights: InitialWeights) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec._lapack import eigvalsh, in_two_stages
+from rmtspec.matrix.estimate_spectrum import FROM, PROBES, STEPS, memory_of_estimate
+from rmtspec.report.options import STOCHASTIC
 
 #: Bytes of one float64 block of rows, as in matrix/eigenvalues.py (a test compares them).
 _BLOCK_BYTES = 2**24
@@ -26,6 +28,10 @@ _OVERHEAD = 5e-4
 #: Fitting the noise of any variances: typical rounds, each a Gram matrix and its eigenvalues, and
 #: sign flips, which do the same in float32, at this share of the time.
 _ROUNDS, _FLIPS, _SINGLE = 4, 19, 0.6
+#: Of an estimate: products with the matrix (one for each step, 20 for the largest values, and two
+#: passes for the sums), and how much longer one of their operations takes than one of the Gram
+#: matrix, because they are with few vectors at a time: in float32, and in float64.
+_PRODUCTS, _THIN = STEPS + 22, (1.5, 3.0)
 #: Time to convert and check an entry of so many bytes, relative to one of 4 bytes. 8-bit floats are
 #: converted in software; float64 is not converted, but its range is checked.
 _CONVERSION = {1: 6.0, 2: 1.5, 8: 1.25}
@@ -73,13 +79,14 @@ class Speed:
     update: float | None = None
 
 
-def cost(rows: int, columns: int, noise: str = "mp") -> Cost:
+def cost(rows: int, columns: int, noise: str = "mp", method: str = "auto") -> Cost:
     """Return what the analysis of a matrix with these sides, in either order, needs.
 
     With n the larger side and p the smaller, the Gram matrix takes n p^2 operations, and its
     reduction to tridiagonal form 4/3 p^3; lower powers are neglected. The SVD, which is used if a
     few eigenvalues dwarf the others, costs several times as much. A noise model other than "mp"
-    adds its rounds and sign flips, which need the matrix in float64 and twice in float32.
+    adds its rounds and sign flips, which need the matrix in float64 and twice in float32. With the
+    method "stochastic" a large matrix takes products with a few vectors.
 
     Examples
     --------
@@ -87,6 +94,8 @@ def cost(rows: int, columns: int, noise: str = "mp") -> Cost:
     Cost(operations=5726623061, memory=25165824)
     """
     p, n = sorted((rows, columns))
+    if method == STOCHASTIC and p >= FROM:
+        return Cost(4 * n * p * PROBES * _PRODUCTS, memory_of_estimate(p) + _BLOCK_BYTES)
     block = min(n, max(1, _BLOCK_BYTES // (8 * max(p, 1))))
     operations, memory = n * p**2 + 4 * p**3 // 3, 8 * p * (p + block)
     if noise == "mp":
@@ -95,7 +104,13 @@ def cost(rows: int, columns: int, noise: str = "mp") -> Cost:
 
 
 def seconds(
-    rows: int, columns: int, speed: Speed, itemsize: int = 4, *, noise: str = "mp"
+    rows: int,
+    columns: int,
+    speed: Speed,
+    itemsize: int = 4,
+    *,
+    noise: str = "mp",
+    method: str = "auto",
 ) -> float:
     """Return the estimated seconds that the analysis of a matrix takes at this speed.
 
@@ -109,6 +124,10 @@ def seconds(
     """
     p, n = sorted((rows, columns))
     reading = n * p / speed.read * _CONVERSION.get(itemsize, 1.0)
+    if method == STOCHASTIC and p >= FROM:
+        passes = 2 if itemsize in (4, 8) else _PRODUCTS  # else each product converts the entries
+        products = cost(rows, columns, method=method).operations / speed.gram
+        return _OVERHEAD + passes * reading + _THIN[itemsize >= 8] * products
     if speed.update is not None and in_two_stages(p):
         solving = 4.0 / 3.0 * p**3 / speed.update + _BAND * p**2 / speed.gram
     else:

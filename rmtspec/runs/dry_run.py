@@ -84,6 +84,7 @@ def dry_run(
     threads: int | None = None,
     speed: Speed | None = None,
     noise: str = "mp",
+    method: str = "auto",
 ) -> DryRun:
     """Return what analysing the selected matrices would cost on this machine; no tensor is read.
 
@@ -98,7 +99,7 @@ def dry_run(
         threads = max(1, joblib.cpu_count() // n_jobs)
     with blas_threads(threads):  # how many there are decides how eigenvalues are found
         measured = speed or calibrate()
-        rows = [_row(matrix, measured, noise) for matrix in chosen.values()]
+        rows = [_row(matrix, measured, noise, method) for matrix in chosen.values()]
     total = sum(row["seconds"] for row in rows)
     longest = max(row["seconds"] for row in rows)
     largest = sorted((row["memory"] for row in rows), reverse=True)[:n_jobs]
@@ -111,10 +112,10 @@ def dry_run(
     )  # fmt: skip
 
 
-def _row(matrix: StoredMatrix, speed: Speed, noise: str) -> dict[str, Any]:
+def _row(matrix: StoredMatrix, speed: Speed, noise: str, method: str) -> dict[str, Any]:
     rows, columns = matrix.sides
-    needed = cost(rows, columns, noise)
-    time = seconds(rows, columns, speed, matrix.itemsize, noise=noise)
+    needed = cost(rows, columns, noise, method)
+    time = seconds(rows, columns, speed, matrix.itemsize, noise=noise, method=method)
     return {
         "name": matrix.name, "kind": matrix.kind, "rows": rows, "columns": columns,
         "dtype": named_dtype(matrix.tensor.numpy_name).name,

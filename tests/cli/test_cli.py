@@ -15,6 +15,7 @@ import click
 import naive
 import numpy as np
 import pytest
+from checkpoints import planted, write_safetensors
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
@@ -61,6 +62,34 @@ def test_analyze_says_which_counts_are_not_safe_in_the_words_of_the_command(tmp_
     words = "1 count of spikes is not safe (see the verdict): count with --noise auto"
     assert words in run("analyze", tmp_path / "heavy.npy").stdout.splitlines()
     assert "not safe" not in run("analyze", tmp_path / "heavy.npy", "--noise", "auto").stdout
+
+
+def test_analyze_by_estimate(tmp_path, monkeypatch):
+    for place in ("report.estimated", "runs.costs"):
+        monkeypatch.setattr(f"rmtspec.{place}.FROM", 256)
+    file, journal = tmp_path / "m.safetensors", tmp_path / "j"
+    write_safetensors(file, {"large": planted(400, 300), "small": planted(90, 60)})
+    lines = run("analyze", file, "--method", "stochastic", "--resume", journal).stdout.splitlines()
+    row = next(line for line in lines if "large" in line).split()
+    assert row[4].startswith("~")
+    assert row[5:10] == ["-", "cannot", "tell:", "an", "estimate"]
+    assert "1 spectrum is an estimate (~), with errors stated and nothing tested" in lines
+    again = run("analyze", file, "--method", "stochastic", "--resume", journal)
+    assert again.stdout.splitlines() == lines
+    refused = run("analyze", file, "--method", "stochastic", "--metrics")
+    assert refused.exit_code == 2
+    assert "Leave out --metrics, or --method." in refused.stderr
+    cost = run("analyze", file, "--method", "stochastic", "--dry-run").stdout
+    assert f"{4 * 400 * 300 * 16 * 72:.2g}" in cost
+
+
+def test_memory_that_lacks_names_the_option(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmtspec.report.estimated.FROM", 256)
+    monkeypatch.setattr("rmtspec.report.many.lacking", lambda needed: "much is needed")
+    write_safetensors(tmp_path / "m.safetensors", {"large": planted(400, 300)})
+    done = run("analyze", tmp_path / "m.safetensors")
+    assert done.exit_code == 1
+    assert "an estimate, by --method stochastic, takes" in done.stdout + done.stderr
 
 
 def test_table_is_whole_when_piped(tmp_path):

@@ -44,9 +44,10 @@ WRONG = {
         **SAME,
         "--out": [*REPORTS, "r.csv --dry-run", "r.csv --resume r.csv", "r.csv --unfreeze .5"],
         "--resume": [],  # a file that is read: one that cannot be is bad input
-        "--device": ["cpu --jobs 2"],
+        "--device": ["cpu --jobs 2", "cpu --method stochastic"],
         "--quantiles": ["best"],
         "--no-refine": [],
+        "--method": ["lanczos", ""],
         "--level": INSIDE,
         "--noise": ["gamma", ""],
         "--rng": ["-1", "1.5", "x"],

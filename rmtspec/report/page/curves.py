@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmtspec._checks import Float64Array
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.matrix.window import Window
 from rmtspec.plot.axes import bulk_grid, far_from_zero
 from rmtspec.report.matrix_report import MatrixReport
@@ -16,7 +17,7 @@ from rmtspec.terms import Verdict
 #: Points of a curve; a line of 8,000 looks the same.
 _POINTS = 100
 _LAW_POINTS = 64
-_BARS = 60
+_BARS, _ESTIMATED_BARS = 60, 40
 #: Spikes that are drawn one by one; of more, an even choice with both ends.
 _SPIKES = 100
 _DIGITS = 4
@@ -31,6 +32,23 @@ def curves_of(matrix: MatrixReport) -> list[dict[str, Any]]:
     plain = _of_fit(matrix)
     equalized = _of_noise(matrix)
     return [plain] if equalized is None else [equalized, plain]
+
+
+def estimated_curves(estimate: SpectrumEstimate) -> dict[str, Any]:
+    """Return what to draw of a matrix whose spectrum was estimated."""
+    law, k, p = estimate.law, estimate.n_spikes, estimate.p
+    low, high = _view(law, estimate.threshold)
+    heights = np.maximum(estimate.density(np.linspace(low, high, _ESTIMATED_BARS + 1))[0], 0.0)
+    top = max(float(heights.max()), float(((p - k) / p * law.pdf(bulk_grid(law))[64:]).max()))
+    span = f"{estimate.n_spikes_low} to {estimate.n_spikes_high}"
+    return {
+        "p": p, "view": _short([low, high]), "bars": _short(heights), "top": _number(top),
+        "law": _law(law, (p - k) / p, estimate.threshold), "title": "Estimated spectrum",
+        "accepted": False, "estimated": True,
+        "says": f"Estimated, not tested: {k} spikes, {span} within the errors; edge "
+        f"{estimate.bulk_edge:.4g} ± {estimate.bulk_edge_error:.2g}.",
+        "n_spikes": k, "spikes": _short(estimate.largest[:k][_evenly(k, _SPIKES)]),
+    }  # fmt: skip
 
 
 def _of_fit(matrix: MatrixReport) -> dict[str, Any]:
@@ -70,24 +88,34 @@ def _histogram(
     values, p = spectrum.eigenvalues, spectrum.p
     low, high = 0.0, float(values[-1]) or 1.0
     if law is not None:
-        low = law.lower_edge - 0.25 * (threshold - law.lower_edge) if far_from_zero(law) else 0.0
-        high = threshold + 0.25 * (threshold - low)
+        low, high = _view(law, threshold)
     inside = int(np.count_nonzero((values >= low) & (values <= high)))
     edges = np.linspace(low, high, int(np.clip(1.5 * inside**0.5, 10, _BARS)) + 1)
     heights = np.histogram(values, edges)[0] / (p * np.diff(edges))
     found: dict[str, Any] = {"p": p, "view": _short([low, high]), "bars": _short(heights)}
     top = float(heights.max(initial=0.0))
     if law is not None:
-        x = bulk_grid(law)[:: 512 // _LAW_POINTS]
         share = (p - removed) / p
-        found["law"] = {
-            "x": _short(x), "density": _short(share * law.pdf(x)), "share": _short(law.cdf(x)),
-            "lower": _number(law.lower_edge), "upper": _number(law.bulk_edge),
-            "threshold": _number(threshold),
-        }  # fmt: skip
+        found["law"] = _law(law, share, threshold)
         # At ratio 1 the density has a pole at 0: its mean over each bar sets the height.
         top = max(top, share * float((np.diff(law.cdf(edges)) / np.diff(edges)).max()))
     return found | {"top": _number(top)}
+
+
+def _view(law: MarchenkoPastur, threshold: float) -> tuple[float, float]:
+    """Return the part of the axis where bars are drawn."""
+    low = law.lower_edge - 0.25 * (threshold - law.lower_edge) if far_from_zero(law) else 0.0
+    return low, threshold + 0.25 * (threshold - low)
+
+
+def _law(law: MarchenkoPastur, share: float, threshold: float) -> dict[str, Any]:
+    """Return the curves of a law times a share, its edges and the threshold."""
+    x = bulk_grid(law)[:: 512 // _LAW_POINTS]
+    return {
+        "x": _short(x), "density": _short(share * law.pdf(x)), "share": _short(law.cdf(x)),
+        "lower": _number(law.lower_edge), "upper": _number(law.bulk_edge),
+        "threshold": _number(threshold),
+    }  # fmt: skip
 
 
 def _ranked(values: Float64Array, spikes: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rmtspec.report.cells import row_cells
 from rmtspec.report.layer_kinds import Place, depths, place_of
 from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.overview import overview_of, short_block
-from rmtspec.report.page.curves import curves_of
+from rmtspec.report.page.curves import curves_of, estimated_curves
 from rmtspec.report.page.headline import noise_sentence, saving_sentence
 from rmtspec.report.report import Report
 from rmtspec.report.rows import as_text
@@ -98,9 +98,8 @@ def _bytes(size: int) -> str:
 
 
 def _sentences(report: Report) -> list[str]:
-    unsafe = report.unsafe()
-    sentences = [noise_sentence(report), saving_sentence(report)]
-    return [words for words in (*sentences, f"{unsafe}." if unsafe else "") if words]
+    more = (f"{words}." for words in (report.unsafe(), report.estimated()) if words)
+    return [words for words in (noise_sentence(report), saving_sentence(report), *more) if words]
 
 
 def _titles(report: Report) -> list[str]:
@@ -138,7 +137,7 @@ def _data(report: Report, places: Sequence[Place]) -> dict[str, Any]:
             "values": [text(value) if value is not None else "" for value in map(row.get, columns)],
             "csv": _csv_line([row.get(key) for key in columns]),
             "overview": overview_of(report, row),
-            "curves": curves_of(matrix) if (matrix := report.matrices.get(row["name"])) else [],
+            "curves": _curves(report, row["name"]),
         }
         for row, place, depth in zip(report.rows, places, depths(places), strict=True)
     ]
@@ -150,6 +149,13 @@ def _data(report: Report, places: Sequence[Place]) -> dict[str, Any]:
         "columns": columns, "csv": _csv_line(columns), "markdown": head, "rows": rows,
         "blocks": [short_block(blocks[depth]) for depth in sorted(blocks)],
     }  # fmt: skip
+
+
+def _curves(report: Report, name: str) -> list[dict[str, Any]]:
+    """Return what to draw of a matrix, nothing where only its row is known."""
+    if name in report.estimates:
+        return [estimated_curves(report.estimates[name])]
+    return curves_of(report.matrices[name]) if name in report.matrices else []
 
 
 def _csv_line(values: Sequence[Any]) -> str:

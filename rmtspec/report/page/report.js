@@ -124,12 +124,12 @@
     }
     const keys = [key("box", "var(--bars)", `eigenvalues (${curves.p})`)];
     if (law) {
-      keys.push(key(curves.accepted ? "" : "dashed", paint, curves.accepted ? "law of noise" : "law of noise, refused"));
+      keys.push(key(curves.accepted ? "" : "dashed", paint, curves.accepted ? "law of noise" : curves.estimated ? "law of noise, not tested" : "law of noise, refused"));
       keys.push(key("dotted", "var(--threshold)", `threshold ${number(law.threshold)}`));
     }
     if (curves.n_spikes) keys.push(key("", "var(--spike)", `spikes (${curves.n_spikes}), the largest at ${number(curves.spikes[0])}`));
     const label = `Histogram of ${curves.p} eigenvalues` + (law
-      ? `; law of noise from ${number(law.lower)} to ${number(law.upper)}, ${curves.accepted ? "accepted" : "refused"}; ${curves.n_spikes} beyond the threshold ${number(law.threshold)}.`
+      ? `; law of noise from ${number(law.lower)} to ${number(law.upper)}, ${curves.accepted ? "accepted" : curves.estimated ? "not tested" : "refused"}; ${curves.n_spikes} beyond the threshold ${number(law.threshold)}.`
       : "; no law was fitted.");
     const made = figure(curves.title, label, ...plots);
     made.append(element("ul", { class: "keys", role: "list" }, ...keys));
@@ -209,7 +209,7 @@
     for (const [i, curves] of data.rows[index].curves.entries()) {
       made.push(density(curves, width));
       if (curves.bulk) made.push(shares(curves, width));
-      if (i === 0) made.push(scree(curves, width));
+      if (i === 0 && curves.scree) made.push(scree(curves, width));
     }
     place.replaceChildren(...made);
   }
