@@ -89,7 +89,7 @@ class AnalysisOptions:
         if self.method == STOCHASTIC:
             raise InvalidOptionError(
                 f"`method` is {STOCHASTIC!r}, and {purpose} needs singular values and vectors, "
-                "which an estimate does not have",
+                "which an estimate does not have.",
                 hint="Leave `method` out.",
             )
         return self
