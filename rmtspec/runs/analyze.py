@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -160,10 +160,11 @@ def outcomes(
     read is not added to the journal: the next run may be able to.
     """
     results: dict[str, Outcome] = {}
+    again = _again(options)
     for entry in journal.entries if journal is not None else ():
         named = isinstance(entry.get("name"), str) and entry["name"] in matrices
         if named and ("spectrum" in entry or "estimate" in entry or "skipped" in entry):
-            results[entry["name"]] = _from_entry(entry, matrices[entry["name"]], options)
+            results[entry["name"]] = _from_entry(entry, matrices[entry["name"]], again)
             if progress is not None:
                 progress(len(results), len(matrices), entry["name"])
     missing = [(name, matrix) for name, matrix in matrices.items() if name not in results]
@@ -247,15 +248,26 @@ def _known(entry: Mapping[str, Any]) -> tuple[NoiseFit, NoiseVariance | None] | 
     return fit_of(content), None if variance is None else NoiseVariance.from_dict(variance)
 
 
-def _from_entry(
-    entry: Mapping[str, Any], matrix: StoredMatrix, options: AnalysisOptions
-) -> Outcome:
+class _Again(NamedTuple):
+    """The options of an earlier run, for what is made again: by the law alone, and as they were."""
+
+    plain: AnalysisOptions
+    whole: AnalysisOptions
+    metrics: bool
+
+
+def _again(options: AnalysisOptions) -> _Again:
+    whole = dataclasses.replace(options, metrics=False, init=None)
+    return _Again(dataclasses.replace(whole, noise="mp"), whole, options.metrics)
+
+
+def _from_entry(entry: Mapping[str, Any], matrix: StoredMatrix, again: _Again) -> Outcome:
     """Return the outcome of an earlier run, exact to the last digit."""
     if "skipped" in entry:
         return Skipped(str(entry["skipped"]))
     try:
         if "estimate" in entry:
-            return _estimated_from(entry, matrix, options)
+            return _estimated_from(entry, matrix, again.whole)
         stored, seconds = entry["spectrum"], float(entry["row"]["seconds"])
         if type(stored["n"]) is not int or not 1 <= stored["n"] <= max(matrix.sides):
             raise ValueError(f"n is {stored['n']!r} for a matrix of {matrix.sides}")
@@ -265,10 +277,8 @@ def _from_entry(
         if spectrum.shape != matrix.sides or (spectrum.n, spectrum.p) != (max(left), min(left)):
             raise ValueError(f"a spectrum of {spectrum.shape} for a matrix of {matrix.sides}")
         rounding = RoundingLevel(**entry["rounding"]) if "rounding" in entry else None
-        if known is None:  # the plain fit follows from the spectrum
-            options = dataclasses.replace(options, noise="mp")
-        metrics = Metrics.from_dict(entry["metrics"]) if options.metrics else None
-        options = dataclasses.replace(options, metrics=False, init=None)
+        options = again.plain if known is None else again.whole  # that follows from the spectrum
+        metrics = Metrics.from_dict(entry["metrics"]) if again.metrics else None
         kind = options.kind or matrix.kind
         with np.errstate(over="raise", invalid="raise"):  # no matrix has such numbers
             report = report_on(spectrum, entry["name"], kind, options, known=known)
