@@ -111,7 +111,8 @@ def residual(
 
     E_ij = (Z - U_k S_k V_k^T)_ij / sqrt((1 - h_i)(1 - g_j)), where the leverages h and g are the
     row sums of squares of U_k and V_k. The share is 1 - ||W - C||^2 / ||W||^2 with the components
-    C in the units of W. E has shape (n, p), C order and the dtype asked for.
+    C in the units of W; nan where they are larger than W there. E has shape (n, p), C order and the
+    dtype asked for.
     """
     vectors = system.vectors(k) if k else None  # needs memory of its own
     left_over: NDArray[Any] = np.empty((entries.n, entries.p), dtype)
@@ -130,12 +131,14 @@ def residual(
         part = projected @ vectors.T
         np.subtract(block, part, out=part)
         np.square(part, out=block)
-        energies = block @ np.square(scales.columns)
-        lost += float(np.dot(energies, np.square(scales.rows[here] / entries.largest)))
+        with np.errstate(over="ignore", invalid="ignore"):  # of scales that go apart without end
+            energies = block @ np.square(scales.columns)
+            lost += float(np.dot(energies, np.square(scales.rows[here] / entries.largest)))
         part *= 1.0 / rows[:, None]
         np.multiply(part, 1.0 / columns, out=left_over[here], casting="same_kind")
         del block, part
-    return left_over, 1.0 - lost / entries.energy
+    # Entries without equalizing scales, such as a single full row and column: no share is known.
+    return left_over, 1.0 - lost / entries.energy if lost < 2.0 * entries.energy else math.nan
 
 
 def _corrections(leverages: Float64Array) -> Float64Array:

@@ -80,7 +80,8 @@ class NoiseFit(Readable):
     law : MarchenkoPastur or None
         Law of its lowest ``p - n_components`` eigenvalues; None if there are none.
     energy_share : float
-        Share of ||W||^2 that the components explain.
+        Share of ||W||^2 that the components explain; nan if it is not known, because there is no
+        count, or no scales equalize the matrix.
     model : str
         The model that was used: "mp", "equalized" or "signflip".
     why_model : str
@@ -251,7 +252,7 @@ class NoiseFit(Readable):
         span = f"{self.components_low} to {self.components_high}, at least {self.at_least}"
         pairs: list[tuple[str, object]] = [
             ("components", f"{self.n_components} of {self.p} ({span})"),
-            ("share", f"{self.energy_share:.1%} of ||W||^2"),
+            ("share", f"{self.energy_share:.1%} of ||W||^2".replace("nan% of", "not known, of")),
             ("model", self.model + (f": {self.why_model}" if self.why_model else "")),
             ("verdict", f"{self.verdict}: {self.reason}"),
             ("options", f"beta {self.beta:g}, rng {self.rng}"),

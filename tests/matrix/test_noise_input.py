@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -191,3 +192,18 @@ def test_scales_beyond_the_range_of_squares_are_equalized_all_the_same():
         plain, wide = (rmtspec.fit_noise(W, model) for W in (noise, noise * rows * columns))
         assert (wide.n_components, wide.verdict) == (plain.n_components, plain.verdict)
         assert_allclose(wide.spectrum.eigenvalues, plain.spectrum.eigenvalues, rtol=1e-7)
+
+
+@pytest.mark.parametrize("model", ["equalized", "signflip"])
+def test_patterns_without_equalizing_scales_raise_no_warning(model):
+    """A full row and column beside few other entries: the scales go apart without end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(60):
+            generator = np.random.default_rng(seed)
+            n, p = generator.integers(20, 60, 2)
+            W = generator.standard_normal((n, p)) * (generator.random((n, p)) < 0.06)
+            W[0], W[:, 0] = generator.standard_normal(p), generator.standard_normal(n)
+            found = rmtspec.fit_noise(W, model)
+            assert not found.energy_share < -1.0
+            assert "nan%" not in repr(found)
