@@ -13,43 +13,11 @@ import numpy as np
 from rmtspec._checks import Float64Array
 from rmtspec._kernels._decorator import kernel, reordering_kernel
 
-#: Matrices side by side.
-LANES = 16
 #: Sweeps for one eigenvalue before it is given up; two are usual.
 _MOST_SWEEPS = 60
 _EPS = 2.0**-53
 #: Sums of squares of entries below this, where the largest is about 1, are 0.
 _NEGLIGIBLE = 1e-280
-
-
-@kernel
-def eigenvalues_of_stack(matrices: Float64Array) -> Any:
-    """Return the eigenvalues of symmetric matrices (count, p, p), unsorted, shape (count, p).
-
-    Only their lower triangles are read, and overwritten. Those that do not converge are nan.
-    """
-    count, p, _ = matrices.shape
-    out = np.empty((count, p))
-    work = np.empty((4, p))
-    diagonal, beside = np.empty(p), np.empty(p)
-    units = np.empty(LANES)
-    for start in range(0, count, LANES):
-        here = min(LANES, count - start)
-        lanes = here if here < 3 else 4 * ((here + 3) // 4)  # else some would be done one by one
-        values, squares = np.empty((p, lanes)), np.empty((p, lanes))
-        for lane in range(lanes):
-            if lane < here:
-                matrix = matrices[start + lane]
-                units[lane] = _in_units(matrix)
-                tridiagonal(matrix, work, diagonal, beside)
-            for i in range(p):  # the last one again in the lanes that are over
-                values[i, lane] = diagonal[i]
-                squares[i, lane] = beside[i] * beside[i]
-        converged = eigenvalues_side_by_side(values, squares, np.empty((7, lanes)))
-        for lane in range(here):
-            for i in range(p):
-                out[start + lane, i] = values[i, lane] * units[lane] if converged else np.nan
-    return out
 
 
 @kernel
@@ -71,53 +39,63 @@ def _in_units(matrix: Float64Array) -> Any:
 
 
 @reordering_kernel
-def tridiagonal(
-    matrix: Float64Array, work: Float64Array, diagonal: Float64Array, beside: Float64Array
+def tridiagonals(
+    matrices: Float64Array, diagonals: Float64Array, squares: Float64Array, units: Float64Array
 ) -> None:
-    """Make a symmetric matrix tridiagonal by Householder's reflections, from its last row on.
+    """Make symmetric matrices (count, p, p) tridiagonal by Householder's reflections.
 
-    The lower triangle of `matrix` (p, p) is overwritten; `work` has shape (4, p). ``beside[i]`` is
-    the entry between i and i + 1, and the last one is 0. Each pass over the triangle takes away
-    the last reflection, ``A - v w^T - w v^T``, and multiplies by the next, so that it is read once.
+    Only their lower triangles are read, and overwritten. `diagonals` (p, lanes) get the diagonals,
+    in units of `units` (count,), powers of two, and `squares` the squares of the entries between i
+    and i + 1, in the last row 0; the lanes that are over get the last matrix again. A matrix is
+    reduced from its last row on: each pass over the triangle takes away the last reflection,
+    ``A - v w^T - w v^T``, and multiplies by the next, so that it is read once.
     """
-    p = matrix.shape[0]
+    count, p, _ = matrices.shape
+    work = np.empty((4, p))
     v, w, x, y = work[0], work[1], work[2], work[3]
-    v[:] = 0.0
-    w[:] = 0.0
-    for k in range(p - 1, 0, -1):
-        row, of_v, of_w = matrix[k], v[k], w[k]
-        for j in range(k + 1):
-            row[j] -= of_v * w[j] + of_w * v[j]
-        diagonal[k] = row[k]
-        rest = 0.0
-        for j in range(k - 1):
-            rest += row[j] * row[j]
-        first = row[k - 1]
-        tau = inverse = 0.0
-        beside[k - 1] = first
-        if rest > _NEGLIGIBLE:
-            norm = math.sqrt(first * first + rest)
-            beside[k - 1] = -norm if first > 0.0 else norm
-            tau = (beside[k - 1] - first) / beside[k - 1]
-            inverse = 1.0 / (first - beside[k - 1])
-        for j in range(k - 1):
-            x[j] = row[j] * inverse
-        x[k - 1] = 1.0
-        y[:k] = 0.0
-        for i in range(0, k - 1, 2):
-            _two_rows(matrix, work, i)
-        if k % 2 == 1:
-            _last_row(matrix, work, k - 1)
-        half = 0.0
-        for j in range(k):
-            y[j] *= tau
-            half += y[j] * x[j]
-        half *= 0.5 * tau
-        for j in range(k):
-            v[j] = x[j]
-            w[j] = y[j] - half * x[j]
-    diagonal[0] = matrix[0, 0] - 2.0 * v[0] * w[0]
-    beside[p - 1] = 0.0
+    for lane in range(count):
+        matrix = matrices[lane]
+        units[lane] = _in_units(matrix)
+        v[:] = 0.0
+        w[:] = 0.0
+        for k in range(p - 1, 0, -1):
+            row, of_v, of_w = matrix[k], v[k], w[k]
+            for j in range(k + 1):
+                row[j] -= of_v * w[j] + of_w * v[j]
+            diagonals[k, lane] = row[k]
+            rest = 0.0
+            for j in range(k - 1):
+                rest += row[j] * row[j]
+            first = row[k - 1]
+            tau, inverse, beside = 0.0, 0.0, first
+            if rest > _NEGLIGIBLE:
+                norm = math.sqrt(first * first + rest)
+                beside = -norm if first > 0.0 else norm
+                tau = (beside - first) / beside
+                inverse = 1.0 / (first - beside)
+            squares[k - 1, lane] = beside * beside
+            for j in range(k - 1):
+                x[j] = row[j] * inverse
+            x[k - 1] = 1.0
+            y[:k] = 0.0
+            for i in range(0, k - 1, 2):
+                _two_rows(matrix, work, i)
+            if k % 2 == 1:
+                _last_row(matrix, work, k - 1)
+            half = 0.0
+            for j in range(k):
+                y[j] *= tau
+                half += y[j] * x[j]
+            half *= 0.5 * tau
+            for j in range(k):
+                v[j] = x[j]
+                w[j] = y[j] - half * x[j]
+        diagonals[0, lane] = matrix[0, 0] - 2.0 * v[0] * w[0]
+        squares[p - 1, lane] = 0.0
+    for lane in range(count, diagonals.shape[1]):
+        for i in range(p):
+            diagonals[i, lane] = diagonals[i, count - 1]
+            squares[i, lane] = squares[i, count - 1]
 
 
 @reordering_kernel

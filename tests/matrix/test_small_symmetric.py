@@ -102,8 +102,7 @@ def test_a_matrix_with_nan_spoils_no_other(bad):
     stack = grams(18, 9)
     expected = stacked_eigvalsh(stack.copy())
     stack[4, 3, 2] = bad
-    found = symmetric.eigenvalues_of_stack(stack)
-    found.sort(axis=1)
+    found = small_symmetric.eigenvalues_of_stack(stack)
     assert np.isnan(found[4]).any()
     np.testing.assert_array_equal(np.delete(found, 4, 0), np.delete(expected, 4, 0))
 
@@ -111,7 +110,7 @@ def test_a_matrix_with_nan_spoils_no_other(bad):
 def test_what_does_not_converge_goes_to_lapack(monkeypatch):
     stack = grams(3, 12)
     expected = np.linalg.eigvalsh(stack)
-    real = symmetric.eigenvalues_of_stack
+    real = small_symmetric.eigenvalues_of_stack
 
     def failing(matrices):
         values = real(matrices)
@@ -125,7 +124,7 @@ def test_what_does_not_converge_goes_to_lapack(monkeypatch):
 @pytest.mark.kernels
 def test_small_stacks_by_the_kernel_itself():
     stack = np.concatenate([grams(4, 6), [np.eye(6), wilkinson(6)]])
-    found = np.sort(symmetric.eigenvalues_of_stack(stack.copy()), axis=1)
+    found = small_symmetric.eigenvalues_of_stack(stack.copy())
     np.testing.assert_allclose(found, np.linalg.eigvalsh(stack), rtol=0.0, atol=1e-13)
 
 
