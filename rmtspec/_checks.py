@@ -1,6 +1,7 @@
 """Checks of user input: each returns the converted value or raises an error with a cure."""
 
 import contextlib
+import functools
 import math
 import operator
 from typing import Any
@@ -98,6 +99,7 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "V" and dtype.names is None and np.can_cast(dtype, np.float64)
 
 
+@functools.lru_cache(maxsize=32)
 def resolution(dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return (epsilon, smallest subnormal) of `dtype`; integers are exact in float64."""
     limits = _limits(dtype)

@@ -233,7 +233,7 @@ def _fit(
     if scale <= max(spec.rounding_variance, VARIANCES[0]):  # squares below that lose their digits
         return None
     threshold = scale * ((1.0 + math.sqrt(ratio)) ** 2 + margin * edge_width(n, p))
-    n_spikes = spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
+    n_spikes = spec.p - int(spec.eigenvalues.searchsorted(threshold, side="right"))
     law = MarchenkoPastur(ratio, scale)
     return BulkFit(
         variance=scale * spec.n / n,  # the bulk's own eigenvalues would be s^2 / (n - n_removed)

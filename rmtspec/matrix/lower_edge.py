@@ -149,7 +149,7 @@ def below_bulk(
     elif law is not None:
         n, p = spec.n - removed, spec.p - removed
         threshold = law.variance / n * _smallest(n, p, beta)
-        end = int(np.searchsorted(spec.eigenvalues, threshold, side="left"))
+        end = int(spec.eigenvalues.searchsorted(threshold, side="left"))
         values = spec.eigenvalues[n_zero : max(end, n_zero)]
         n_below = values.size
     return LowerEnd(

@@ -254,7 +254,7 @@ def _moved(spec: Spectrum, fit: BulkFit, level: float) -> int:
     n, p = fit.n - fit.n_removed, fit.p - fit.n_removed
     margin = upper_quantile(level) * edge_width(n, p)
     threshold = fit.bulk_edge + fit.law.variance * margin
-    return spec.p - int(np.searchsorted(spec.eigenvalues, threshold, side="right"))
+    return spec.p - int(spec.eigenvalues.searchsorted(threshold, side="right"))
 
 
 def _absorbed(scales: Float64Array) -> tuple[int, ...]:

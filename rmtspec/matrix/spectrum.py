@@ -1,5 +1,6 @@
 """Spectrum: the eigenvalues of a matrix, its sides, and the rounding level."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,12 +135,12 @@ class Spectrum(Readable):
         """Set all fields, those given and those that follow from them."""
         eigenvalues.flags.writeable = False
         p = eigenvalues.size
-        rounding_edge = rounding_variance * (1.0 + np.sqrt(p / n)) ** 2
+        rounding_edge = rounding_variance * (1.0 + math.sqrt(p / n)) ** 2
         fields = {
             "eigenvalues": eigenvalues,
             "n": int(n),
             "p": p,
-            "numerical_rank": int(np.count_nonzero(eigenvalues > rounding_edge)),
+            "numerical_rank": p - int(eigenvalues.searchsorted(rounding_edge, side="right")),
             "rounding_variance": float(rounding_variance),
             **others,
         }
