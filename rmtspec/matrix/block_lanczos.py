@@ -97,14 +97,17 @@ def ritz_values(gram: Gram, basis: list[Matrix], most: int) -> Ritz:
     """
     from scipy.linalg import qr
 
-    space = qr(np.hstack(basis), mode="economic", overwrite_a=True, check_finite=False)[0]
+    space = np.empty((len(basis[0]), sum(part.shape[1] for part in basis)), gram.dtype, order="F")
+    np.concatenate(basis, axis=1, out=space)
+    space = qr(space, mode="economic", overwrite_a=True, check_finite=False)[0]  # in its place
     image = gram @ space
     small = np.asarray(space.T @ image, dtype=np.float64)
     values, turns = np.linalg.eigh((small + small.T) / 2.0)
     kept = min(most, len(values))
     values, turns = values[::-1][:kept], turns[:, ::-1][:, :kept].astype(gram.dtype)
-    vectors = space @ turns
-    rest = image @ turns - vectors * values.astype(gram.dtype)
+    vectors, rest = space @ turns, image @ turns
+    del space, image
+    rest -= vectors * values.astype(gram.dtype)
     return Ritz(values, np.sqrt(_dots(rest, rest)), vectors)
 
 

@@ -12,7 +12,7 @@ from rmtspec._checks import Float64Array
 from rmtspec.errors import InvalidValueError
 from rmtspec.matrix.bema import check_levels
 from rmtspec.matrix.block_lanczos import Gram, lanczos, ritz_values
-from rmtspec.matrix.eigenvalues import EntryMoments, check_finite
+from rmtspec.matrix.eigenvalues import EntryMoments, check_finite, check_range
 from rmtspec.matrix.probes import ALLOWED, ProbedNoise, Probes
 from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 
@@ -30,6 +30,10 @@ _TOP_STEPS, _KEPT, _LARGEST = 20, 0.8, 1024
 _ROUNDS = 5
 
 
+class TooSmallError(InvalidValueError):
+    """Without its zero rows and columns a matrix is too small for an estimate."""
+
+
 def estimate_spectrum(
     W: ArrayLike,
     *,
@@ -44,7 +48,8 @@ def estimate_spectrum(
     Random vectors are multiplied by the Gram matrix, which is never formed: time
     ``4 n p probes (steps + 1)`` operations and memory of ``probes * steps`` vectors of length p,
     where `spectrum` takes ``n p^2 + 4/3 p^3`` and p^2. From a smaller side of about 4096 on that is
-    less. Nothing is exact, nothing is tested; the errors are stated.
+    less. With more than about 50 spikes it is done two to five times. Nothing is exact, nothing is
+    tested; the errors are stated.
 
     Parameters
     ----------
@@ -77,12 +82,14 @@ def estimate_spectrum(
     The distribution is that of stochastic Lanczos quadrature (Lin, Saad and Yang, SIAM Review 58,
     34, 2016; Ubaru, Chen and Saad, SIAM J. Matrix Anal. 38, 1075, 2017): each probe z gives nodes
     and weights whose distribution function is that of the eigenvalues weighted by the squares of
-    z's components, averaged over probes. The spikes are the largest Ritz values in the span of the
-    vectors of all probes, as in block Lanczos (Golub and Underwood, 1977). With k spikes, the
-    variance is ``(tr(W^T W / n) - sum of spikes) / (p - k) * n / (n - k)``, as long as the
-    quantiles of the estimated bulk agree. Its error is the error of these quantiles, since weak
-    signals in the bulk are in the trace too. No more Ritz values than eigenvalues lie above any
-    point (Cauchy), so that `n_spikes_low` allows for the error of the threshold alone.
+    z's components, averaged over probes. Many spikes would take all nodes, so that probes are then
+    drawn again, orthogonal to the vectors of the spikes found (deflation). The spikes are the
+    largest Ritz values in the span of the vectors of all probes, as in block Lanczos (Golub and
+    Underwood, 1977). With k spikes, the variance is ``(tr(W^T W / n) - sum of spikes) / (p - k) * n
+    / (n - k)``, as long as the quantiles of the estimated bulk agree. Its error is the error of
+    these quantiles, since weak signals in the bulk are in the trace too. No more Ritz values than
+    eigenvalues lie above any point (Cauchy), so that `n_spikes_low` allows for the error of the
+    threshold alone.
 
     Examples
     --------
@@ -99,11 +106,14 @@ def estimate_spectrum(
     alpha, beta = check_levels(alpha, beta, "midpoint")
     seed = _checks.seed(rng, "rng")
     check_finite(array)
-    tall = array.T if array.shape[0] < array.shape[1] else array
+    wide = array.shape[0] < array.shape[1]
+    tall = array.T if wide else array
+    if array.dtype.itemsize >= 8:
+        check_range(tall, wide)
     rows, columns, moments, unit = _sums(tall)
     n, p, total = int(np.count_nonzero(rows)), int(np.count_nonzero(columns)), float(rows.sum())
     if p < SMALLEST or n < p:
-        raise InvalidValueError(
+        raise TooSmallError(
             f"`W` has sides {max(n, p)} and {min(n, p)} without its zero rows and columns; "
             f"expected a smaller side of at least {SMALLEST}, that which is the smaller with them. "
             "Call rmtspec.spectrum, which is exact."
@@ -112,15 +122,20 @@ def estimate_spectrum(
     start = np.random.default_rng(seed).choice([-1.0, 1.0], (len(columns), probes))
     start[columns == 0] = 0.0
     start = (start / math.sqrt(p)).astype(gram.dtype)
+    eps = float(np.finfo(np.float64 if gram.dtype == np.float64 else np.float32).eps)
     known, before = start[:, :0], math.inf
     for left in reversed(range(_ROUNDS)):
         made = lanczos(gram, start, steps, known)
         nodes, weights = _quadrature(made.diagonals, made.beside)
         most = min(_LARGEST, p // 4, int(_KEPT * probes * _TOP_STEPS) + known.shape[1])
-        values, residuals, vectors = ritz_values(gram, [known, *made.basis[:_TOP_STEPS]], most)
+        del made.basis[_TOP_STEPS:]
+        values, residuals, vectors = ritz_values(gram, [known, *made.basis], most)
+        del made
         found = Probes(nodes, weights, values, known.shape[1], n, p)
         noise = ProbedNoise(found, alpha, beta)
         variance, error, source, k = noise.fitted(total / n, moments.kurtosis)
+        rounding = eps * float(values[0])
+        variance = max(variance, rounding)  # noise below it cannot be told from it
         edge, factor = noise.edges(k)
         threshold = variance * factor
         above = int(np.count_nonzero(values > threshold))
@@ -133,8 +148,7 @@ def estimate_spectrum(
         if not left:  # not settled
             error = math.hypot(error, min(moved, variance))
         known, before = vectors[:, :above], variance
-    eps = np.finfo(np.float64 if gram.dtype == np.float64 else np.float32).eps
-    error = math.hypot(error, float(eps) * float(values[0]))
+    error = math.hypot(error, rounding)
     allowed = ALLOWED * error * factor
     count, low, high = found.counts(threshold, allowed, residuals)
     scale = unit**2
@@ -151,19 +165,23 @@ def estimate_spectrum(
 
 
 def memory_of_estimate(p: int) -> int:
-    """Return the bytes that an estimate takes at most, besides the matrix, for a smaller side."""
-    return 8 * p * PROBES * (STEPS + 1 + 4 * _TOP_STEPS)
+    """Return the bytes that an estimate takes at most, besides the matrix, for a smaller side.
+
+    They are those of numbers of 4 bytes with as many spikes as are looked for; without spikes it is
+    a third. The vectors among which these are looked for are there five times.
+    """
+    return 4 * p * 5 * (min(_LARGEST, p // 4) + PROBES * _TOP_STEPS)
 
 
 def _sums(tall: NDArray[Any]) -> tuple[Float64Array, Float64Array, EntryMoments, float]:
     """Return sums of squares of rows and columns in a unit, the moments, and the unit.
 
-    The unit is a power of two near the largest entry.
+    The unit is a power of two near the largest entry; 1 where squares are safe without it.
     """
     largest = max(float(np.abs(block).max()) for block in Gram(tall, 1, 1.0).blocks())
     if largest == 0.0:
         return np.zeros(len(tall)), np.zeros(tall.shape[1]), EntryMoments(0.0, 0.0, 3.0), 1.0
-    unit = math.ldexp(1.0, math.frexp(largest)[1])
+    unit = 1.0 if 2.0**-20 < largest < 2.0**20 else math.ldexp(1.0, math.frexp(largest)[1])
     rows, columns, fourths, start = np.empty(len(tall)), np.zeros(tall.shape[1]), 0.0, 0
     for block in Gram(tall, 1, unit).blocks():
         squares = np.square(block, dtype=np.float64)
@@ -186,4 +204,5 @@ def _quadrature(diagonals: Float64Array, beside: Float64Array) -> tuple[Float64A
     found = [
         eigh_tridiagonal(a, b, check_finite=False) for a, b in zip(diagonals, beside, strict=True)
     ]
-    return np.array([values for values, _ in found]), np.array([v[0] ** 2 for _, v in found])
+    nodes = np.array([values for values, _ in found])
+    return np.maximum(nodes, 0.0), np.array([v[0] ** 2 for _, v in found])  # below is rounding

@@ -16,6 +16,7 @@ from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.matrix.eigenvalues import EntryMoments
 from rmtspec.matrix.probes import Probes
 from rmtspec.matrix.screen import doubt_about
+from rmtspec.terms import Why
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -167,13 +168,25 @@ class SpectrumEstimate(Readable):
 
     @property
     def doubt(self) -> str:
-        """Why the count of spikes is not safe, from the moments of the entries; empty if it is."""
+        """Why the count of spikes is not safe; empty if nothing speaks against it.
+
+        The moments of the entries do, as with a `Spectrum`, or the estimate itself.
+        """
         unit, n = self.variance / self.n, self.n
         rows, columns = self.shape
-        return doubt_about(
+        words = doubt_about(
             self.moments, self.spikes / unit, (n, self.p),
             energy=self.trace / unit, tall=rows >= columns,
         )  # fmt: skip
+        if words:
+            return words
+        if self.variance < 2.0 * self.variance_error:
+            return Why.NOISE_UNKNOWN.words(variance=self.variance, error=self.variance_error)
+        if self.source == "trace":
+            return ""
+        if self.n_spikes > len(self.largest):
+            return Why.MANY_SPIKES.words(count=self.n_spikes)
+        return Why.TRACE_DIFFERS.words()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with "method" "stochastic"."""

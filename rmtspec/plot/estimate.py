@@ -91,7 +91,7 @@ def plot_estimate(
     ax.axvspan(edge - wide, edge + wide, color=look.law, alpha=0.18, linewidth=0.0, label=name)
     dots: dict[str, Any] = {"color": look.threshold, "linestyle": "-.", "linewidth": 1.4}
     ax.axvline(threshold, label=f"threshold {threshold:.4g}", **dots)
-    spikes = estimate.largest[: estimate.n_spikes]
+    spikes = estimate.spikes
     if spikes.size:
         foot: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 11.0}
         foot |= {"transform": ax.get_xaxis_transform(), "markeredgewidth": 1.3, "zorder": 3.0}

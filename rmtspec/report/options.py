@@ -58,7 +58,7 @@ class AnalysisOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str | None):
             raise InvalidOptionTypeError(f"`kind` is {self.kind!r}", "text")
-        if self.method == STOCHASTIC:
+        if self.estimates:
             self._check_estimated()
         check_route(self.route, self.precision, self.eigensolver)
         check_levels(self.alpha, self.beta, self.quantiles)
@@ -84,9 +84,17 @@ class AnalysisOptions:
                     hint=f"Leave out `{name}`, or `method`.",
                 )
 
+    def check_device(self, device: Any) -> None:
+        """Raise if spectra are estimated and a device is given, where that is not done."""
+        if self.estimates and device is not None:
+            raise InvalidOptionError(
+                f"`device` is {str(device)!r} and `method` {STOCHASTIC!r}, which works on the CPU",
+                "one of the two", "Leave `device` out.",
+            )  # fmt: skip
+
     def with_spectra(self, purpose: str) -> Self:
         """Return these options; raise if they estimate spectra, which does not serve `purpose`."""
-        if self.method == STOCHASTIC:
+        if self.estimates:
             raise InvalidOptionError(
                 f"`method` is {STOCHASTIC!r}, and {purpose} needs singular values and vectors, "
                 "which an estimate does not have.",
@@ -95,9 +103,14 @@ class AnalysisOptions:
         return self
 
     @property
+    def estimates(self) -> bool:
+        """Whether the spectra of large matrices are estimated."""
+        return self.method == STOCHASTIC
+
+    @property
     def route(self) -> str:
         """The method of `rmtspec.spectrum` by which a matrix is analysed that is not estimated."""
-        return "auto" if self.method == STOCHASTIC else self.method
+        return "auto" if self.estimates else self.method
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":
