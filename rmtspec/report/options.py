@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from rmtspec import _checks
 from rmtspec._records import plain
@@ -92,16 +92,6 @@ class AnalysisOptions:
                 "one of the two", "Leave `device` out.",
             )  # fmt: skip
 
-    def with_spectra(self, purpose: str) -> Self:
-        """Return these options; raise if they estimate spectra, which does not serve `purpose`."""
-        if self.estimates:
-            raise InvalidOptionError(
-                f"`method` is {STOCHASTIC!r}, and {purpose} needs singular values and vectors, "
-                "which an estimate does not have.",
-                hint="Leave `method` out.",
-            )
-        return self
-
     @property
     def estimates(self) -> bool:
         """Whether the spectra of large matrices are estimated."""
@@ -113,8 +103,17 @@ class AnalysisOptions:
         return "auto" if self.estimates else self.method
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":
-        """Return options from a mapping by name; raise for an unknown one."""
+    def of(cls, given: Mapping[str, Any], *, spectra_for: str = "") -> "AnalysisOptions":
+        """Return options from a mapping by name; raise for an unknown one.
+
+        If a purpose is named that spectra are needed for, raise too where these are estimated.
+        """
+        if spectra_for and given.get("method") == STOCHASTIC:
+            raise InvalidOptionError(
+                f"`method` is {STOCHASTIC!r}, and {spectra_for} needs singular values and vectors, "
+                "which an estimate does not have.",
+                hint="Leave `method` out.",
+            )
         known = sorted(field.name for field in fields(cls))
         for name in given:
             if name not in known:

@@ -9,7 +9,7 @@ import pytest
 from checkpoints import write_safetensors
 
 import rmtspec
-from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.matrix import estimate_spectrum as _estimate
 from rmtspec.report import Report, estimated
 from rmtspec.terms import Verdict, Why
@@ -135,6 +135,22 @@ def test_more_spikes_than_are_looked_for(tmp_path):
     report.to_html(tmp_path / "r.html")
 
 
+def test_a_journal_keeps_the_rounding(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    codes = gguf.quants.quantize(spiked((420, 320)), gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("blk.0.ffn_up.weight", codes, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    first = rmtspec.analyze_checkpoint(tmp_path / "a.gguf", journal=tmp_path / "j", **METHOD)
+    again = rmtspec.analyze_checkpoint(tmp_path / "a.gguf", journal=tmp_path / "j", **METHOD)
+    (row,) = first.rows
+    assert (row["method"], row["quantised"]) == ("stochastic", "Q8_0")
+    assert 0.0 < row["rounding_edge"] < row["bulk_edge"]
+    assert again.rows == first.rows
+
+
 class Quantised:
     """A matrix in whole steps, as a quantised file has it."""
 
@@ -199,6 +215,12 @@ def test_what_gives_a_spectrum_refuses_the_method():
         rmtspec.spectrum(W, "stochastic")
     with pytest.raises(InvalidOptionError, match=r"rmtspec\.estimate_spectrum\(W\)"):
         rmtspec.analyze(W, method="stochastic")
+
+
+@pytest.mark.parametrize("call", [rmtspec.choose_rank, rmtspec.fit_noise, rmtspec.analyze])
+def test_an_estimate_is_no_matrix(call):
+    with pytest.raises(InvalidTypeError, match="estimated spectrum has no singular values"):
+        call(rmtspec.estimate_spectrum(spiked()))
 
 
 def test_pruning_refuses_it(tmp_path):
