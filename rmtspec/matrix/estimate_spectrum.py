@@ -48,7 +48,7 @@ def estimate_spectrum(
     Random vectors are multiplied by the Gram matrix, which is never formed: time
     ``4 n p probes (steps + 1)`` operations and memory of ``probes * steps`` vectors of length p,
     where `spectrum` takes ``n p^2 + 4/3 p^3`` and p^2. From a smaller side of about 4096 on that is
-    less. With more than about 50 spikes it is done two to five times. Nothing is exact, nothing is
+    less. More than about 50 spikes take two to five times as long. Nothing is exact, nothing is
     tested; the errors are stated.
 
     Parameters
