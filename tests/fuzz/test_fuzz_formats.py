@@ -9,6 +9,7 @@ import io
 import json
 import random
 import shutil
+import subprocess
 import sys
 import time
 import zipfile
@@ -22,6 +23,7 @@ import onnx
 import pytest
 import torch
 from checkpoints import planted, write_safetensors, write_sharded
+from forked import ForkedWalks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutants import EXAMPLES, mutated_bytes, mutated_text
@@ -31,7 +33,7 @@ import rmtspec
 import rmtspec.adapters.onnx
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._training.file import _content, write_training
-from rmtspec.checkpoint import matrices_in
+from rmtspec.checkpoint import keras_walk, matrices_in
 from rmtspec.checkpoint.manifest import Manifest
 from rmtspec.errors import RmtspecError
 from rmtspec.report import Report
@@ -47,6 +49,7 @@ CONFIGS = [
     {"model_type": "mixtral", "num_local_experts": 2, "hidden_size": 8, "intermediate_size": 8},
     {"text_config": {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4}},
 ]
+CORPUS = Path(__file__).parent / "corpus"
 QUANTISED = sorted(Path(__file__).parents[1].glob("reference/quantised/*.safetensors"))
 FUSED = {
     "transformer.h.0.attn.c_attn.weight": np.ones((8, 24), "<f4"),
@@ -302,12 +305,26 @@ def check(place, kind, seed):
     assert time.perf_counter() - began < MOST_SECONDS
 
 
-#: Each of these starts a process.
-SLOWER = {"keras-h5": 20, "keras": 20, "onnx": 2}
+#: Each of these starts a process, for Keras where `walks` cannot fork one.
+FORKS = sys.platform == "linux"
+SLOWER = {"onnx": 2} if FORKS else {"keras-h5": 20, "keras": 20, "onnx": 2}
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    """Walk the files of Keras in forks; give what runs them, or nothing."""
+    if not FORKS:
+        yield None
+        return
+    made = ForkedWalks(keras_walk.__file__, tmp_path_factory.mktemp("walks"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_walk, "subprocess", made)
+        yield made
+    made.close()
 
 
 @pytest.mark.parametrize("kind", TRIALS)
-def test_damage_is_read_or_refused(place, kind):
+def test_damage_is_read_or_refused(place, walks, kind):
     @settings(
         max_examples=EXAMPLES // SLOWER.get(kind, 1),
         suppress_health_check=list(HealthCheck),
@@ -321,3 +338,27 @@ def test_damage_is_read_or_refused(place, kind):
     before = peak_memory()
     trials()
     assert peak_memory() - before < MOST_BYTES
+    assert walks is None or walks.peak < MOST_BYTES
+
+
+@pytest.mark.skipif(not FORKS, reason="nothing is forked here")
+def test_a_fork_ends_as_a_new_process_does(place, tmp_path):
+    """In what it writes and how it ends, of good files, damaged ones and those that crash."""
+    forked = ForkedWalks(keras_walk.__file__, tmp_path)
+    files = [place / "m.weights.h5", place / "m.keras", CORPUS / "keras-3554.h5"]
+    for cut in (700, 3000):
+        files.append(tmp_path / f"{cut}.h5")
+        files[-1].write_bytes(files[0].read_bytes()[:cut])
+    ends = set()
+    for file in files:
+        command = [sys.executable, "-P", keras_walk.__file__, str(file)]
+        options = {"capture_output": True, "encoding": "utf-8", "check": False}
+        new, fork = subprocess.run(command, **options), forked.run(command, **options)
+        assert (new.returncode, new.stdout, new.stderr) == (
+            fork.returncode, fork.stdout, fork.stderr
+        )  # fmt: skip
+        ends.add(fork.returncode)
+    forked.close()
+    assert min(ends) < 0 < max(ends)
+    assert 0 in ends
+    assert 0 < forked.peak < MOST_BYTES
