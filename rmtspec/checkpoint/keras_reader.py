@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtspec.checkpoint.keras_names import KerasNames
+from rmtspec.checkpoint.keras_pieces import RATIO, SMALL, check_pieces, not_unpacked
 from rmtspec.checkpoint.keras_walk import MEMBER, WalkError, found_in, opened
 from rmtspec.checkpoint.outputs_first import outputs_first
 from rmtspec.checkpoint.safetensors_reader import looks_like
@@ -23,9 +24,6 @@ from rmtspec.checkpoint.stored import ZIP_ERRORS, StoredTensor
 from rmtspec.errors import FileError, MissingDependencyError
 from rmtspec.terms import Why
 
-#: Nothing that HDF5 or zip compress becomes more than about 1030 times smaller.
-_RATIO = 1100
-_SMALL = 2**20
 _ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError, *ZIP_ERRORS)
 
 
@@ -39,7 +37,9 @@ class KerasTensor(StoredTensor):
         """Return the variable."""
         try:
             with opened(self.path) as file:
-                values: NDArray[Any] = file[self.place][()]
+                dataset = file[self.place]
+                check_pieces(dataset)
+                values: NDArray[Any] = dataset[()]
         except _ERRORS as error:
             raise FileError(
                 f"{self.path} is damaged at {self.name!r}: {error}. Copy or save the file again."
@@ -78,7 +78,7 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
             skipped.append({"name": place, "reason": reason})
             continue
         name = names.of(entry["place"])
-        reason = _not_read(entry, name)
+        reason = _not_read(entry, name, found["size"])
         if reason:
             skipped.append({"name": name, "reason": reason})
         elif name in tensors:
@@ -107,7 +107,7 @@ def _check_start(file: Path) -> None:
         raise FileError(
             f"{file} is damaged, or no archive of Keras: {error}. Copy or save the file again."
         ) from error
-    if member.file_size > _RATIO * member.compress_size + _SMALL:
+    if member.file_size > RATIO * member.compress_size + SMALL:
         raise FileError(
             f"{file} is damaged: {MEMBER} announces {member.file_size} bytes and is stored in "
             f"{member.compress_size}. Save the file again."
@@ -134,13 +134,13 @@ def _bytes(entry: Mapping[str, Any]) -> int:
     return int(np.dtype(entry["dtype"]).itemsize * math.prod(entry["shape"]))
 
 
-def _not_read(entry: Mapping[str, Any], name: str) -> str:
-    """Return why an array is not read, or nothing."""
+def _not_read(entry: Mapping[str, Any], name: str, size: int) -> str:
+    """Return why an array in a file of that size is not read, or nothing."""
     if not entry["dtype"]:
         return Why.NOT_REAL.words(dtype=entry["type"], hint="")
     if entry["shape"] is None:
         return Why.EMPTY.words()
-    nbytes, stored = _bytes(entry), entry["stored"]
-    if nbytes > _RATIO * stored + _SMALL:
-        return Why.DAMAGED.words(error=f"it announces {nbytes} bytes and stores {stored}")
-    return Why.DEPTHWISE.words() if name.endswith("depthwise_kernel") else ""
+    reason = not_unpacked(entry, size)
+    if not reason and name.endswith("depthwise_kernel"):
+        return Why.DEPTHWISE.words()
+    return reason

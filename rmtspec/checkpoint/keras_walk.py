@@ -20,6 +20,9 @@ _OPTIMIZER = ("optimizer", "optimizer_weights")
 #: Seconds of computing for a file of no size, bytes for each second more, and the most seconds:
 #: a thousand variables of a few numbers take .15 s, and are 4 MB.
 _SECONDS, _BYTES, _MOST = 2, 2**21, 60
+#: Bytes of memory beyond those of a process that has loaded h5py; as many again as the file has,
+#: but for large files: a variable of a few numbers takes 4 KB there, and half of that here.
+_MEMORY, _LARGE = 2**29, 2**31
 
 
 class WalkError(ValueError):
@@ -64,9 +67,10 @@ def opened(file: str) -> Iterator[Any]:
 def walk(root: Any) -> dict[str, Any]:
     """Return the "entries" below the root, each object once, and the "names" that layers have.
 
-    An entry has its "place" and "what" it is: an "array" with "shape", "dtype" and "stored", the
-    bytes that it takes; "outside", numbers in another file; "link" or "other file" with its
-    "target"; or "optimizer".
+    An entry has its "place" and "what" it is: an "array" with "shape", "dtype", "item", the bytes
+    of a number, "stored", those that all take, and the "chunks" and "filters" of its pieces;
+    "outside", numbers in another file; "link" or "other file" with its "target"; or "optimizer".
+    "size" is that of the HDF5 file.
     """
     import h5py
 
@@ -97,25 +101,41 @@ def walk(root: Any) -> dict[str, Any]:
                     waiting.append((here, found))
                 elif isinstance(found, h5py.Dataset):
                     entries.append({"place": here, **_array(found)})
-    return {"entries": entries, "names": names}
+    return {"entries": entries, "names": names, "size": root.file.id.get_filesize()}
 
 
 def _array(dataset: Any) -> dict[str, Any]:
     dtype = dataset.dtype
     plain = not (dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None)
+    plan = dataset.id.get_create_plist()
     return {
         "what": "outside" if dataset.external or dataset.is_virtual else "array",
         "shape": dataset.shape, "dtype": dtype.str if plain else "", "type": str(dtype),
-        "stored": dataset.id.get_storage_size(),
+        "item": dataset.id.get_type().get_size(), "stored": dataset.id.get_storage_size(),
+        "chunks": dataset.chunks,
+        "filters": [plan.get_filter(index)[0] for index in range(plan.get_nfilters())],
     }  # fmt: skip
+
+
+def _limit(size: int) -> None:
+    """Limit the time, and on Linux the memory, of this process: a list may go round in circles."""
+    import resource
+
+    import h5py  # noqa: F401  # what it takes does not count
+
+    seconds = min(_SECONDS + size // _BYTES, _MOST)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        most = pages * resource.getpagesize() + _MEMORY + min(size, _LARGE)
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        if soft == resource.RLIM_INFINITY or soft > most:
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _main(file: str) -> None:
     with contextlib.suppress(ImportError):  # not on Windows
-        import resource
-
-        seconds = min(_SECONDS + Path(file).stat().st_size // _BYTES, _MOST)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        _limit(Path(file).stat().st_size)
     with opened(file) as root:
         sys.stdout.write(json.dumps(walk(root)))
 
