@@ -5,6 +5,7 @@ is needed to see it again.
 """
 
 import contextlib
+import functools
 import io
 import json
 import random
@@ -24,6 +25,7 @@ import pytest
 import torch
 from checkpoints import planted, write_safetensors, write_sharded
 from forked import ForkedWalks
+from hdf5_mutants import Hdf5Mutants, write_hdf5
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutants import EXAMPLES, mutated_bytes, mutated_text
@@ -50,6 +52,8 @@ CONFIGS = [
     {"text_config": {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4}},
 ]
 CORPUS = Path(__file__).parent / "corpus"
+#: The first and the last kinds of structures that the library here writes.
+HDF5 = ("earliest", "latest")
 QUANTISED = sorted(Path(__file__).parents[1].glob("reference/quantised/*.safetensors"))
 FUSED = {
     "transformer.h.0.attn.c_attn.weight": np.ones((8, 24), "<f4"),
@@ -105,6 +109,8 @@ def place(tmp_path_factory):
     write_training(place / "training.pt", parts)
     write_gguf(place / "m.gguf")
     write_keras(place)
+    for libver in HDF5:
+        write_hdf5(place / f"{libver}.h5", libver)
     write_flax(place / "m.msgpack")
     write_onnx(place / "m.onnx")
     (place / "lora").mkdir()
@@ -176,6 +182,24 @@ def of_bytes(name, read):
         read(file)
 
     return trial
+
+
+hdf5_mutants = functools.cache(Hdf5Mutants)
+
+
+def structures_of_hdf5(place, rng):
+    """Change what the structures of an HDF5 file say; some files are in an archive of Keras."""
+    content = hdf5_mutants(place / f"{rng.choice(HDF5)}.h5").mutant(rng)
+    if rng.random() < 0.1:
+        content = mutated_bytes(rng, content, most=1)
+    if rng.random() < 0.9:
+        file = place / "mutant.h5"
+        file.write_bytes(content)
+    else:
+        file = place / "mutant.keras"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("model.weights.h5", content)
+    loaded(file)
 
 
 def an_index(place, rng):
@@ -284,6 +308,7 @@ TRIALS = {
     "gguf": of_bytes("m.gguf", loaded),
     "keras-h5": of_bytes("m.weights.h5", loaded),
     "keras": of_bytes("m.keras", loaded),
+    "hdf5": structures_of_hdf5,
     "flax": of_bytes("m.msgpack", loaded),
     "onnx": of_bytes("m.onnx", pruned_onnx),
     "adapter-config": an_adapter_config,
@@ -307,7 +332,7 @@ def check(place, kind, seed):
 
 #: Each of these starts a process, for Keras where `walks` cannot fork one.
 FORKS = sys.platform == "linux"
-SLOWER = {"onnx": 2} if FORKS else {"keras-h5": 20, "keras": 20, "onnx": 2}
+SLOWER = {"onnx": 2} if FORKS else {"keras-h5": 20, "keras": 20, "hdf5": 20, "onnx": 2}
 
 
 @pytest.fixture(scope="module")
