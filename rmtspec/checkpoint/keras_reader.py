@@ -4,49 +4,57 @@ Links to other files, and data that lie in other files, are refused: who wrote a
 otherwise make it show any file of the reader.
 """
 
+import contextlib
 import importlib.util
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec._files.reading import open_regular
 from rmtspec.checkpoint.keras_names import KerasNames
-from rmtspec.checkpoint.keras_pieces import RATIO, SMALL, check_pieces, not_unpacked
-from rmtspec.checkpoint.keras_walk import MEMBER, WalkError, found_in, opened
+from rmtspec.checkpoint.keras_pieces import RATIO, SMALL, Storage, not_unpacked, read_array
+from rmtspec.checkpoint.keras_walk import MEMBER, WalkError, found_in
 from rmtspec.checkpoint.outputs_first import outputs_first
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, StoredTensor
 from rmtspec.errors import FileError, MissingDependencyError
 from rmtspec.terms import Why
 
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError, *ZIP_ERRORS)
-
 
 @dataclass(frozen=True, slots=True)
 class KerasTensor(StoredTensor):
-    """A variable in a file of Keras; `place` is its path in the HDF5 file."""
+    """A variable in a file of Keras."""
 
-    place: str
+    storage: Storage
 
     def _load(self) -> NDArray[Any]:
         """Return the variable."""
         try:
-            with opened(self.path) as file:
-                dataset = file[self.place]
-                check_pieces(dataset)
-                values: NDArray[Any] = dataset[()]
-        except _ERRORS as error:
+            with _weights(self.path) as stream:
+                return read_array(stream, self.dtype, self.shape, self.storage)
+        except FileError:
+            raise
+        except ZIP_ERRORS as error:
             raise FileError(
                 f"{self.path} is damaged at {self.name!r}: {error}. Copy or save the file again."
             ) from error
-        if values.shape != self.shape or values.dtype.str != self.dtype:
-            raise FileError(f"{self.path} has changed at {self.name!r} since it was listed.")
-        return values
+
+
+@contextlib.contextmanager
+def _weights(path: str) -> Iterator[IO[bytes]]:
+    """Give the HDF5 file, which a .keras archive holds as a member."""
+    with open_regular(path) as file:
+        if not path.lower().endswith(".keras"):
+            yield file
+            return
+        with zipfile.ZipFile(file) as archive, archive.open(archive.getinfo(MEMBER)) as stream:
+            yield stream
 
 
 def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]:
@@ -86,7 +94,7 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
         else:
             tensors[name] = KerasTensor(
                 path=str(file), name=name, dtype=entry["dtype"], numpy_name=entry["dtype"],
-                shape=shapes[entry["place"]], nbytes=_bytes(entry), place=entry["place"],
+                shape=shapes[entry["place"]], nbytes=_bytes(entry), storage=Storage.of(entry),
             )  # fmt: skip
     return outputs_first(tensors), skipped
 

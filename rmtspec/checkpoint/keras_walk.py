@@ -1,12 +1,13 @@
 """What lies in an HDF5 file of Keras, found out in a process of its own.
 
 The library that reads HDF5 may loop for ever or crash on a damaged file, and both end here with an
-error. Run as ``python keras_walk.py FILE``, this prints what it finds as JSON; it imports nothing
+error; the numbers of arrays are read elsewhere, without it. Run as ``python keras_walk.py FILE``, this prints what it finds as JSON; it imports nothing
 else of this package, so that it starts quickly.
 """
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -67,13 +68,13 @@ def opened(file: str) -> Iterator[Any]:
 def walk(root: Any) -> dict[str, Any]:
     """Return the "entries" below the root, each object once, and the "names" that layers have.
 
-    An entry has its "place" and "what" it is: an "array" with "shape", "dtype", "item", the bytes
-    of a number, "stored", those that all take, and the "chunks" and "filters" of its pieces;
-    "outside", numbers in another file; "link" or "other file" with its "target"; or "optimizer".
-    "size" is that of the HDF5 file.
+    An entry has its "place" and "what" it is: an "array", "outside", numbers in another file,
+    "link" or "other file" with its "target", or "optimizer". "size" is that of the HDF5 file.
     """
     import h5py
 
+    if root.file.userblock_size:
+        raise ValueError("other content lies before that of HDF5")
     entries: list[dict[str, Any]] = []
     names: dict[str, str] = {}
     waiting, seen = [("", root)], set()
@@ -105,16 +106,60 @@ def walk(root: Any) -> dict[str, Any]:
 
 
 def _array(dataset: Any) -> dict[str, Any]:
-    dtype = dataset.dtype
+    """Return what an array is, and where its numbers lie.
+
+    "item" are the bytes of a number, "stored" those that all take. "exact" says whether the numbers
+    are those of "dtype" bit for bit. The numbers lie from "at" on, are the "content" as hexadecimal
+    digits, or lie in "pieces" of the sides "chunks", packed by the "filters"; or are the "fill".
+    """
+    import numpy as np
+
+    dtype, kept = dataset.dtype, dataset.id.get_type()
     plain = not (dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None)
     plan = dataset.id.get_create_plist()
-    return {
+    found = {
         "what": "outside" if dataset.external or dataset.is_virtual else "array",
         "shape": dataset.shape, "dtype": dtype.str if plain else "", "type": str(dtype),
-        "item": dataset.id.get_type().get_size(), "stored": dataset.id.get_storage_size(),
-        "chunks": dataset.chunks,
+        "item": kept.get_size(), "stored": dataset.id.get_storage_size(),
+        "chunks": dataset.chunks, "at": None, "content": None, "pieces": [], "fill": "",
         "filters": [plan.get_filter(index)[0] for index in range(plan.get_nfilters())],
     }  # fmt: skip
+    if found["what"] == "outside" or not plain or dataset.shape is None:
+        return found
+    found["exact"] = _exact(dtype, kept)
+    found["fill"] = np.asarray(dataset.fillvalue, dtype).tobytes().hex()
+    if dataset.chunks is not None:
+        found["pieces"] = _pieces(dataset)
+        found["stored"] = sum(size for *_, size in found["pieces"])
+    elif found["exact"] and found["stored"]:
+        found["at"] = dataset.id.get_offset()
+        if found["at"] is None:
+            found["content"] = dataset[()].tobytes().hex()
+    return found
+
+
+def _exact(dtype: Any, kept: Any) -> bool:
+    """Return whether numbers of HDF5 are those of NumPy, if they are any: precision, places."""
+    import h5py
+
+    same = dtype.kind not in "fiu" or kept.equal(h5py.h5t.py_create(dtype))
+    return bool(same and kept.get_size() == dtype.itemsize)
+
+
+def _pieces(dataset: Any) -> list[tuple[Any, ...]]:
+    """Return (first indices, filters that are not used, first byte, length) of each piece."""
+    found: list[tuple[Any, ...]] = []
+
+    def add(piece: Any) -> None:
+        corner = tuple(int(at) for at in piece.chunk_offset)
+        found.append((corner, piece.filter_mask, piece.byte_offset, piece.size))
+
+    if hasattr(dataset.id, "chunk_iter"):
+        dataset.id.chunk_iter(add)
+    else:  # h5py with an older library
+        for index in range(dataset.id.get_num_chunks()):
+            add(dataset.id.get_chunk_info(index))
+    return found
 
 
 def _limit(size: int) -> None:
@@ -134,6 +179,7 @@ def _limit(size: int) -> None:
 
 
 def _main(file: str) -> None:
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # the library, not loaded yet, loads no others
     with contextlib.suppress(ImportError):  # not on Windows
         _limit(Path(file).stat().st_size)
     with opened(file) as root:
