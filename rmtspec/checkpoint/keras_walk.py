@@ -1,8 +1,9 @@
 """What lies in an HDF5 file of Keras, found out in a process of its own.
 
 The library that reads HDF5 may loop for ever or crash on a damaged file, and both end here with an
-error; the numbers of arrays are read elsewhere, without it. Run as ``python keras_walk.py FILE``, this prints what it finds as JSON; it imports nothing
-else of this package, so that it starts quickly.
+error; the numbers of arrays are read elsewhere, without it. Run as ``python keras_walk.py FILE``,
+this prints what it finds as JSON; it imports nothing else of this package, so that it starts
+quickly.
 """
 
 import contextlib
