@@ -3,6 +3,7 @@
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -87,6 +88,17 @@ def test_numbers_that_numpy_has_not(tmp_path):
         "a type of numbers that NumPy has not (2 bytes) is not supported; save the array as "
         "float32",
     )]  # fmt: skip
+
+
+def test_a_mutant_that_the_hdf5_library_crashes_on_when_it_reads(tmp_path):
+    """A piece beyond the sides of its array."""
+    content = (Path(__file__).parents[1] / "fuzz/corpus/hdf5-7474.h5").read_bytes()
+    (tmp_path / "m.h5").write_bytes(content)
+    found = matrices_in(tmp_path / "m.h5")
+    reasons = {entry["name"]: entry["reason"] for entry in found.skipped}
+    assert reasons["pieces.at once"] == "damaged: a piece of it begins at (0, 8)"
+    for matrix in found.matrices.values():
+        assert matrix().size == 96
 
 
 def test_what_lies_before_hdf5_is_refused(tmp_path):
