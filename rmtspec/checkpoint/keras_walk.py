@@ -22,9 +22,9 @@ _OPTIMIZER = ("optimizer", "optimizer_weights")
 #: Seconds of computing for a file of no size, bytes for each second more, and the most seconds:
 #: a thousand variables of a few numbers take .15 s, and are 4 MB.
 _SECONDS, _BYTES, _MOST = 2, 2**21, 60
-#: Bytes of memory beyond those of a process that has loaded h5py; as many again as the file has,
-#: but for large files: a variable of a few numbers takes 4 KB there, and half of that here.
-_MEMORY, _LARGE = 2**29, 2**31
+#: Bytes of memory beyond those of a process that has loaded h5py; for each byte of the file, and
+#: for all of them: a variable of a few numbers takes 3 KB there, and 17 KB here.
+_MEMORY, _EACH, _LARGE = 2**29, 8, 2**31
 
 
 class WalkError(ValueError):
@@ -173,7 +173,7 @@ def _limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-        most = pages * resource.getpagesize() + _MEMORY + min(size, _LARGE)
+        most = pages * resource.getpagesize() + _MEMORY + min(_EACH * size, _LARGE)
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         if soft == resource.RLIM_INFINITY or soft > most:
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
