@@ -74,6 +74,8 @@ def call_for(values: Any) -> str:
         return "Pass one of its arrays, or all: rmtspec.analyze_many(list(W.get_weights()))."
     if hasattr(values, "__array__") or hasattr(values, "__dlpack__"):
         return ""
+    if hasattr(values, "n_spikes_low"):  # an estimate
+        return "An estimated spectrum has no singular values: pass the matrix itself."
     if callable(values):
         return "If it is a matrix of a file, not yet loaded, call it: it returns the array."
     if hasattr(values, "matrices"):

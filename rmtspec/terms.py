@@ -143,6 +143,14 @@ class Why(StrEnum):
     )
     # The noise, and what a verdict rests on.
     ESTIMATED = "an estimate: nothing was tested"
+    TRACE_DIFFERS = (
+        "trace and quantiles give different variances: the bulk is not that of noise of one "
+        "variance"
+    )
+    MANY_SPIKES = "more spikes than random vectors tell apart: about {count}, by the distribution"
+    NOISE_UNKNOWN = (
+        "the noise cannot be told from rounding and errors: variance {variance:.3g} ± {error:.2g}"
+    )
     LAW_FITS = "the Marchenko-Pastur law fits: p-value {pvalue:.3g}"
     FLIPS_AGREE = "as random sign flips of itself: p-value {pvalue:.3g}, distance {distance:.4f}"
     FLIPS_CLOSE = (

@@ -24,6 +24,8 @@ SAMPLES = {
     "saving": 0.031,
     "least": 0.5,
     "share": 0.03,
+    "variance": 0.01,
+    "error": 0.02,
 }
 
 

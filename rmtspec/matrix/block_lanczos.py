@@ -54,19 +54,31 @@ class Gram:
             yield block if self._unit == 1.0 else block / self.dtype.type(self._unit)
 
 
-def lanczos(gram: Gram, start: Matrix, steps: int) -> Krylov:
-    """Run Lanczos from each column of `start`, of unit length, all in the same products.
+class Ritz(NamedTuple):
+    """What `ritz_values` found: values, descending, their residuals, and vectors as columns."""
 
-    Each is orthogonalised against all of its own earlier vectors, so that no eigenvalue appears
-    again by rounding.
+    values: Float64Array
+    residuals: Float64Array
+    vectors: Matrix
+
+
+def lanczos(gram: Gram, start: Matrix, steps: int, known: Matrix) -> Krylov:
+    """Run Lanczos from each column of `start`, all in the same products, orthogonal to `known`.
+
+    The columns of `known` are orthonormal, eigenvectors or nearly so: the operator is that of the
+    other eigenvalues. Each vector is orthogonalised against all of its own earlier ones, so that no
+    eigenvalue appears again by rounding.
     """
+    start = _without(start, known)
+    start = start / np.sqrt(_dots(start, start)).astype(gram.dtype)
     vectors, basis = start, [start]
     diagonals, beside = [], []
     for step in range(steps):
-        image = gram @ vectors
+        image = _without(gram @ vectors, known)
         diagonals.append(_dots(image, vectors))
         for earlier in reversed(basis):
             image -= earlier * np.einsum("ij,ij->j", image, earlier)
+        image = _without(image, known)
         lengths = np.sqrt(_dots(image, image))
         if step == steps - 1 or not lengths.all():
             break
@@ -77,22 +89,31 @@ def lanczos(gram: Gram, start: Matrix, steps: int) -> Krylov:
     return Krylov(np.array(diagonals).T, np.array(beside).T if beside else np.empty(shape), basis)
 
 
-def ritz_values(gram: Gram, basis: list[Matrix], most: int) -> tuple[Float64Array, Float64Array]:
-    """Return the largest eigenvalues in the span of all basis vectors, descending, and residuals.
+def ritz_values(gram: Gram, basis: list[Matrix], most: int) -> Ritz:
+    """Return the largest eigenvalues in the span of all basis vectors, residuals and vectors.
 
     An eigenvalue of the operator lies within the residual ``||A x - theta x||`` of each (Parlett,
     The Symmetric Eigenvalue Problem, 4.5).
     """
     from scipy.linalg import qr
 
-    space = qr(np.hstack(basis), mode="economic", overwrite_a=True, check_finite=False)[0]
+    space = np.empty((len(basis[0]), sum(part.shape[1] for part in basis)), gram.dtype, order="F")
+    np.concatenate(basis, axis=1, out=space)
+    space = qr(space, mode="economic", overwrite_a=True, check_finite=False)[0]  # in its place
     image = gram @ space
     small = np.asarray(space.T @ image, dtype=np.float64)
     values, turns = np.linalg.eigh((small + small.T) / 2.0)
     kept = min(most, len(values))
     values, turns = values[::-1][:kept], turns[:, ::-1][:, :kept].astype(gram.dtype)
-    rest = image @ turns - (space @ turns) * values.astype(gram.dtype)
-    return values, np.sqrt(_dots(rest, rest))
+    vectors, rest = space @ turns, image @ turns
+    del space, image
+    rest -= vectors * values.astype(gram.dtype)
+    return Ritz(values, np.sqrt(_dots(rest, rest)), vectors)
+
+
+def _without(vectors: Matrix, known: Matrix) -> Matrix:
+    """Return what is left of vectors without their part in the span of `known`."""
+    return vectors - known @ (known.T @ vectors) if known.shape[1] else vectors
 
 
 def _dots(some: Matrix, others: Matrix) -> Float64Array:

@@ -117,7 +117,7 @@ def entries_per_side(tall: Matrix, wide: bool) -> tuple[NDArray[np.intp], NDArra
     Raise for nan and inf, and for entries whose squares leave the range of float64.
     """
     if tall.dtype.itemsize >= 8:
-        _check_range(tall, wide)
+        check_range(tall, wide)
     rows = np.zeros(tall.shape[0], dtype=np.intp)
     columns = np.zeros(tall.shape[1], dtype=np.intp)
     for start, block in blocks(tall):
@@ -147,7 +147,7 @@ def _gram(
 
     unit = 1.0
     if tall.dtype.itemsize >= 8:
-        largest = _check_range(tall, wide)
+        largest = check_range(tall, wide)
         unit = 1.0 if _SMALLEST_FOURTH < largest < _LARGEST_FOURTH else largest or 1.0
     n, p = tall.shape
     if (all_elsewhere := getattr(eigensolver, "gram_with_sums", None)) is not None:
@@ -272,7 +272,7 @@ def _call(eigensolver: Eigensolver, gram: Float64Array) -> Float64Array:
     return np.sort(values)
 
 
-def _check_range(tall: Matrix, wide: bool) -> float:
+def check_range(tall: Matrix, wide: bool) -> float:
     """Return the largest absolute value; raise if squares leave the range of float64."""
     largest = 0.0
     for start in range(0, tall.shape[0], step := _block_rows(tall)):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rmtspec._checks import Float64Array
 from rmtspec._records import plain
 from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 
 #: Points of each curve from which the edge is interpolated; their error is below 1e-3.
 _POINTS = 200
@@ -28,6 +29,7 @@ class RoundingLevel:
         Where the spectrum of errors of these variances ends, in the units of the eigenvalues.
     n_below : int
         Number of singular values of the matrix at or below it: these may be rounding alone.
+        Estimated, where the spectrum is.
     """
 
     method: str
@@ -40,7 +42,9 @@ class RoundingLevel:
         return {name: plain(getattr(self, name)) for name in self.__slots__}
 
 
-def rounding_level(spectrum: Spectrum, method: str, steps: NDArray[Any]) -> RoundingLevel:
+def rounding_level(
+    spectrum: Spectrum | SpectrumEstimate, method: str, steps: NDArray[Any]
+) -> RoundingLevel:
     """Return the level of the rounding in a matrix of known steps, without simulating it.
 
     `steps` has the shape of the matrix and says how far apart neighbouring values are at each
@@ -54,14 +58,20 @@ def rounding_level(spectrum: Spectrum, method: str, steps: NDArray[Any]) -> Roun
 
 
 def level_of_variances(
-    spectrum: Spectrum, method: str, rows: Float64Array, columns: Float64Array
+    spectrum: Spectrum | SpectrumEstimate,
+    method: str,
+    rows: Float64Array,
+    columns: Float64Array,
 ) -> RoundingLevel:
     """Return the same from the mean variance of the errors in each row and in each column."""
     mean = float(rows.mean())
     edge = 0.0
     if mean > 0.0:
         edge = separable_edge(rows, columns / mean) / spectrum.n
-    below = int(np.searchsorted(spectrum.eigenvalues, edge, side="right"))
+    if isinstance(spectrum, SpectrumEstimate):
+        below = round(spectrum.p * float(spectrum.cdf(edge)))
+    else:
+        below = int(np.searchsorted(spectrum.eigenvalues, edge, side="right"))
     return RoundingLevel(method, variance=mean, edge=edge, n_below=below)
 
 

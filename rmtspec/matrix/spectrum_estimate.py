@@ -14,7 +14,9 @@ from rmtspec._records import plain
 from rmtspec._text import Readable, aligned
 from rmtspec.laws.marchenko_pastur import MarchenkoPastur
 from rmtspec.matrix.eigenvalues import EntryMoments
+from rmtspec.matrix.probes import Probes
 from rmtspec.matrix.screen import doubt_about
+from rmtspec.terms import Why
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -52,7 +54,11 @@ class SpectrumEstimate(Readable):
         The largest eigenvalues found, descending; one of the matrix lies within the residual of
         each.
     nodes, weights : ndarray of shape (probes, steps)
-        Eigenvalue estimates of each probe and their weights, which sum to 1.
+        Eigenvalue estimates of each probe and their weights, which sum to 1: of all eigenvalues
+        but the `n_removed` largest.
+    n_removed : int
+        How many of `largest` were left out of the probes, so that these tell more of the others; 0
+        unless there are many spikes.
     alpha, beta : float
         As given.
     rng : int
@@ -83,6 +89,7 @@ class SpectrumEstimate(Readable):
     residuals: Float64Array
     nodes: Float64Array
     weights: Float64Array
+    n_removed: int
     alpha: float
     beta: float
     rng: int
@@ -134,10 +141,24 @@ class SpectrumEstimate(Readable):
         return each.mean(axis=0), each.std(axis=0, ddof=1) / math.sqrt(len(each))
 
     def _shares(self, x: ArrayLike) -> Float64Array:
-        points = _checks.floats(x, "x").ravel()
-        return np.array(
-            [quadrature_cdf(points, *probe) for probe in zip(self.nodes, self.weights, strict=True)]
-        )
+        return self._probes.shares(_checks.floats(x, "x").ravel())
+
+    @property
+    def _probes(self) -> Probes:
+        return Probes(self.nodes, self.weights, self.largest, self.n_removed, self.n, self.p)
+
+    @property
+    def spikes(self) -> Float64Array:
+        """The eigenvalues above the threshold, descending.
+
+        Where there are more than were found, the rest are quantiles of the distribution.
+        """
+        found, k = self.largest, self.n_spikes
+        if k <= len(found):
+            return found[:k]
+        levels = 1.0 - (np.arange(len(found), k) + 0.5) / self.p
+        rest = np.clip(self._probes.quantiles(levels), self.threshold, found[-1])
+        return np.concatenate([found, rest])
 
     @property
     def law(self) -> MarchenkoPastur:
@@ -147,13 +168,25 @@ class SpectrumEstimate(Readable):
 
     @property
     def doubt(self) -> str:
-        """Why the count of spikes is not safe, from the moments of the entries; empty if it is."""
+        """Why the count of spikes is not safe; empty if nothing speaks against it.
+
+        The moments of the entries do, as with a `Spectrum`, or the estimate itself.
+        """
         unit, n = self.variance / self.n, self.n
         rows, columns = self.shape
-        return doubt_about(
-            self.moments, self.largest[: self.n_spikes] / unit, (n, self.p),
+        words = doubt_about(
+            self.moments, self.spikes / unit, (n, self.p),
             energy=self.trace / unit, tall=rows >= columns,
         )  # fmt: skip
+        if words:
+            return words
+        if self.variance < 2.0 * self.variance_error:
+            return Why.NOISE_UNKNOWN.words(variance=self.variance, error=self.variance_error)
+        if self.source == "trace":
+            return ""
+        if self.n_spikes > len(self.largest):
+            return Why.MANY_SPIKES.words(count=self.n_spikes)
+        return Why.TRACE_DIFFERS.words()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with "method" "stochastic"."""
@@ -188,16 +221,6 @@ class SpectrumEstimate(Readable):
             ("fit", "not tested: this is an estimate"),
         ]
         return aligned("SpectrumEstimate", pairs)
-
-
-def quadrature_cdf(
-    points: Float64Array, nodes: Float64Array, weights: Float64Array
-) -> Float64Array:
-    """Return the distribution function of a probe: half of a node's weight lies on each side."""
-    inside: Float64Array = np.interp(
-        points, nodes, np.cumsum(weights) - weights / 2.0, left=0.0, right=1.0
-    )
-    return np.where(np.isnan(points), np.nan, inside)
 
 
 def _shaped(values: Float64Array, x: ArrayLike) -> Any:

@@ -136,7 +136,7 @@ class PlanOptions:
             refuse_bulk_keep(rule, bulk_keep)
         cutoff = None if self.gate == "noise" else self.gate
         decided = {"cutoff": cutoff, "noise": noise, "rule": rule, "bulk_keep": bulk_keep}
-        return AnalysisOptions.of({**self.more, **decided}).with_spectra("pruning")
+        return AnalysisOptions.of({**self.more, **decided}, spectra_for="pruning")
 
     def _check_alone(self) -> None:
         """Raise if anything else is given besides a plan."""

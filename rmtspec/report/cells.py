@@ -3,6 +3,7 @@
 from typing import Any
 
 from rmtspec._text import printable
+from rmtspec.report.options import STOCHASTIC
 from rmtspec.terms import Verdict
 
 
@@ -15,7 +16,7 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
     cells = {
         "name": row["name"],
         "size": f"{row['rows']} x {row['columns']}",
-        "spikes": f"{_about(row)}{row['n_spikes']}" if fitted else "-",
+        "spikes": ("~" if is_estimate(row) else "") + str(row["n_spikes"]) if fitted else "-",
         "rank": str(row["rank"]),
         "fit": "-" if not fitted or row["accepted"] is None else "yes" if row["accepted"] else "no",
         "components": "" if row.get("noise_model", "mp") == "mp" else shown,
@@ -29,9 +30,9 @@ def row_cells(row: dict[str, Any]) -> dict[str, str]:
     return {title: printable(cell) for title, cell in cells.items()}
 
 
-def _about(row: dict[str, Any]) -> str:
-    """Return the mark of an estimate."""
-    return "~" if row.get("method") == "stochastic" else ""
+def is_estimate(row: dict[str, Any]) -> bool:
+    """Tell whether the row is of an estimated spectrum."""
+    return row.get("method") == STOCHASTIC
 
 
 def _verdict(row: dict[str, Any]) -> str:

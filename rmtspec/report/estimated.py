@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from rmtspec._checks import matrix
 from rmtspec._records import plain
-from rmtspec.matrix.estimate_spectrum import FROM, estimate_spectrum, memory_of_estimate
+from rmtspec.checkpoint.memory import lacking
+from rmtspec.matrix.estimate_spectrum import (
+    FROM,
+    TooSmallError,
+    estimate_spectrum,
+    memory_of_estimate,
+)
 from rmtspec.matrix.rank import RankOptions, decide_estimated
-from rmtspec.matrix.spectrum import Spectrum
+from rmtspec.matrix.rounding_level import RoundingLevel
 from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.report.options import STOCHASTIC, AnalysisOptions
 from rmtspec.terms import Verdict, Why
@@ -23,18 +27,21 @@ class Estimated:
 
     estimate: SpectrumEstimate
     row: dict[str, Any]
+    rounding: RoundingLevel | None = None
+
+    def with_rounding(self, level: RoundingLevel) -> "Estimated":
+        """Return it with what a quantised format says of the matrix."""
+        known: dict[str, Any] = {
+            "quantised": level.method, "rounding_variance": level.variance,
+            "rounding_edge": level.edge, "n_below_rounding": level.n_below,
+        }  # fmt: skip
+        row = self.row | {key: plain(value) for key, value in known.items()}
+        return Estimated(self.estimate, row, level)
 
 
 def is_estimated(options: AnalysisOptions, sides: Sequence[int]) -> bool:
     """Tell whether the spectrum of a matrix with these sides is estimated."""
-    return options.method == STOCHASTIC and len(sides) == 2 and min(sides) >= FROM
-
-
-def takes_estimate(options: AnalysisOptions, value: Any) -> bool:
-    """Tell whether the spectrum of a matrix is estimated, and not that of a `Spectrum`."""
-    if options.method != STOCHASTIC or isinstance(value, Spectrum):
-        return False
-    return is_estimated(options, np.shape(value))
+    return options.estimates and len(sides) == 2 and min(sides) >= FROM
 
 
 def least_memory(options: AnalysisOptions, sides: Sequence[int]) -> int:
@@ -45,7 +52,7 @@ def least_memory(options: AnalysisOptions, sides: Sequence[int]) -> int:
 
 def way_out(options: AnalysisOptions, sides: Sequence[int]) -> str:
     """Return in words how a matrix that is too large can be analysed; "" if there is no way."""
-    if min(sides) < FROM or options.method == STOCHASTIC:
+    if min(sides) < FROM or options.estimates:
         return ""
     return (
         f"; an estimate, by the method {STOCHASTIC!r}, takes "
@@ -53,9 +60,17 @@ def way_out(options: AnalysisOptions, sides: Sequence[int]) -> str:
     )
 
 
-def estimated(W: NDArray[Any], name: str, kind: str, options: AnalysisOptions) -> Estimated:
-    """Estimate the spectrum of a matrix."""
-    estimate = estimate_spectrum(matrix(W), alpha=options.alpha, beta=options.beta, rng=options.rng)
+def estimated(W: NDArray[Any], name: str, kind: str, options: AnalysisOptions) -> Estimated | None:
+    """Estimate the spectrum of a matrix; None if that is small without its zero rows and columns.
+
+    Then all eigenvalues are to be computed; MemoryError says that memory lacks for these.
+    """
+    try:
+        estimate = estimate_spectrum(W, alpha=options.alpha, beta=options.beta, rng=options.rng)
+    except TooSmallError:
+        if words := lacking(8 * min(W.shape) ** 2):
+            raise MemoryError(words) from None
+        return None
     return Estimated(estimate, row_of(estimate, name, kind, options.of_rank))
 
 
@@ -63,7 +78,7 @@ def row_of(estimate: SpectrumEstimate, name: str, kind: str, how: RankOptions) -
     """Return the row of a matrix; what an estimate cannot tell is None."""
     e, rank = estimate, decide_estimated(estimate, how)
     (rows, columns), k = e.shape, e.n_spikes
-    strength = float(e.largest[:k].sum())
+    strength = float(e.spikes.sum())
     doubt = e.doubt
     reason = Why.ESTIMATED.words()
     row: dict[str, Any] = {

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rmtspec._arrays import is_model
+from rmtspec._checks import matrix
 from rmtspec._records import versions
 from rmtspec.checkpoint.memory import lacking
 from rmtspec.errors import FileError, InvalidValueError, RmtspecError
 from rmtspec.matrix.rounding_level import rounding_level
+from rmtspec.matrix.spectrum import Spectrum
 from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
 from rmtspec.report.alike import Ready, is_together, read_together
-from rmtspec.report.estimated import Estimated, estimated, least_memory, takes_estimate, way_out
+from rmtspec.report.estimated import Estimated, estimated, is_estimated, least_memory, way_out
 from rmtspec.report.initial import WithInitial, with_initial
 from rmtspec.report.matrix_report import MatrixReport, report_on
 from rmtspec.report.options import AnalysisOptions, Progress, check_jobs, check_progress
@@ -224,12 +226,17 @@ def _reported(
     if callable(value) and not is_model(value):
         value = value()
     kind = kind if isinstance(kind, str) else Kind.MATRIX
-    if takes_estimate(options, value):
-        return estimated(value, name, kind, options)
-    spec, spent = (None, 0.0) if ready is None else (ready.spectrum, ready.spent)
-    report = report_on(value, name, kind, options, initial=initial, spec=spec, spent=spent)
+    found: MatrixReport | Estimated | None = None
+    if options.estimates and not isinstance(value, Spectrum):
+        value = matrix(value)
+        if is_estimated(options, value.shape):
+            found = estimated(value, name, kind, options)
+    if found is None:
+        spec, spent = (None, 0.0) if ready is None else (ready.spectrum, ready.spent)
+        found = report_on(value, name, kind, options, initial=initial, spec=spec, spent=spent)
     quantised = rounding() if callable(rounding) else None
-    if quantised is not None:
-        level = rounding_level(report.spectrum, *quantised)
-        report = dataclasses.replace(report, rounding=level)
-    return report
+    if quantised is None:
+        return found
+    if isinstance(found, Estimated):
+        return found.with_rounding(rounding_level(found.estimate, *quantised))
+    return dataclasses.replace(found, rounding=rounding_level(found.spectrum, *quantised))

@@ -32,7 +32,7 @@ from rmtspec.plot.axes import png
 from rmtspec.report.figures import matrix_figure
 from rmtspec.report.initial import initial_of
 from rmtspec.report.metric_columns import metric_columns
-from rmtspec.report.options import STOCHASTIC, AnalysisOptions, check_metrics
+from rmtspec.report.options import AnalysisOptions, check_metrics
 from rmtspec.terms import Kind, Why
 
 #: If the smaller side is below this, the laws of large matrices say little.
@@ -341,7 +341,7 @@ def analyze(
         metrics=metrics,
     )  # fmt: skip
     check_metrics(metrics, init)
-    if method == STOCHASTIC:
+    if options.estimates:
         raise InvalidOptionError(
             f"`method` is {method!r}, which gives no spectrum to report on",
             "'auto', 'gram' or 'svd'",

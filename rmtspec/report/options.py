@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from rmtspec import _checks
 from rmtspec._records import plain
@@ -58,7 +58,7 @@ class AnalysisOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str | None):
             raise InvalidOptionTypeError(f"`kind` is {self.kind!r}", "text")
-        if self.method == STOCHASTIC:
+        if self.estimates:
             self._check_estimated()
         check_route(self.route, self.precision, self.eigensolver)
         check_levels(self.alpha, self.beta, self.quantiles)
@@ -84,24 +84,36 @@ class AnalysisOptions:
                     hint=f"Leave out `{name}`, or `method`.",
                 )
 
-    def with_spectra(self, purpose: str) -> Self:
-        """Return these options; raise if they estimate spectra, which does not serve `purpose`."""
-        if self.method == STOCHASTIC:
+    def check_device(self, device: Any) -> None:
+        """Raise if spectra are estimated and a device is given, where that is not done."""
+        if self.estimates and device is not None:
             raise InvalidOptionError(
-                f"`method` is {STOCHASTIC!r}, and {purpose} needs singular values and vectors, "
-                "which an estimate does not have.",
-                hint="Leave `method` out.",
-            )
-        return self
+                f"`device` is {str(device)!r} and `method` {STOCHASTIC!r}, which works on the CPU",
+                "one of the two", "Leave `device` out.",
+            )  # fmt: skip
+
+    @property
+    def estimates(self) -> bool:
+        """Whether the spectra of large matrices are estimated."""
+        return self.method == STOCHASTIC
 
     @property
     def route(self) -> str:
         """The method of `rmtspec.spectrum` by which a matrix is analysed that is not estimated."""
-        return "auto" if self.method == STOCHASTIC else self.method
+        return "auto" if self.estimates else self.method
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "AnalysisOptions":
-        """Return options from a mapping by name; raise for an unknown one."""
+    def of(cls, given: Mapping[str, Any], *, spectra_for: str = "") -> "AnalysisOptions":
+        """Return options from a mapping by name; raise for an unknown one.
+
+        If a purpose is named that spectra are needed for, raise too where these are estimated.
+        """
+        if spectra_for and given.get("method") == STOCHASTIC:
+            raise InvalidOptionError(
+                f"`method` is {STOCHASTIC!r}, and {spectra_for} needs singular values and vectors, "
+                "which an estimate does not have.",
+                hint="Leave `method` out.",
+            )
         known = sorted(field.name for field in fields(cls))
         for name in given:
             if name not in known:

@@ -15,13 +15,12 @@ from rmtspec._records import plain
 from rmtspec._text import counted, grouped, html_table, text_table
 from rmtspec.errors import FileError, InvalidValueError
 from rmtspec.matrix.spectrum_estimate import SpectrumEstimate
-from rmtspec.report.cells import row_cells, share_of
+from rmtspec.report.cells import is_estimate, row_cells, share_of
 from rmtspec.report.chosen import ordered, row_named, test_of
 from rmtspec.report.figures import report_figure
 from rmtspec.report.frame import data_frame
 from rmtspec.report.markdown import markdown_lines
 from rmtspec.report.matrix_report import COLUMNS, MatrixReport
-from rmtspec.report.options import STOCHASTIC
 from rmtspec.report.rows import as_text, columns_of, wrong_in_report
 from rmtspec.terms import Verdict
 
@@ -322,16 +321,20 @@ class Report:
 
     def unsafe(self) -> str:
         """Return in words how many counts may be wrong, and how to count instead; "" if none."""
-        if self.settings.get("noise") != "mp":
-            return ""
-        rows = [row for row in self.rows if row["reliable"] and row["n_spikes"] is not None]
-        count = sum("action" not in row and row.get("count_is_safe") is False for row in rows)
+        rows = [
+            row for row in self.rows
+            if row["reliable"] and row["n_spikes"] is not None and "action" not in row
+            and row.get("count_is_safe") is False
+            and (self.settings.get("noise") == "mp" or is_estimate(row))
+        ]  # fmt: skip
+        count = len(rows)
         ones = "1 count of spikes is" if count == 1 else f"{count} counts of spikes are"
-        return f"{ones} not safe (see the verdict): count with noise='auto'" if count else ""
+        words = f"{ones} not safe (see the verdict): count with noise='auto'" if count else ""
+        return words + (", without the method 'stochastic'" if any(map(is_estimate, rows)) else "")
 
     def estimated(self) -> str:
         """Return in words how many spectra are estimates, which no test judges; "" if none."""
-        count = sum(row.get("method") == STOCHASTIC for row in self.rows)
+        count = sum(map(is_estimate, self.rows))
         ones = "1 spectrum is an estimate" if count == 1 else f"{count} spectra are estimates"
         return f"{ones} (~), with errors stated and nothing tested" if count else ""
 
@@ -365,6 +368,7 @@ class Report:
     def _repr_html_(self) -> str:
         header, cells = self.cells()
         title, *notes = repr(dataclasses.replace(self, rows=[], matrices={})).splitlines()
+        notes = [*filter(None, (self.unsafe(), self.estimated())), *notes]
         if self.rows:
             title = f"{len(self.rows)} analysed, {len(self.skipped)} skipped, {self.kept()}"
         return html_table(title, header, cells, notes=notes, most=_SHOWN)

@@ -112,6 +112,7 @@ def analyze_checkpoint(
     if threads is not None:
         threads = _checks.integer(threads, "threads", 1)
     if device is not None:
+        AnalysisOptions.of(options).check_device(device)
         options = {**options, "eigensolver": _on_device(device, n_jobs)}
     analysis = AnalysisOptions.of(options)
     settings = analysis.settings
@@ -201,7 +202,9 @@ def _entry(name: str, outcome: Outcome) -> dict[str, Any]:
         estimate = outcome.estimate
         arrays = {a: getattr(estimate, a) for a in SpectrumEstimate.ARRAYS}
         stored = estimate.to_dict() | {"steps": estimate.nodes.shape[1]} | arrays
-        return {"name": name, "row": outcome.row, "estimate": _packed(stored)}
+        line = {"name": name, "row": outcome.row, "estimate": _packed(stored)}
+        level = outcome.rounding
+        return line if level is None else line | {"rounding": level.to_dict()}
     spectrum = outcome.spectrum.to_dict() | {"eigenvalues": outcome.spectrum.eigenvalues}
     entry: dict[str, Any] = {"name": name, "row": outcome.to_dict(), "spectrum": _packed(spectrum)}
     if outcome.rounding is not None:
@@ -300,7 +303,10 @@ def _estimated_from(
     if estimate.shape != matrix.sides or not 1 <= estimate.p <= min(matrix.sides):
         raise ValueError(f"an estimate of {estimate.shape} for a matrix of {matrix.sides}")
     kind = options.kind or matrix.kind
-    return Estimated(estimate, row_of(estimate, entry["name"], kind, options.of_rank))
+    found = Estimated(estimate, row_of(estimate, entry["name"], kind, options.of_rank))
+    if "rounding" in entry:
+        return found.with_rounding(RoundingLevel(**entry["rounding"]))
+    return found
 
 
 def _same_init(weights: InitialWeights) -> str:

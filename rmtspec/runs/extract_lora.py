@@ -111,8 +111,8 @@ def extract_lora(
     if budget is not None:
         budget = _checks.inside(budget, "budget", 0.0, 1.0)
     check_progress(progress)
-    analysis = AnalysisOptions.of({"rule": "noise", "noise": "auto", "beta": 0.01, **options})
-    analysis = analysis.with_spectra("extracting factors")
+    given = {"rule": "noise", "noise": "auto", "beta": 0.01, **options}
+    analysis = AnalysisOptions.of(given, spectra_for="extracting factors")
     old, new = _listed(base), _listed(tuned)
     if report is not None:
         check_place(report, [old.path, new.path])

@@ -42,7 +42,8 @@ def test_edge_and_count_are_those_of_the_eigenvalues(rows, columns, strengths, d
     [
         (1024, 1024, [3, 4, 6, 10, 20]), (2048, 1024, [2.2, 2.5, 3, 5, 8]), (512, 512, []),
         (3000, 600, list(np.linspace(1.9, 12, 30))), (1000, 784, [1.3, 1.5, 1.8, 2.0, 4.0]),
-        (2048, 2048, list(np.linspace(2.2, 30, 40))),
+        (2048, 2048, list(np.linspace(2.2, 30, 40))), (1024, 1024, list(np.geomspace(3, 300, 120))),
+        (1500, 1000, list(np.geomspace(2.5, 30, 300))),
     ],
 )  # fmt: skip
 def test_the_stated_errors_hold_on_19_of_20_seeds(rows, columns, strengths):
@@ -189,10 +190,37 @@ def test_lanczos_and_ritz_values_against_the_matrix():
     start = np.random.default_rng(2).standard_normal((40, 3))
     start /= np.linalg.norm(start, axis=0)
     exact = np.linalg.eigvalsh(W.T @ W / 60)
-    made = lanczos(gram, start, 40)
+    made = lanczos(gram, start, 40, start[:, :0])
     for a, b in zip(made.diagonals, made.beside, strict=True):
         T = np.diag(a) + np.diag(b, 1) + np.diag(b, -1)
         assert_allclose(np.linalg.eigvalsh(T), exact, atol=1e-10)
-    values, residuals = ritz_values(gram, made.basis[:10], 5)
+    values, residuals, vectors = ritz_values(gram, made.basis[:10], 5)
     assert_allclose(values, exact[::-1][:5], atol=1e-5)
     assert residuals.max() < 1e-2
+    assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-12)
+
+
+def test_without_known_vectors_the_operator_is_that_of_the_other_eigenvalues():
+    W = np.random.default_rng(1).standard_normal((60, 40))
+    exact, vectors = np.linalg.eigh(W.T @ W / 60)
+    start = np.random.default_rng(2).standard_normal((40, 3))
+    made = lanczos(Gram(W, 60, 1.0), start, 34, vectors[:, 34:])
+    for a, b in zip(made.diagonals, made.beside, strict=True):
+        T = np.diag(a) + np.diag(b, 1) + np.diag(b, -1)
+        assert_allclose(np.linalg.eigvalsh(T), exact[:34], atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("count", "highest"), [(60, 300.0), (100, 30.0), (200, 300.0), (330, 30.0), (450, 30.0)]
+)
+def test_many_spikes_hide_neither_each_other_nor_the_bulk(count, highest):
+    W = ensembles.spiked(1200, 1000, list(np.geomspace(3.0, highest, count)), rng=1)
+    inside, found, fit = within(W.astype(np.float32), 0)
+    assert inside, (found, fit)
+    assert found.n_removed > 0
+    assert len(found.spikes) == found.n_spikes
+    exact = rmtspec.spectrum(W).eigenvalues
+    assert_allclose(found.spikes.sum(), exact[exact > fit.threshold].sum(), rtol=0.02)
+    points = np.geomspace(0.1, 30.0, 40)
+    off = np.abs(found.cdf(points) - rmtspec.spectrum(W).cdf(points))
+    assert (off <= 4.0 * found.cdf_error(points) + 0.01).all()

@@ -1,5 +1,6 @@
 """Reports on matrices whose spectra are estimated."""
 
+import html
 import json
 
 import joblib
@@ -8,7 +9,7 @@ import pytest
 from checkpoints import write_safetensors
 
 import rmtspec
-from rmtspec.errors import FileError, InvalidOptionError, InvalidValueError
+from rmtspec.errors import FileError, InvalidOptionError, InvalidTypeError, InvalidValueError
 from rmtspec.matrix import estimate_spectrum as _estimate
 from rmtspec.report import Report, estimated
 from rmtspec.terms import Verdict, Why
@@ -86,6 +87,96 @@ def test_it_is_marked_in_every_output(source, tmp_path):
     assert list(report[:1].estimates) == ["large"]
 
 
+def test_an_unsafe_count_is_told_whatever_the_noise_model():
+    """An estimate counts by the law of one variance, so that noise="auto" alone is no help."""
+    heavy = np.random.default_rng(0).standard_t(4, (600, 400))
+    words = "1 count of spikes is not safe (see the verdict): count with noise='auto', "
+    words += "without the method 'stochastic'"
+    for noise in ("mp", "auto"):
+        report = rmtspec.analyze_many({"W": heavy}, noise=noise, **METHOD)
+        assert report.unsafe() == words
+        assert words in repr(report)
+        for line in (report.unsafe(), report.estimated()):
+            assert html.escape(line) in report._repr_html_()
+
+
+def test_a_bulk_that_is_no_noise_is_told():
+    scaled = np.random.default_rng(0).standard_normal((900, 600)) @ np.diag(
+        np.linspace(0.5, 2, 600)
+    )
+    (row,) = rmtspec.analyze_many({"W": scaled}, **METHOD).rows
+    assert row["count_is_safe"] is False
+    mixed = np.random.default_rng(0).standard_normal((700, 550)).astype(np.float32)
+    low = mixed @ np.random.default_rng(1).standard_normal((550, 600)).astype(np.float32)
+    (row,) = rmtspec.analyze_many({"W": low}, **METHOD).rows
+    assert row["count_is_safe"] is False
+    assert Why.of(row["verdict_reason"])[1] in (Why.TRACE_DIFFERS, Why.MANY_SPIKES)
+
+
+@pytest.mark.parametrize("rank", [1, 100, 280])
+def test_a_matrix_of_low_rank_has_no_noise_that_could_be_told(rank):
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((700, rank)) @ rng.standard_normal((rank, 600))
+    report = rmtspec.analyze_many({"W": W.astype(np.float32)}, **METHOD)
+    (row,) = report.rows
+    assert Why.of(row["verdict_reason"]) == (Why.ESTIMATED, Why.NOISE_UNKNOWN)
+    assert row["n_spikes_low"] <= rank <= row["n_spikes_high"] == 600
+    assert row["variance"] <= 2.0 * row["variance_error"]
+    report.to_html()
+
+
+def test_more_spikes_than_are_looked_for(tmp_path):
+    report = rmtspec.analyze_many({"W": spiked((1400, 1200), np.linspace(5, 10, 420))}, **METHOD)
+    (row,) = report.rows
+    assert row["n_spikes_low"] <= 420 <= row["n_spikes_high"] < 500
+    assert Why.of(row["verdict_reason"]) == (Why.ESTIMATED, Why.MANY_SPIKES)
+    exact = rmtspec.analyze_many({"W": spiked((1400, 1200), np.linspace(5, 10, 420))})["W"]
+    assert row["energy_share"] == pytest.approx(exact["energy_share"], rel=0.02)
+    report.to_html(tmp_path / "r.html")
+
+
+def test_a_journal_keeps_the_rounding(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    codes = gguf.quants.quantize(spiked((420, 320)), gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("blk.0.ffn_up.weight", codes, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    first = rmtspec.analyze_checkpoint(tmp_path / "a.gguf", journal=tmp_path / "j", **METHOD)
+    again = rmtspec.analyze_checkpoint(tmp_path / "a.gguf", journal=tmp_path / "j", **METHOD)
+    (row,) = first.rows
+    assert (row["method"], row["quantised"]) == ("stochastic", "Q8_0")
+    assert 0.0 < row["rounding_edge"] < row["bulk_edge"]
+    assert again.rows == first.rows
+
+
+class Quantised:
+    """A matrix in whole steps, as a quantised file has it."""
+
+    sides, step = (420, 300), 0.5
+
+    def __call__(self):
+        return np.round(spiked(self.sides) / self.step) * np.float32(self.step)
+
+    def rounding(self):
+        return "Q", np.full(self.sides, self.step)
+
+
+def test_the_rounding_of_a_quantised_matrix():
+    (row,) = rmtspec.analyze_many({"W": Quantised()}, **METHOD).rows
+    (true,) = rmtspec.analyze_many({"W": Quantised()}).rows
+    assert row["method"] == "stochastic"
+    for key in ("quantised", "rounding_variance", "rounding_edge"):
+        assert row[key] == true[key]
+    assert abs(row["n_below_rounding"] - true["n_below_rounding"]) < 12
+
+
+def test_a_device_is_refused():
+    with pytest.raises(InvalidOptionError, match=r"`device` is 'cpu'.*works on the CPU.*Leave"):
+        rmtspec.analyze_checkpoint("none.safetensors", device="cpu", **METHOD)
+
+
 def test_heavy_tails_are_told():
     heavy = np.random.default_rng(0).standard_t(4, (600, 400))
     (row,) = rmtspec.analyze_many({"W": heavy}, **METHOD).rows
@@ -126,6 +217,12 @@ def test_what_gives_a_spectrum_refuses_the_method():
         rmtspec.analyze(W, method="stochastic")
 
 
+@pytest.mark.parametrize("call", [rmtspec.choose_rank, rmtspec.fit_noise, rmtspec.analyze])
+def test_an_estimate_is_no_matrix(call):
+    with pytest.raises(InvalidTypeError, match="estimated spectrum has no singular values"):
+        call(rmtspec.estimate_spectrum(spiked()))
+
+
 def test_pruning_refuses_it(tmp_path):
     write_safetensors(tmp_path / "a.safetensors", {"a.weight": spiked()})
     with pytest.raises(InvalidOptionError, match=r"pruning needs singular values and vectors"):
@@ -133,18 +230,28 @@ def test_pruning_refuses_it(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_estimated_is_skipped_with_its_reason():
+def test_what_is_no_matrix_is_skipped_with_its_reason():
+    source = {"ragged": [[1.0, 2.0], [3.0]], "text": "abc", "cube": np.zeros((300, 300, 3))}
+    report = rmtspec.analyze_many({**source, "huge": spiked(dtype=float) * 1e150}, **METHOD)
+    exact = rmtspec.analyze_many({**source, "huge": spiked(dtype=float) * 1e150})
+    assert not report.rows
+    assert report.skipped == exact.skipped
+
+
+def test_what_cannot_be_estimated_is_skipped_or_computed():
     bad, padded = spiked(), np.zeros((420, 300), np.float32)
     bad[3, 4] = np.nan
     padded[:, :200] = spiked((420, 200))
     report = rmtspec.analyze_many(
         {"bad": bad, "padded": padded, "zero": np.zeros((300, 300)), "good": spiked()}, **METHOD
     )
-    assert [row["name"] for row in report.rows] == ["good"]
-    reasons = {entry["name"]: entry["reason"] for entry in report.skipped}
-    assert "1 nan" in reasons["bad"]
-    assert "at least 256" in reasons["padded"]
-    assert "at least 256" in reasons["zero"]
+    (entry,) = report.skipped
+    assert entry["name"] == "bad"
+    assert "1 nan" in entry["reason"]
+    assert [row["method"] for row in report.rows] == ["gram", "gram", "stochastic"]
+    exact = rmtspec.analyze_many({"padded": padded, "zero": np.zeros((300, 300))})
+    for row in exact.rows:  # what is small without its zeros has all its eigenvalues
+        assert {**report[row["name"]], "seconds": 0} == {**row, "seconds": 0}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])

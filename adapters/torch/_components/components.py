@@ -123,7 +123,7 @@ def components(
     checks.integer(k, "k", 1, min(matrix.shape), hint=_size(matrix))
     seed = checks.seed(rng, "rng")
     given = {"noise": "auto", "rng": seed, **options}
-    checked = AnalysisOptions.of(given).with_spectra("reading components")
+    checked = AnalysisOptions.of(given, spectra_for="reading components")
     shape, channels_last = image_shape_of(matrix, image_shape)
     vocabulary = None if tokenizer is None else vocabulary_of(tokenizer)
     inputs = None if batch is None else check_batch(model, batch)

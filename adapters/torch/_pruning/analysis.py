@@ -73,9 +73,9 @@ def analyze(
     [('layers.0', 100, 64), ('layers.1', 50, 100), ('layers.2', 10, 50)]
     """
     subject = subject_of(model, Selection(include, exclude))
-    report = analyze_subject(
-        subject, AnalysisOptions.of(options), device=device, n_jobs=n_jobs, progress=progress
-    )
+    asked = AnalysisOptions.of(options)
+    asked.check_device(device)
+    report = analyze_subject(subject, asked, device=device, n_jobs=n_jobs, progress=progress)
     for row in report.rows:  # matrices that `prune` would not split save nothing
         if held := subject.targets[row["name"]].held(Action.SPLIT):
             row["reason"] = "; ".join(filter(None, (row["reason"], held)))
@@ -103,7 +103,8 @@ def analyze_subject(
         places = {m.parameter.device for m in subject.matrices.values() if not m.reason}
         device = next((d for d in sorted(places, key=str) if d.type == "cuda"), "cpu")
     device = usable_device(device)
-    if device.type != "cpu" and options.eigensolver is None:  # on the CPU the core has its own
+    own = options.eigensolver is None and not options.estimates
+    if device.type != "cpu" and own:  # on the CPU the core has its own
         options = dataclasses.replace(options, eigensolver=DeviceEigensolver(device))
     report = subject.analyze(options, n_jobs, progress, plain=plain)
     return dataclasses.replace(report, versions=versions("torch"))

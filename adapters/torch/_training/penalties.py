@@ -63,7 +63,7 @@ class BulkPenalty:
         self.norm = checks.choice(norm, "norm", NORMS)
         self._model = model
         self._chosen = (include, exclude)
-        self._options = AnalysisOptions.of(options).with_spectra("a penalty on components")
+        self._options = AnalysisOptions.of(options, spectra_for="a penalty on components")
         self._terms: list[tuple[WeightMatrix, torch.Tensor | None]] = []
         self.refresh()
 

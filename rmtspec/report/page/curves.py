@@ -47,7 +47,7 @@ def estimated_curves(estimate: SpectrumEstimate) -> dict[str, Any]:
         "accepted": False, "estimated": True,
         "says": f"Estimated, not tested: {k} spikes, {span} within the errors; edge "
         f"{estimate.bulk_edge:.4g} ± {estimate.bulk_edge_error:.2g}.",
-        "n_spikes": k, "spikes": _short(estimate.largest[:k][_evenly(k, _SPIKES)]),
+        "n_spikes": k, "spikes": _short(estimate.spikes[_evenly(k, _SPIKES)]),
     }  # fmt: skip
 
 
