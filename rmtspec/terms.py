@@ -281,6 +281,10 @@ class Why(StrEnum):
     NOT_NPY = "not in .npy format"
     PICKLED = "pickled Python objects are never opened"
     DAMAGED = "damaged: {error}"
+    PACKED = (
+        "packed by the HDF5 filters {filters}; read are shuffle and deflate, 2 and 1, and the "
+        "checksum, 3"
+    )
     EXPANDED = "{shape} entries from {stored} bytes: expanded, not stored"
     UNREAD = "could not be read: {error}"
     MEMORY = "too large for the memory: {error}"

@@ -68,9 +68,11 @@ def main() -> None:
             ("analyze, 1 thread", ("analyze", path, "--threads", "1")),
             ("analyze, 2 processes", ("analyze", path, "--jobs", "2")),
             ("prune", ("prune", path, "OUT")),
+            ("prune, 2 processes", ("prune", path, "OUT 2", "--jobs", "2")),
         ):
             for name, tree in trees.items():
-                places = {"JOURNAL": f"{folder}/{name}.jsonl", "OUT": f"{folder}/{name}"}
+                places = {"JOURNAL": f"{folder}/{name}.jsonl", "OUT": f"{folder}/{name}",
+                          "OUT 2": f"{folder}/{name}-2"}  # fmt: skip
                 command = [places.get(word, word) for word in words]
                 record.setdefault(name, {})[step] = seconds(tree, *command)
     if "before" in record:

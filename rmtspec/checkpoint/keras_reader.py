@@ -4,49 +4,57 @@ Links to other files, and data that lie in other files, are refused: who wrote a
 otherwise make it show any file of the reader.
 """
 
+import contextlib
 import importlib.util
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtspec._files.reading import open_regular
 from rmtspec.checkpoint.keras_names import KerasNames
-from rmtspec.checkpoint.keras_walk import MEMBER, WalkError, found_in, opened
+from rmtspec.checkpoint.keras_pieces import RATIO, SMALL, Storage, not_unpacked, read_array
+from rmtspec.checkpoint.keras_walk import MEMBER, WalkError, found_in
 from rmtspec.checkpoint.outputs_first import outputs_first
 from rmtspec.checkpoint.safetensors_reader import looks_like
 from rmtspec.checkpoint.stored import ZIP_ERRORS, StoredTensor
 from rmtspec.errors import FileError, MissingDependencyError
 from rmtspec.terms import Why
 
-#: Nothing that HDF5 or zip compress becomes more than about 1030 times smaller.
-_RATIO = 1100
-_SMALL = 2**20
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError, *ZIP_ERRORS)
-
 
 @dataclass(frozen=True, slots=True)
 class KerasTensor(StoredTensor):
-    """A variable in a file of Keras; `place` is its path in the HDF5 file."""
+    """A variable in a file of Keras."""
 
-    place: str
+    storage: Storage
 
     def _load(self) -> NDArray[Any]:
         """Return the variable."""
         try:
-            with opened(self.path) as file:
-                values: NDArray[Any] = file[self.place][()]
-        except _ERRORS as error:
+            with _weights(self.path) as stream:
+                return read_array(stream, self.dtype, self.shape, self.storage)
+        except FileError:
+            raise
+        except ZIP_ERRORS as error:
             raise FileError(
                 f"{self.path} is damaged at {self.name!r}: {error}. Copy or save the file again."
             ) from error
-        if values.shape != self.shape or values.dtype.str != self.dtype:
-            raise FileError(f"{self.path} has changed at {self.name!r} since it was listed.")
-        return values
+
+
+@contextlib.contextmanager
+def _weights(path: str) -> Iterator[IO[bytes]]:
+    """Give the HDF5 file, which a .keras archive holds as a member."""
+    with open_regular(path) as file:
+        if not path.lower().endswith(".keras"):
+            yield file
+            return
+        with zipfile.ZipFile(file) as archive, archive.open(archive.getinfo(MEMBER)) as stream:
+            yield stream
 
 
 def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]:
@@ -78,7 +86,7 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
             skipped.append({"name": place, "reason": reason})
             continue
         name = names.of(entry["place"])
-        reason = _not_read(entry, name)
+        reason = _not_read(entry, name, found["size"])
         if reason:
             skipped.append({"name": name, "reason": reason})
         elif name in tensors:
@@ -86,7 +94,7 @@ def keras_tensors(file: Path) -> tuple[list[StoredTensor], list[dict[str, str]]]
         else:
             tensors[name] = KerasTensor(
                 path=str(file), name=name, dtype=entry["dtype"], numpy_name=entry["dtype"],
-                shape=shapes[entry["place"]], nbytes=_bytes(entry), place=entry["place"],
+                shape=shapes[entry["place"]], nbytes=_bytes(entry), storage=Storage.of(entry),
             )  # fmt: skip
     return outputs_first(tensors), skipped
 
@@ -107,7 +115,7 @@ def _check_start(file: Path) -> None:
         raise FileError(
             f"{file} is damaged, or no archive of Keras: {error}. Copy or save the file again."
         ) from error
-    if member.file_size > _RATIO * member.compress_size + _SMALL:
+    if member.file_size > RATIO * member.compress_size + SMALL:
         raise FileError(
             f"{file} is damaged: {MEMBER} announces {member.file_size} bytes and is stored in "
             f"{member.compress_size}. Save the file again."
@@ -134,13 +142,13 @@ def _bytes(entry: Mapping[str, Any]) -> int:
     return int(np.dtype(entry["dtype"]).itemsize * math.prod(entry["shape"]))
 
 
-def _not_read(entry: Mapping[str, Any], name: str) -> str:
-    """Return why an array is not read, or nothing."""
+def _not_read(entry: Mapping[str, Any], name: str, size: int) -> str:
+    """Return why an array in a file of that size is not read, or nothing."""
     if not entry["dtype"]:
         return Why.NOT_REAL.words(dtype=entry["type"], hint="")
     if entry["shape"] is None:
         return Why.EMPTY.words()
-    nbytes, stored = _bytes(entry), entry["stored"]
-    if nbytes > _RATIO * stored + _SMALL:
-        return Why.DAMAGED.words(error=f"it announces {nbytes} bytes and stores {stored}")
-    return Why.DEPTHWISE.words() if name.endswith("depthwise_kernel") else ""
+    reason = not_unpacked(entry, size)
+    if not reason and name.endswith("depthwise_kernel"):
+        return Why.DEPTHWISE.words()
+    return reason

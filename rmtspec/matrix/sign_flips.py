@@ -116,13 +116,15 @@ def stacked_flips(
     n, p = residual.shape
     words = (n - k) * -(-p // 32)
     rows, columns = np.empty((draws, n - k), np.intp), np.ones((draws, p), np.float32)
-    bits = np.empty((draws, words), np.uint32)
-    rows[:] = np.arange(n - k)
-    for draw in range(draws):
-        if k:
+    if k:
+        bits = np.empty((draws, words), np.uint32)
+        for draw in range(draws):
             rows[draw] = np.flatnonzero(_without(k, n, generator))
             columns[draw] = _without(k, p, generator)
-        bits[draw] = generator.integers(0, 1 << 32, words, dtype=np.uint32)
+            bits[draw] = generator.integers(0, 1 << 32, words, dtype=np.uint32)
+    else:
+        rows[:] = np.arange(n)
+        bits = generator.integers(0, 1 << 32, (draws, words), dtype=np.uint32)
     out = np.empty((draws * (n - k), p), dtype=np.float32)
     flip_signs(residual, rows.ravel(), columns, bits.ravel(), out=out)
     return out.reshape(draws, n - k, p)

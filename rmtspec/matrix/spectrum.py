@@ -1,5 +1,6 @@
 """Spectrum: the eigenvalues of a matrix, its sides, and the rounding level."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class Spectrum(Readable):
         spec = object.__new__(cls)
         spec._fill(
             eigenvalues.values, eigenvalues.n, shape=shape, method=eigenvalues.method,
-            dtype=str(dtype), rounding_variance=_rounding_variance(eigenvalues, dtype),
+            dtype=_name_of(dtype), rounding_variance=_rounding_variance(eigenvalues, dtype),
             dropped_rows=eigenvalues.dropped_rows, dropped_columns=eigenvalues.dropped_columns,
             moments=eigenvalues.moments,
         )  # fmt: skip
@@ -347,6 +348,9 @@ def check_spectrum(value: object, name: str = "spec", instead: str = "analyze(W)
             f"`{name}` is a {type(value).__name__}; expected a Spectrum. "
             f"Make one with rmtspec.spectrum(W), or call rmtspec.{instead}."
         )
+
+
+_name_of = functools.lru_cache(maxsize=32)(str)  # which NumPy makes up each time
 
 
 def _rounding_variance(eigenvalues: Eigenvalues, dtype: np.dtype[Any]) -> float:

@@ -187,6 +187,15 @@ def test_damage_that_the_hdf5_library_does_not_survive(tmp_path, seed):
         matrices_in(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_damage_that_takes_memory_for_ever(tmp_path):
+    """The text of an attribute that is sought in a heap that leads to itself: .5 GB a second."""
+    path = tmp_path / "m.weights.h5"
+    path.write_bytes((CORPUS / "keras-1049696.h5").read_bytes())
+    with pytest.raises(FileError, match=r"is damaged: .*memory allocation failed"):
+        matrices_in(path)
+
+
 def test_files_of_keras_that_are_damaged(tmp_path, monkeypatch):
     whole = keras3(tmp_path / "m.h5").read_bytes()
     for content, message in (

@@ -5,10 +5,12 @@ is needed to see it again.
 """
 
 import contextlib
+import functools
 import io
 import json
 import random
 import shutil
+import subprocess
 import sys
 import time
 import zipfile
@@ -22,6 +24,8 @@ import onnx
 import pytest
 import torch
 from checkpoints import planted, write_safetensors, write_sharded
+from forked import ForkedWalks
+from hdf5_mutants import Hdf5Mutants, write_hdf5
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutants import EXAMPLES, mutated_bytes, mutated_text
@@ -31,7 +35,7 @@ import rmtspec
 import rmtspec.adapters.onnx
 from rmtspec.adapters import torch as rt
 from rmtspec.adapters.torch._training.file import _content, write_training
-from rmtspec.checkpoint import matrices_in
+from rmtspec.checkpoint import keras_walk, matrices_in
 from rmtspec.checkpoint.manifest import Manifest
 from rmtspec.errors import RmtspecError
 from rmtspec.report import Report
@@ -47,6 +51,9 @@ CONFIGS = [
     {"model_type": "mixtral", "num_local_experts": 2, "hidden_size": 8, "intermediate_size": 8},
     {"text_config": {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": 4}},
 ]
+CORPUS = Path(__file__).parent / "corpus"
+#: The first and the last kinds of structures that the library here writes.
+HDF5 = ("earliest", "latest")
 QUANTISED = sorted(Path(__file__).parents[1].glob("reference/quantised/*.safetensors"))
 FUSED = {
     "transformer.h.0.attn.c_attn.weight": np.ones((8, 24), "<f4"),
@@ -102,6 +109,8 @@ def place(tmp_path_factory):
     write_training(place / "training.pt", parts)
     write_gguf(place / "m.gguf")
     write_keras(place)
+    for libver in HDF5:
+        write_hdf5(place / f"{libver}.h5", libver)
     write_flax(place / "m.msgpack")
     write_onnx(place / "m.onnx")
     (place / "lora").mkdir()
@@ -173,6 +182,24 @@ def of_bytes(name, read):
         read(file)
 
     return trial
+
+
+hdf5_mutants = functools.cache(Hdf5Mutants)
+
+
+def structures_of_hdf5(place, rng):
+    """Change what the structures of an HDF5 file say; some files are in an archive of Keras."""
+    content = hdf5_mutants(place / f"{rng.choice(HDF5)}.h5").mutant(rng)
+    if rng.random() < 0.1:
+        content = mutated_bytes(rng, content, most=1)
+    if rng.random() < 0.9:
+        file = place / "mutant.h5"
+        file.write_bytes(content)
+    else:
+        file = place / "mutant.keras"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("model.weights.h5", content)
+    loaded(file)
 
 
 def an_index(place, rng):
@@ -281,6 +308,7 @@ TRIALS = {
     "gguf": of_bytes("m.gguf", loaded),
     "keras-h5": of_bytes("m.weights.h5", loaded),
     "keras": of_bytes("m.keras", loaded),
+    "hdf5": structures_of_hdf5,
     "flax": of_bytes("m.msgpack", loaded),
     "onnx": of_bytes("m.onnx", pruned_onnx),
     "adapter-config": an_adapter_config,
@@ -302,12 +330,29 @@ def check(place, kind, seed):
     assert time.perf_counter() - began < MOST_SECONDS
 
 
-#: Each of these starts a process.
-SLOWER = {"keras-h5": 20, "keras": 20, "onnx": 2}
+FORKS = sys.platform == "linux"
+#: Each of these starts a process, for Keras where `walks` cannot fork one. One in a hundred files
+#: of HDF5 whose structures are damaged takes the library two seconds, and their limit ends it.
+SLOWER = {"onnx": 2, "hdf5": 4}
+if not FORKS:
+    SLOWER |= {"keras-h5": 20, "keras": 20, "hdf5": 20}
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    """Walk the files of Keras in forks; give what runs them, or nothing."""
+    if not FORKS:
+        yield None
+        return
+    made = ForkedWalks(keras_walk.__file__, tmp_path_factory.mktemp("walks"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_walk, "subprocess", made)
+        yield made
+    made.close()
 
 
 @pytest.mark.parametrize("kind", TRIALS)
-def test_damage_is_read_or_refused(place, kind):
+def test_damage_is_read_or_refused(place, walks, kind):
     @settings(
         max_examples=EXAMPLES // SLOWER.get(kind, 1),
         suppress_health_check=list(HealthCheck),
@@ -321,3 +366,27 @@ def test_damage_is_read_or_refused(place, kind):
     before = peak_memory()
     trials()
     assert peak_memory() - before < MOST_BYTES
+    assert walks is None or walks.peak < MOST_BYTES
+
+
+@pytest.mark.skipif(not FORKS, reason="nothing is forked here")
+def test_a_fork_ends_as_a_new_process_does(place, tmp_path):
+    """In what it writes and how it ends, of good files, damaged ones and those that crash."""
+    forked = ForkedWalks(keras_walk.__file__, tmp_path)
+    files = [place / "m.weights.h5", place / "m.keras", CORPUS / "keras-3554.h5"]
+    for cut in (700, 3000):
+        files.append(tmp_path / f"{cut}.h5")
+        files[-1].write_bytes(files[0].read_bytes()[:cut])
+    ends = set()
+    for file in files:
+        command = [sys.executable, "-P", keras_walk.__file__, str(file)]
+        options = {"capture_output": True, "encoding": "utf-8", "check": False}
+        new, fork = subprocess.run(command, **options), forked.run(command, **options)
+        assert (new.returncode, new.stdout, new.stderr) == (
+            fork.returncode, fork.stdout, fork.stderr
+        )  # fmt: skip
+        ends.add(fork.returncode)
+    forked.close()
+    assert min(ends) < 0 < max(ends)
+    assert 0 in ends
+    assert 0 < forked.peak < MOST_BYTES
