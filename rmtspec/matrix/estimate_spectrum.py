@@ -131,7 +131,7 @@ def estimate_spectrum(
         del made.basis[_TOP_STEPS:]
         values, residuals, vectors = ritz_values(gram, [known, *made.basis], most)
         del made
-        found = Probes(nodes, weights, values, known.shape[1], n, p)
+        found = Probes(nodes, weights, values, n_removed=known.shape[1], n=n, p=p)
         noise = ProbedNoise(found, alpha, beta)
         variance, error, source, k = noise.fitted(total / n, moments.kurtosis)
         rounding = eps * float(values[0])

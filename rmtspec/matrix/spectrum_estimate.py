@@ -145,7 +145,8 @@ class SpectrumEstimate(Readable):
 
     @property
     def _probes(self) -> Probes:
-        return Probes(self.nodes, self.weights, self.largest, self.n_removed, self.n, self.p)
+        removed, n, p = self.n_removed, self.n, self.p
+        return Probes(self.nodes, self.weights, self.largest, n_removed=removed, n=n, p=p)
 
     @property
     def spikes(self) -> Float64Array:
